@@ -1,0 +1,64 @@
+# Everything there is to do with this project, as commands. `make` alone lists them.
+# Works with GNU make 3.81 (macOS) and newer.
+
+PYTHON ?= python3
+
+# What `make faults` runs: how many runs, and the seed of their chance.
+RUNS ?= 100
+SEED ?= 1
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+.PHONY: help demo check bench faults e2e lock
+
+help: ## show this list
+	@grep -hE '^[a-z][a-z0-9-]*:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+# --- Development ------------------------------------------------------------------------------------------------------
+
+demo: .venv/.ready ## run the whole job on sample people, with nothing set up before
+	@.venv/bin/python -m tests.sandbox.demo
+
+check: .venv/.ready .venv-scan/.ready ## prove everything that needs no cluster: linters, types, tests, manifests
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy --strict app tests
+	@mkdir -p .cache
+	.venv/bin/python -m pytest -q --cov --ignore=tests/e2e --color=yes | tee .cache/pytest.log
+	@echo; echo 'Skipped:'; grep -a 'SKIPPED.*\[' .cache/pytest.log || echo '  nothing'
+
+bench: .venv/.ready ## measure users and texts per second, and memory
+	@.venv/bin/python -m tests.bench
+
+faults: .venv/.ready ## break the job at random places; RUNS=100 SEED=1
+	@.venv/bin/python -m tests.faults $(RUNS) $(SEED)
+
+e2e: .venv/.ready ## walk through the documents on a real cluster: needs KUBECONFIG and more, see tests/e2e/README.md
+	.venv/bin/python -m pytest tests/e2e
+
+lock: .venv-scan/.ready ## resolve the dependencies anew: app/requirements.txt and those of development
+	@set -e; for name in app/requirements requirements-dev requirements-scan; do \
+	  .venv-scan/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --custom-compile-command 'make lock' --output-file $$name.txt $$name.in; done
+
+# --- Virtual environments, made when they are needed ------------------------------------------------------------------
+
+define make_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'This needs Python 3.11 or newer. Name one that you have: make PYTHON=python3.13' >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(@D) >/dev/null || { \
+	  echo 'This Python cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'Installing $< into $(@D). This happens once.'
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $< || { \
+	  echo 'pip could not install $<: its message stands above. When the index cannot be reached, set PIP_INDEX_URL.' >&2; exit 1; }
+	@touch $@
+endef
+
+.venv/.ready: requirements-dev.txt
+	$(make_venv)
+
+.venv-scan/.ready: requirements-scan.txt
+	$(make_venv)
