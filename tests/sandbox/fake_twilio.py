@@ -1,0 +1,1049 @@
+"""A fake of the part of Twilio's REST API that the notifier uses: the witness of demo, tests, fault runs, benchmarks.
+
+It answers as Twilio documents it (create, list and fetch a message; fetch the account), over HTTP/1.1 or TLS, keeps a
+book of every text that it accepted, and misbehaves on demand. Nothing is ever sent anywhere.
+
+    with FakeTwilio() as twilio:
+        twilio.script(refuse(21610), to="+15005550009")     # this person has opted out
+        twilio.script(throttle(retry_after=1), ACCEPT)      # the first text to anybody else is one too many
+        run_the_program(environ=twilio.environ())
+        assert [message.to for message in twilio.book] == [...]
+
+What happens to a request, in this order:
+
+1. credentials and account are checked (401 with 20003, 404 with 20404);
+2. `hook(request)` may choose the answer; else the script of that recipient; else the script for everybody; else ACCEPT;
+3. a text that is to be accepted must be one that Twilio would take (a number, a sender, a body; 400 and a code if not);
+4. `Answer.before` seconds pass; the text enters the book; latency and `Answer.after` pass; the answer leaves.
+
+So a text is in the book *before* its answer is on the road, and stays there when the answer is lost. Waiting never
+holds up other connections. Faults of the connection itself, before there is a request, are the `door`'s.
+
+`FakeTwilioProcess` is the same thing in a process of its own. By hand:
+
+    python -m tests.sandbox.fake_twilio --port 8080
+    curl localhost:8080/_fake/book
+    curl localhost:8080/_fake/script -d '{"to": "+15005550009", "answers": [{"kind": "refuse", "code": 21610}]}'
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import binascii
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import urllib.request
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from email.utils import format_datetime
+from enum import StrEnum
+from http import HTTPStatus
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+from urllib.parse import parse_qsl, urlencode
+
+E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+LONGEST_BODY = 1600
+LONGEST_VALIDITY = 36_000
+LARGEST_PAGE = 1000
+
+Operation = Literal["send", "list", "fetch", "account", "unknown"]
+Document = dict[str, Any]
+
+# Twilio's sentences for the codes that are met most; the others get a plain one.
+MESSAGES = {
+    20003: "Authenticate",
+    20404: "The requested resource was not found",
+    20429: "Too Many Requests",
+    20500: "Internal Server Error",
+    21211: "The 'To' number is not a valid phone number.",
+    21212: "The 'From' number is not a valid phone number, shortcode, or alphanumeric sender ID.",
+    21602: "Message body is required.",
+    21603: "A 'From' phone number is required.",
+    21604: "A 'To' phone number is required.",
+    21610: "Attempt to send to unsubscribed recipient",
+    21611: "This 'From' number has exceeded the maximum number of queued messages",
+    21614: "'To' number is not a valid mobile number",
+    21617: "The concatenated message body exceeds the 1600 character limit.",
+    21624: "Invalid validity period value",
+}
+
+# ------------------------------------------------------------------------------------------------------- segments
+
+GSM7_BASIC = frozenset(
+    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?"
+    "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
+)
+GSM7_EXTENSION = frozenset("\f^{}\\[~]|€")  # an escape and a character: two septets
+
+
+def segments(body: str) -> int:
+    """How many segments the body costs: 160 (153 when several) GSM-7 septets each, or 70 (67) UCS-2 code units."""
+    if GSM7_BASIC.issuperset(body):
+        return _pack([1] * len(body), single=160, joined=153)
+    if (GSM7_BASIC | GSM7_EXTENSION).issuperset(body):
+        return _pack([2 if char in GSM7_EXTENSION else 1 for char in body], single=160, joined=153)
+    return _pack([2 if ord(char) > 0xFFFF else 1 for char in body], single=70, joined=67)
+
+
+def _pack(units: list[int], single: int, joined: int) -> int:
+    """Fills segments in order; the two halves of an escaped character or a surrogate pair stay together."""
+    if sum(units) <= single:
+        return 1
+    count, room = 1, joined
+    for unit in units:
+        if unit > room:
+            count, room = count + 1, joined
+        room -= unit
+    return count
+
+
+# -------------------------------------------------------------------------------------------------------- records
+
+
+@dataclass
+class Message:
+    """A text that was accepted, whatever became of its answer."""
+
+    sid: str
+    to: str
+    from_: str | None
+    messaging_service_sid: str | None
+    body: str
+    validity_period: int | None
+    accepted_at: datetime
+    status: str
+    error_code: int | None
+    segments: int
+
+
+@dataclass
+class Request:
+    """A request as it was seen; `answer` is the kind of the answer that was chosen for it."""
+
+    number: int
+    at: datetime
+    method: str
+    path: str
+    params: dict[str, str]
+    user: str
+    password: str = field(repr=False)
+    operation: Operation = "unknown"
+    answer: str = ""
+
+    @property
+    def to(self) -> str | None:
+        """The recipient of a text, or the one that a list is filtered by."""
+        return self.params.get("To")
+
+
+class Ending(StrEnum):
+    """How an answer leaves."""
+
+    WHOLE = "whole"
+    TRUNCATED = "truncated"  # half of the promised bytes, then the end
+    CLOSED = "closed"  # the connection ends without an answer
+    RESET = "reset"  # RST without an answer
+    BAD_TLS_RECORD = "bad_tls_record"  # bytes that fail TLS's integrity check
+
+
+class Door(StrEnum):
+    """What happens to new connections."""
+
+    OPEN = "open"
+    SHUT = "shut"  # connection refused
+    RESET = "reset"  # RST as soon as the connection stands
+    RESET_IN_HANDSHAKE = "reset_in_handshake"  # RST after the client's first bytes (TLS: its ClientHello)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the fake does with one request. Without a status it answers as Twilio would have."""
+
+    kind: str
+    accepted: bool = True
+    status: int | None = None
+    code: int = 20500
+    message: str = ""
+    retry_after: int | str | None = None
+    rfc9457: bool = False
+    body: str | None = None
+    ending: Ending = Ending.WHOLE
+    before: float = 0.0
+    after: float = 0.0
+
+    def delayed(self, *, before: float = 0.0, after: float = 0.0) -> Answer:
+        """The same answer, with seconds to wait before a text is accepted, or after it and before the answer."""
+        return replace(self, before=before, after=after)
+
+    def error(self) -> Document:
+        """The error as Twilio's JSON, in the old form or as an RFC 9457 problem."""
+        message = self.message or MESSAGES.get(self.code, f"Error {self.code}")
+        page = f"https://www.twilio.com/docs/errors/{self.code}"
+        status = self.status or 500
+        if self.rfc9457:
+            return {"type": page, "title": message, "status": status, "code": self.code, "detail": message}
+        return {"code": self.code, "message": message, "more_info": page, "status": status}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Answer:
+        """An answer by its kind, with the fields that differ: `{"kind": "refuse", "code": 21610}`."""
+        answer = replace(KINDS[document["kind"]], **document)
+        return replace(answer, ending=Ending(answer.ending))
+
+
+ACCEPT = Answer("accept")
+REFUSE = Answer("refuse", accepted=False, status=400, code=21610)
+THROTTLE = Answer("throttle", accepted=False, status=429, code=20429)
+SERVER_ERROR = Answer("server_error", accepted=False, status=500)
+SERVER_ERROR_AFTER_ACCEPTING = Answer("server_error_after_accepting", status=500)
+RESET = Answer("reset", accepted=False, ending=Ending.RESET)
+RESET_AFTER_ACCEPTING = Answer("reset_after_accepting", ending=Ending.RESET)
+CLOSE_AFTER_ACCEPTING = Answer("close_after_accepting", ending=Ending.CLOSED)
+BROKEN_JSON = Answer("broken_json", body='{"sid": "SM')
+EMPTY_LIST = Answer("empty_list", body="[]")
+TRUNCATED = Answer("truncated", ending=Ending.TRUNCATED)
+BAD_TLS_RECORD = Answer("bad_tls_record", ending=Ending.BAD_TLS_RECORD)
+SLOW_TO_ACCEPT = Answer("slow_to_accept", before=1.0)
+SLOW_TO_ANSWER = Answer("slow_to_answer", after=1.0)
+
+KINDS = {
+    answer.kind: answer
+    for answer in (
+        ACCEPT,
+        REFUSE,
+        THROTTLE,
+        SERVER_ERROR,
+        SERVER_ERROR_AFTER_ACCEPTING,
+        RESET,
+        RESET_AFTER_ACCEPTING,
+        CLOSE_AFTER_ACCEPTING,
+        BROKEN_JSON,
+        EMPTY_LIST,
+        TRUNCATED,
+        BAD_TLS_RECORD,
+        SLOW_TO_ACCEPT,
+        SLOW_TO_ANSWER,
+    )
+}
+
+
+def refuse(code: int, status: int = 400, message: str = "", *, rfc9457: bool = False) -> Answer:
+    """Twilio says no: the text is not accepted."""
+    return replace(REFUSE, code=code, status=status, message=message, rfc9457=rfc9457)
+
+
+def throttle(retry_after: int | datetime | None = None, code: int = 20429) -> Answer:
+    """429, not accepted; Retry-After in seconds, or as an HTTP-date when given an aware datetime."""
+    return replace(THROTTLE, code=code, retry_after=_retry_after(retry_after))
+
+
+def server_error(
+    status: int = 500, code: int = 20500, *, accepted: bool = False, retry_after: int | datetime | None = None
+) -> Answer:
+    """5xx, before or after the text was accepted."""
+    answer = SERVER_ERROR_AFTER_ACCEPTING if accepted else SERVER_ERROR
+    return replace(answer, status=status, code=code, retry_after=_retry_after(retry_after))
+
+
+def slow(seconds: float, *, accepted_first: bool = True) -> Answer:
+    """A text that is accepted, with a wait after it (the answer is late) or before it (the acceptance is late too)."""
+    return replace(SLOW_TO_ANSWER, after=seconds) if accepted_first else replace(SLOW_TO_ACCEPT, before=seconds)
+
+
+def _retry_after(value: int | datetime | None) -> int | str | None:
+    return format_datetime(value.astimezone(UTC), usegmt=True) if isinstance(value, datetime) else value
+
+
+@dataclass
+class _Script:
+    answers: deque[Answer]
+    then: Answer | None
+
+    def next(self) -> Answer | None:
+        return self.answers.popleft() if self.answers else self.then
+
+
+# ------------------------------------------------------------------------------------------------------- the fake
+
+
+class FakeTwilio:
+    """The fake, in a thread of this process from `start` (or `with`) until `stop`."""
+
+    ACCOUNT_SID: ClassVar[str] = "AC" + "0123456789abcdef" * 2
+    AUTH_TOKEN: ClassVar[str] = "fedcba9876543210" * 2
+    API_KEY_SID: ClassVar[str] = "SK" + "00112233445566778899aabbccddeeff"
+    API_KEY_SECRET: ClassVar[str] = "fake-api-key-secret-of-32-letters"
+    FROM_NUMBER: ClassVar[str] = "+15005550006"
+    MESSAGING_SERVICE_SID: ClassVar[str] = "MG" + "0123456789abcdef" * 2
+
+    def __init__(
+        self, *, latency: float = 0.0, port: int = 0, host: str = "127.0.0.1", tls: tuple[str, str] | None = None
+    ) -> None:
+        self.latency = latency
+        self.host = host
+        self.port = port
+        self.tls = tls
+        self.hook: Callable[[Request], Answer | None] | None = None
+        self.list_lag = timedelta(0)
+        """How long a text takes to show up in the list; Twilio's own list lags."""
+        self._forget()
+        self._server = _Server(self)
+
+    # ------------------------------------------------------------------------------------------ life and settings
+
+    def start(self) -> Self:
+        """Listens, in a thread of its own; back when connections are taken."""
+        self._server.start()
+        return self
+
+    def stop(self) -> None:
+        """Ends all connections at once; the book stays readable."""
+        self._server.stop()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """The base URL, for TWILIO_API_URL."""
+        return _url(self.host, self.port, self.tls)
+
+    def environ(self) -> dict[str, str]:
+        """The settings that point the program here."""
+        return _environ(self.url, self.tls)
+
+    # --------------------------------------------------------------------------------------------- what it has seen
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, for a quick look; `answers` counts by kind, `undelivered` the answers whose client was gone."""
+        return {
+            "requests": len(self.requests),
+            "accepted": len(self.book),
+            "connections": self._server.connections,
+            "undelivered": self._server.undelivered,
+            "answers": dict(Counter(request.answer for request in self.requests)),
+        }
+
+    def reset(self) -> None:
+        """Forgets book, requests, scripts, faults and the simulated time."""
+        self._forget()
+        self.hook = None
+        self.list_lag = timedelta(0)
+        self._server.reset()
+
+    def _forget(self) -> None:
+        self.book: list[Message] = []
+        self.requests: list[Request] = []
+        self.clock: Callable[[], datetime] = _now
+        self._scripts: dict[tuple[Operation, str | None], _Script] = {}
+        self._good_logins: int | None = None
+
+    # ------------------------------------------------------------------------------------------------- what it shall do
+
+    def script(
+        self, *answers: Answer, to: str | None = None, on: Operation = "send", then: Answer | None = None
+    ) -> None:
+        """Gives these answers in this order to `to`, or to everybody; after them `then` for ever, or as usual.
+
+        `on` names the operation: "send", "list", "fetch" or "account". A new script replaces the former one of the
+        same recipient and operation.
+        """
+        self._scripts[on, to] = _Script(deque(answers), then)
+
+    def settle(self, to: str, status: str, error_code: int | None = None) -> None:
+        """What became of the texts to this number so far, or of the text with this SID: delivered, failed and so on."""
+        for message in self.book:
+            if to in (message.to, message.sid):
+                message.status, message.error_code = status, error_code
+                message.from_ = message.from_ or self.FROM_NUMBER  # a service has chosen its sender by now
+
+    def spoil_credentials(self, after: int = 0) -> None:
+        """The credentials turn wrong after so many more good requests, until `reset`."""
+        self._good_logins = after
+
+    def door(self, state: Door, times: int | None = None) -> None:
+        """What happens to the next `times` new connections, or to all from now on. Standing connections stay.
+
+        What a shut door keeps out cannot be counted: it takes no `times`.
+        """
+        self._server.in_loop(lambda: self._server.set_door(state, times))
+
+    def drop_connections(self) -> None:
+        """Resets all standing connections: the next request of each client must open a new one."""
+        self._server.in_loop(self._server.drop)
+
+    def travel_to(self, instant: datetime) -> None:
+        """Sets the clock, which goes on from there; for another clock set `clock` itself."""
+        offset = instant.astimezone(UTC) - _now()
+        self.clock = lambda: _now() + offset
+
+    # ---------------------------------------------------------------------------------------- from request to answer
+
+    def decide(self, request: Request) -> Answer:
+        """Chooses the answer; see the module's docstring for the order."""
+        answer = self._refuse_caller(request) or self._scripted(request) or ACCEPT
+        if answer.accepted and request.operation == "send":
+            code = _fault_of(request.params)
+            return refuse(code) if code else answer
+        return answer
+
+    def perform(self, request: Request, answer: Answer) -> tuple[int, Document]:
+        """Does what was asked, if it is to be done, and returns status and JSON document of the answer."""
+        status, document = 500, Document()
+        if answer.accepted:
+            try:
+                status, document = self._operate(request)
+            except ValueError as error:
+                status, document = 400, refuse(20422, 400, f"Invalid Parameter: {error}").error()
+        if answer.status is not None:
+            status, document = answer.status, answer.error()
+        return status, document
+
+    def _refuse_caller(self, request: Request) -> Answer | None:
+        if not self._credentials_are_good(request):
+            return refuse(20003, 401)
+        account = request.path.split("/")[3] if request.path.count("/") >= 3 else ""
+        if request.operation == "unknown" or account.removesuffix(".json") != self.ACCOUNT_SID:
+            return refuse(20404, 404, f"The requested resource {request.path} was not found")
+        return None
+
+    def _credentials_are_good(self, request: Request) -> bool:
+        """An account's own token, or an API key; Standard API keys cannot read the account itself."""
+        good = [(self.ACCOUNT_SID, self.AUTH_TOKEN)]
+        if request.operation != "account":
+            good.append((self.API_KEY_SID, self.API_KEY_SECRET))
+        if (request.user, request.password) not in good or self._good_logins == 0:
+            return False
+        if self._good_logins:
+            self._good_logins -= 1
+        return True
+
+    def _scripted(self, request: Request) -> Answer | None:
+        answer = self.hook(request) if self.hook else None
+        keys = [(request.operation, request.to), (request.operation, None)]
+        for script in (self._scripts[key] for key in keys if key in self._scripts):
+            answer = answer or script.next()
+        return answer
+
+    def _operate(self, request: Request) -> tuple[int, Document]:
+        if request.operation == "send":
+            return 201, _message_document(self._accept(request.params))
+        if request.operation == "list":
+            return 200, self._list(request)
+        if request.operation == "account":
+            return 200, _account_document()
+        return self._fetch(request.path)
+
+    def _accept(self, params: Mapping[str, str]) -> Message:
+        service = params.get("MessagingServiceSid")
+        message = Message(
+            sid="SM" + uuid.uuid4().hex,
+            to=params["To"],
+            from_=params.get("From"),
+            messaging_service_sid=service,
+            body=params["Body"],
+            validity_period=int(params["ValidityPeriod"]) if "ValidityPeriod" in params else None,
+            accepted_at=self.clock(),
+            status="accepted" if service else "queued",
+            error_code=None,
+            segments=segments(params["Body"]),
+        )
+        self.book.append(message)
+        return message
+
+    def _fetch(self, path: str) -> tuple[int, Document]:
+        sid = path.rpartition("/")[2].removesuffix(".json")
+        for message in self.book:
+            if message.sid == sid:
+                return 200, _message_document(message)
+        return 404, refuse(20404, 404, f"The requested resource {path} was not found").error()
+
+    def _list(self, request: Request) -> Document:
+        """A page of texts, newest first. A page token holds the place in the book, so that new texts shift nothing."""
+        params = request.params
+        size = min(int(params.get("PageSize", 50)), LARGEST_PAGE)
+        number = int(params.get("Page", 0))
+        start = int(params["PageToken"].removeprefix("PA")) if "PageToken" in params else len(self.book)
+        matching = (place for place in range(start - 1, -1, -1) if self._listed(self.book[place], params))
+        places = list(islice(matching, size + 1))
+        shown = places[:size]
+        more = len(places) > size
+        return {
+            "uri": _page_uri(request.path, params, number, params.get("PageToken")),
+            "first_page_uri": _page_uri(request.path, params, 0, None),
+            "next_page_uri": _page_uri(request.path, params, number + 1, f"PA{shown[-1]}") if more else None,
+            "previous_page_uri": None,
+            "page": number,
+            "page_size": size,
+            "start": number * size,
+            "end": number * size + max(len(shown) - 1, 0),
+            "messages": [_message_document(self.book[place]) for place in shown],
+        }
+
+    def _listed(self, message: Message, params: Mapping[str, str]) -> bool:
+        """Whether the filters let the text through. The fake takes the instant of acceptance for that of sending."""
+        sent = message.accepted_at
+        return (
+            params.get("To") in (None, message.to)
+            and params.get("From") in (None, message.from_)
+            and ("DateSent" not in params or sent.date() == _span(params["DateSent"])[0].date())
+            and ("DateSent<" not in params or sent <= _span(params["DateSent<"])[1])
+            and ("DateSent>" not in params or sent >= _span(params["DateSent>"])[0])
+            and sent <= self.clock() - self.list_lag
+        )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _fault_of(params: Mapping[str, str]) -> int | None:
+    """Twilio's code for what is wrong with a text, or nothing."""
+    to, body, sender = params.get("To", ""), params.get("Body", ""), params.get("From")
+    validity = params.get("ValidityPeriod", "1")
+    faults = {
+        21604: not to,
+        21211: not E164.fullmatch(to),
+        21603: not sender and not params.get("MessagingServiceSid"),
+        21212: sender and not E164.fullmatch(sender),
+        21602: not body,
+        21617: len(body) > LONGEST_BODY,
+        21624: not validity.isdecimal() or not 1 <= int(validity) <= LONGEST_VALIDITY,
+    }
+    return next((code for code, is_so in faults.items() if is_so), None)
+
+
+def _span(text: str) -> tuple[datetime, datetime]:
+    """First and last moment that a filter names: the whole GMT day of a date, or the instant of a datetime."""
+    if len(text) == len("YYYY-MM-DD"):
+        midnight = datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
+        return midnight, midnight + timedelta(days=1, microseconds=-1)
+    instant = datetime.fromisoformat(text).astimezone(UTC)
+    return instant, instant
+
+
+def _page_uri(path: str, params: Mapping[str, str], page: int, token: str | None) -> str:
+    query = {**params, "Page": str(page), "PageToken": token}
+    return f"{path}?{urlencode({key: value for key, value in query.items() if value is not None})}"
+
+
+def _message_document(message: Message) -> Document:
+    """Twilio's JSON of a message. A text of a Messaging Service has no sender and no segments until it is sent."""
+    uri = f"/2010-04-01/Accounts/{FakeTwilio.ACCOUNT_SID}/Messages/{message.sid}"
+    moment = format_datetime(message.accepted_at)
+    waiting = message.status in ("queued", "accepted")
+    return {
+        "account_sid": FakeTwilio.ACCOUNT_SID,
+        "api_version": "2010-04-01",
+        "body": message.body,
+        "date_created": moment,
+        "date_sent": None if waiting else moment,
+        "date_updated": moment,
+        "direction": "outbound-api",
+        "error_code": message.error_code,
+        "error_message": None,
+        "from": message.from_,
+        "messaging_service_sid": message.messaging_service_sid,
+        "num_media": "0",
+        "num_segments": "0" if message.status == "accepted" else str(message.segments),
+        "price": None,
+        "price_unit": "USD",
+        "sid": message.sid,
+        "status": message.status,
+        "subresource_uris": {"media": f"{uri}/Media.json"},
+        "to": message.to,
+        "uri": f"{uri}.json",
+    }
+
+
+def _account_document() -> Document:
+    uri = f"/2010-04-01/Accounts/{FakeTwilio.ACCOUNT_SID}"
+    return {
+        "auth_token": FakeTwilio.AUTH_TOKEN,
+        "date_created": "Thu, 01 Jan 2015 00:00:00 +0000",
+        "date_updated": "Thu, 01 Jan 2015 00:00:00 +0000",
+        "friendly_name": "Fake account",
+        "owner_account_sid": FakeTwilio.ACCOUNT_SID,
+        "sid": FakeTwilio.ACCOUNT_SID,
+        "status": "active",
+        "subresource_uris": {"messages": f"{uri}/Messages.json"},
+        "type": "Full",
+        "uri": f"{uri}.json",
+    }
+
+
+def _url(host: str, port: int, tls: tuple[str, str] | None) -> str:
+    return f"{'https' if tls else 'http'}://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+
+
+def _environ(url: str, tls: tuple[str, str] | None) -> dict[str, str]:
+    settings = {
+        "TWILIO_ACCOUNT_SID": FakeTwilio.ACCOUNT_SID,
+        "TWILIO_AUTH_TOKEN": FakeTwilio.AUTH_TOKEN,
+        "TWILIO_FROM_NUMBER": FakeTwilio.FROM_NUMBER,
+        "TWILIO_API_URL": url,
+    }
+    return settings | ({"REQUESTS_CA_BUNDLE": tls[0]} if tls else {})
+
+
+# ------------------------------------------------------------------------------------------------ sockets and HTTP
+
+
+class _Server:
+    """The event loop in its thread, the listening socket, and the connections."""
+
+    def __init__(self, fake: FakeTwilio) -> None:
+        self.fake = fake
+        self.connections = 0
+        self.undelivered = 0
+        self.open: set[_Connection] = set()
+        self._door = Door.OPEN
+        self._times: int | None = None
+        self._welcomes: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self._context = self._tls_context()
+        self._listener = self._bind()
+        self.fake.port = self._listener.getsockname()[1]
+        ready = threading.Event()
+        self._thread = threading.Thread(target=asyncio.run, args=(self._live(ready),), name="fake-twilio", daemon=True)
+        self._thread.start()
+        ready.wait()
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+
+    def reset(self) -> None:
+        self.connections = self.undelivered = 0
+        self.in_loop(lambda: self.set_door(Door.OPEN, None))
+
+    def in_loop(self, action: Callable[[], None]) -> None:
+        """Runs the action in the loop's thread, which may be this one, and waits for it."""
+        if threading.current_thread() is self._thread:
+            action()
+            return
+
+        async def act() -> None:
+            action()
+
+        asyncio.run_coroutine_threadsafe(act(), self.loop).result()
+
+    def set_door(self, state: Door, times: int | None) -> None:
+        if state is Door.SHUT and self._door is not Door.SHUT:
+            self._unlisten()
+        if state is not Door.SHUT and self._door is Door.SHUT:
+            self._listen()
+        self._door, self._times = state, times
+
+    def drop(self) -> None:
+        for connection in list(self.open):
+            connection.reset()
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        if not self.fake.tls:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.fake.tls)
+        return context
+
+    def _bind(self) -> socket.socket:
+        """Holds the port without listening: connections are refused until `_listen`."""
+        listener = socket.socket()
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self.fake.host, self.fake.port))
+        return listener
+
+    def _listen(self) -> None:
+        self._listener.listen(1024)
+        self.loop.add_reader(self._listener, self._take_connections)
+
+    def _unlisten(self) -> None:
+        self.loop.remove_reader(self._listener)
+        self._listener.close()
+        self._listener = self._bind()
+
+    async def _live(self, ready: threading.Event) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(_ignore_lost_clients)
+        self._end = asyncio.Event()
+        self._listen()
+        ready.set()
+        await self._end.wait()
+        self.loop.remove_reader(self._listener)
+        self._listener.close()
+        for task in self._welcomes:
+            task.cancel()
+        while self.open:
+            self.drop()
+            await asyncio.sleep(0)
+
+    def _take_connections(self) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while True:
+                client, _ = self._listener.accept()
+                self.connections += 1
+                client.setblocking(False)
+                task = self.loop.create_task(self._welcome(client, self._next_door()))
+                self._welcomes.add(task)
+                task.add_done_callback(self._welcomes.discard)
+
+    def _next_door(self) -> Door:
+        if self._times == 0:
+            self._door, self._times = Door.OPEN, None
+        if self._times:
+            self._times -= 1
+        return self._door
+
+    async def _welcome(self, client: socket.socket, door: Door) -> None:
+        try:
+            if door is Door.OPEN:
+                await self.loop.connect_accepted_socket(lambda: _Connection(self), client, ssl=self._context)
+                return
+            if door is Door.RESET_IN_HANDSHAKE:
+                await self.loop.sock_recv(client, 64)
+            _make_close_reset(client)
+            client.close()
+        except (OSError, asyncio.CancelledError):  # the client went away or refused our certificate, or the fake ends
+            client.close()
+
+
+class _Connection(asyncio.Protocol):
+    """One client: reads its requests one after the other and writes the answers."""
+
+    def __init__(self, server: _Server) -> None:
+        self._server = server
+        self._fake = server.fake
+        self._buffer = bytearray()
+        self._busy = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._server.open.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._server.open.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if not self._busy:
+            self._serve_next()
+
+    def reset(self) -> None:
+        """Ends the connection with a RST."""
+        _make_close_reset(self._transport.get_extra_info("socket"))
+        self._transport.abort()
+
+    def _serve_next(self) -> None:
+        split = self._buffer.find(b"\r\n\r\n")
+        if split < 0:
+            return
+        line, headers = _parse_head(bytes(self._buffer[:split]))
+        end = split + 4 + int(headers.get("content-length", 0))
+        if len(self._buffer) < end:
+            return
+        content = bytes(self._buffer[split + 4 : end])
+        del self._buffer[:end]
+        self._busy = True
+        self._closing = headers.get("connection", "").lower() == "close"
+        method, target, _ = line.split(" ", 2)
+        if target.startswith("/_fake/"):
+            self._write(*_control(self._fake, method, target.removeprefix("/_fake/"), content))
+        else:
+            self._serve(self._understand(method, target, headers, content))
+
+    def _understand(self, method: str, target: str, headers: Mapping[str, str], content: bytes) -> Request:
+        path, _, query = target.partition("?")
+        form = content.decode() if method == "POST" else query
+        user, password = _credentials(headers.get("authorization", ""))
+        return Request(
+            number=len(self._fake.requests) + 1,
+            at=self._fake.clock(),
+            method=method,
+            path=path,
+            params=dict(parse_qsl(form, keep_blank_values=True)),
+            user=user,
+            password=password,
+            operation=_operation(method, path),
+        )
+
+    def _serve(self, request: Request) -> None:
+        answer = self._fake.decide(request)
+        request.answer = answer.kind
+        self._fake.requests.append(request)
+        self._after(answer.before, lambda: self._perform(request, answer))
+
+    def _perform(self, request: Request, answer: Answer) -> None:
+        """Accepts even when the client is gone by now: Twilio has the request, and would."""
+        status, document = self._fake.perform(request, answer)
+        self._after(answer.after + self._fake.latency, lambda: self._reply(answer, status, document))
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        if seconds > 0:
+            self._server.loop.call_later(seconds, action)
+        else:
+            action()
+
+    def _reply(self, answer: Answer, status: int, document: Document) -> None:
+        if self._transport.is_closing():
+            self._server.undelivered += 1
+        elif answer.ending is Ending.RESET:
+            self.reset()
+        elif answer.ending is Ending.CLOSED:
+            self._transport.close()
+        elif answer.ending is Ending.BAD_TLS_RECORD:
+            _write_bad_tls_record(self._transport)
+        else:
+            body = json.dumps(document) if answer.body is None else answer.body
+            self._write(status, body, answer)
+
+    def _write(self, status: int, body: str, answer: Answer = ACCEPT) -> None:
+        content = body.encode()
+        head = [
+            f"HTTP/1.1 {status} {_reason(status)}",
+            f"Content-Type: application/{'problem+' if answer.rfc9457 else ''}json",
+            f"Content-Length: {len(content)}",
+        ]
+        if status == 401:
+            head.append('WWW-Authenticate: Basic realm="Twilio API"')
+        if answer.retry_after is not None:
+            head.append(f"Retry-After: {answer.retry_after}")
+        truncated = answer.ending is Ending.TRUNCATED
+        self._transport.write(
+            "\r\n".join([*head, "", ""]).encode() + content[: len(content) // 2 if truncated else None]
+        )
+        self._busy = False
+        if truncated or self._closing:
+            self._transport.close()
+        elif self._buffer:
+            self._serve_next()
+
+
+def _parse_head(head: bytes) -> tuple[str, dict[str, str]]:
+    line, *rest = head.decode("latin-1").split("\r\n")
+    pairs = (header.split(":", 1) for header in rest)
+    return line, {name.lower(): value.strip() for name, value in pairs}
+
+
+def _credentials(authorization: str) -> tuple[str, str]:
+    """User and password of HTTP basic authentication; empty when there are none."""
+    with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+        user, _, password = base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")
+        return user, password
+    return "", ""
+
+
+def _operation(method: str, path: str) -> Operation:
+    """What /2010-04-01/Accounts/{sid}… is asked for."""
+    match path.split("/"):
+        case ["", "2010-04-01", "Accounts", _, "Messages.json"]:
+            return {"POST": "send", "GET": "list"}.get(method, "unknown")  # type: ignore[return-value]
+        case ["", "2010-04-01", "Accounts", _, "Messages", _] if method == "GET":
+            return "fetch"
+        case ["", "2010-04-01", "Accounts", _] if method == "GET":
+            return "account"
+    return "unknown"
+
+
+def _reason(status: int) -> str:
+    with contextlib.suppress(ValueError):
+        return HTTPStatus(status).phrase
+    return "Unknown"
+
+
+def _make_close_reset(client: socket.socket) -> None:
+    """Closing will discard what is unsent and send RST."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _write_bad_tls_record(transport: asyncio.Transport) -> None:
+    """Writes past the TLS layer: a well-formed record of application data that was never encrypted."""
+    os.write(transport.get_extra_info("socket").fileno(), b"\x17\x03\x03\x00\x20" + bytes(32))
+    transport.abort()
+
+
+def _ignore_lost_clients(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if not isinstance(context.get("exception"), OSError):
+        loop.default_exception_handler(context)
+
+
+# --------------------------------------------------------------------------------- control from another process
+
+_CONTROLS: dict[tuple[str, str], Callable[[FakeTwilio, dict[str, Any]], object]] = {
+    ("GET", "book"): lambda fake, _: [asdict(message) for message in fake.book],
+    ("GET", "requests"): lambda fake, _: [asdict(request) for request in fake.requests],
+    ("GET", "stats"): lambda fake, _: fake.stats(),
+    ("POST", "reset"): lambda fake, _: fake.reset(),
+    ("POST", "script"): lambda fake, told: _script_from_json(fake, **told),
+    ("POST", "settle"): lambda fake, told: fake.settle(**told),
+    ("POST", "spoil_credentials"): lambda fake, told: fake.spoil_credentials(**told),
+    ("POST", "door"): lambda fake, told: fake.door(Door(told["state"]), told.get("times")),
+    ("POST", "drop_connections"): lambda fake, _: fake.drop_connections(),
+    ("POST", "travel_to"): lambda fake, told: fake.travel_to(datetime.fromisoformat(told["instant"])),
+    ("POST", "latency"): lambda fake, told: setattr(fake, "latency", float(told["seconds"])),
+}
+
+
+def _control(fake: FakeTwilio, method: str, name: str, content: bytes) -> tuple[int, str]:
+    """Answers a request to /_fake/{name}: a method of the fake, its arguments as JSON, no credentials."""
+    control = _CONTROLS.get((method, name))
+    if control is None:
+        return 404, json.dumps({"error": f"no control {method} {name}", "controls": sorted(map(" ".join, _CONTROLS))})
+    try:
+        return 200, json.dumps(control(fake, json.loads(content or b"{}")), default=str)
+    except (KeyError, TypeError, ValueError) as error:
+        return 400, json.dumps({"error": f"{type(error).__name__}: {error}"})
+
+
+def _script_from_json(
+    fake: FakeTwilio,
+    answers: list[dict[str, Any]] | None = None,
+    to: str | None = None,
+    on: Operation = "send",
+    then: dict[str, Any] | None = None,
+) -> None:
+    fake.script(*map(Answer.from_json, answers or []), to=to, on=on, then=Answer.from_json(then) if then else None)
+
+
+class FakeTwilioProcess:
+    """The fake in a process of its own, with the same methods: the program under test gets all of this one's time."""
+
+    def __init__(self, *, latency: float = 0.0, port: int = 0, tls: tuple[str, str] | None = None) -> None:
+        self._command = [sys.executable, "-m", __name__, "--latency", str(latency), "--port", str(port)]
+        if tls:
+            self._command += ["--cert", tls[0], "--key", tls[1]]
+        self._tls = tls
+        self.url = ""
+
+    def start(self) -> Self:
+        """Starts the process; back when it takes connections."""
+        root = Path(__file__).resolve().parents[2]
+        self._process = subprocess.Popen(self._command, cwd=root, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        self.url = self._process.stdout.readline().strip()
+        if not self.url:
+            self.stop()
+            raise RuntimeError("the fake Twilio did not start")
+        return self
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self._process.terminate()
+        self._process.communicate()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def environ(self) -> dict[str, str]:
+        """The settings that point the program there."""
+        return _environ(self.url, self._tls)
+
+    @property
+    def book(self) -> list[Message]:
+        """Every text that was accepted."""
+        found = self._call("book")
+        return [Message(**{**each, "accepted_at": datetime.fromisoformat(each["accepted_at"])}) for each in found]
+
+    @property
+    def requests(self) -> list[Request]:
+        """Every request that was seen."""
+        return [Request(**{**each, "at": datetime.fromisoformat(each["at"])}) for each in self._call("requests")]
+
+    def stats(self) -> dict[str, Any]:
+        """See `FakeTwilio.stats`."""
+        found: dict[str, Any] = self._call("stats")
+        return found
+
+    def reset(self) -> None:
+        """See `FakeTwilio.reset`."""
+        self._call("reset", {})
+
+    def script(
+        self, *answers: Answer, to: str | None = None, on: Operation = "send", then: Answer | None = None
+    ) -> None:
+        """See `FakeTwilio.script`."""
+        told = {"answers": list(map(asdict, answers)), "to": to, "on": on, "then": asdict(then) if then else None}
+        self._call("script", told)
+
+    def settle(self, to: str, status: str, error_code: int | None = None) -> None:
+        """See `FakeTwilio.settle`."""
+        self._call("settle", {"to": to, "status": status, "error_code": error_code})
+
+    def spoil_credentials(self, after: int = 0) -> None:
+        """See `FakeTwilio.spoil_credentials`."""
+        self._call("spoil_credentials", {"after": after})
+
+    def door(self, state: Door, times: int | None = None) -> None:
+        """See `FakeTwilio.door`; a shut door shuts out these calls too."""
+        self._call("door", {"state": state, "times": times})
+
+    def drop_connections(self) -> None:
+        """See `FakeTwilio.drop_connections`."""
+        self._call("drop_connections", {})
+
+    def travel_to(self, instant: datetime) -> None:
+        """See `FakeTwilio.travel_to`."""
+        self._call("travel_to", {"instant": instant.isoformat()})
+
+    def _call(self, name: str, told: dict[str, Any] | None = None) -> Any:
+        content = None if told is None else json.dumps(told).encode()
+        context = ssl.create_default_context(cafile=self._tls[0]) if self._tls else None
+        request = urllib.request.Request(f"{self.url}/_fake/{name}", content)
+        with urllib.request.urlopen(request, context=context, timeout=30) as answer:
+            return json.load(answer)
+
+
+def self_signed_certificate(folder: Path) -> tuple[str, str]:
+    """Makes certificate and key of 127.0.0.1 and localhost with the openssl command, for `tls=`."""
+    certificate, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-out", certificate, "-keyout", key]
+    subprocess.run(["openssl", "req", *kind, *names, *files], check=True, capture_output=True)
+    return certificate, key
+
+
+def main() -> None:
+    """Serves until SIGTERM; prints the URL when ready."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sandbox.fake_twilio", description="A fake Twilio.")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--cert", help="serve TLS with this certificate")
+    parser.add_argument("--key", help="the certificate's key")
+    told = parser.parse_args()
+    tls = (told.cert, told.key) if told.cert else None
+    end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: end.set())
+    with FakeTwilio(latency=told.latency, port=told.port, host=told.host, tls=tls) as fake:
+        print(fake.url, flush=True)
+        end.wait()
+
+
+if __name__ == "__main__":
+    main()
