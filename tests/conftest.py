@@ -1,0 +1,69 @@
+"""What every test may ask for: a server, a fresh database on it, a fake Twilio, and settings that name both.
+
+Tests that use a database run on a throw-away server, and, when TEST_MYSQL_URL names another one
+(mysql://user:password@host:port/), on that one too. The end of a run tells what it did not cover.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sandbox.database import Database, NoServerError, Server
+from tests.sandbox.fake_twilio import FakeTwilio
+
+NAMED = os.environ.get("TEST_MYSQL_URL", "")
+
+
+@pytest.fixture(scope="session", params=["throwaway", *(["named"] if NAMED else [])])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A running server. Tests share it: whoever stops or kills one takes a `Server` of their own."""
+    try:
+        with Server.from_url(NAMED) if request.param == "named" else Server() as running:
+            yield running
+    except NoServerError as error:
+        if not NAMED:
+            raise
+        pytest.skip(f"no throw-away server: {error}")  # the named one still tests everything
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[Database]:
+    """A fresh database with empty tables; for another variant say `with server.database(…)`."""
+    with server.database() as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def twilio() -> Iterator[FakeTwilio]:
+    """A fake Twilio with an empty book."""
+    with FakeTwilio() as fake:
+        yield fake
+
+
+@pytest.fixture
+def environ(database: Database, twilio: FakeTwilio) -> dict[str, str]:
+    """All that the program needs to run against `database` and `twilio`."""
+    return database.environ() | twilio.environ()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says plainly what this run did not cover, and why."""
+    lines = []
+    if not NAMED:
+        lines.append("TEST_MYSQL_URL is not set: the tests ran on the throw-away server only")
+    skipped = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    lines += [f"{count} test{'s' if count > 1 else ''}: {reason}" for reason, count in skipped.items()]
+    if lines:
+        terminalreporter.section("not covered here")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+def _reason(report: pytest.TestReport) -> str:
+    where_and_why = report.longrepr
+    reason = where_and_why[2] if isinstance(where_and_why, tuple) else str(where_and_why)
+    return reason.removeprefix("Skipped: ")
