@@ -1,0 +1,37 @@
+# Two stages: the first has pip and leaves a virtual environment behind, the last has only what runs.
+# Builds with Docker (BuildKit or not) and with podman.
+ARG BASE_IMAGE=python:3.13-slim
+
+FROM ${BASE_IMAGE} AS build
+# Where pip finds its packages, when not at its default. They stay in this stage.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_TRUSTED_HOST
+COPY app/requirements.txt /tmp/requirements.txt
+RUN python -m venv --without-pip /opt/venv \
+ && python -m pip --python /opt/venv/bin/python install --disable-pip-version-check --root-user-action ignore \
+      --no-cache-dir --no-compile --only-binary :all: --require-hashes -r /tmp/requirements.txt
+COPY app/habit_notifier.py /app/habit_notifier.py
+# The root file system is read-only at run time, so the bytecode is made here. It is not compared with the sources'
+# time stamps, which do not survive every registry and builder.
+RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /app
+
+FROM ${BASE_IMAGE}
+# A name for the uid: some libraries ask for it. Any other uid works too.
+RUN useradd --uid 1000 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin notifier
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /app /app
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+WORKDIR /app
+USER 1000:1000
+# The exec form: the program is process 1 and gets SIGTERM itself.
+ENTRYPOINT ["python", "/app/habit_notifier.py"]
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="habit-notifier" \
+      org.opencontainers.image.description="Once a day, one text to each user who fell behind on their habits" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
