@@ -33,6 +33,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -43,7 +44,6 @@ import struct
 import subprocess
 import sys
 import threading
-import urllib.request
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -55,12 +55,13 @@ from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 LONGEST_BODY = 1600
 LONGEST_VALIDITY = 36_000
 LARGEST_PAGE = 1000
+BAD_RECORD = b"\x17\x03\x03\x00\x20" + bytes(32)  # TLS application data, well-formed, but never encrypted
 
 Operation = Literal["send", "list", "fetch", "account", "unknown"]
 Document = dict[str, Any]
@@ -296,14 +297,12 @@ class FakeTwilio:
         self, *, latency: float = 0.0, port: int = 0, host: str = "127.0.0.1", tls: tuple[str, str] | None = None
     ) -> None:
         self.latency = latency
-        self.host = host
-        self.port = port
         self.tls = tls
         self.hook: Callable[[Request], Answer | None] | None = None
         self.list_lag = timedelta(0)
         """How long a text takes to show up in the list; Twilio's own list lags."""
         self._forget()
-        self._server = _Server(self)
+        self._server = _Server(self, host, port, tls)
 
     # ------------------------------------------------------------------------------------------ life and settings
 
@@ -313,7 +312,7 @@ class FakeTwilio:
         return self
 
     def stop(self) -> None:
-        """Ends all connections at once; the book stays readable."""
+        """Ends all connections at once, if it runs; the book stays readable."""
         self._server.stop()
 
     def __enter__(self) -> Self:
@@ -323,9 +322,15 @@ class FakeTwilio:
         self.stop()
 
     @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._server.address[1]
+
+    @property
     def url(self) -> str:
         """The base URL, for TWILIO_API_URL."""
-        return _url(self.host, self.port, self.tls)
+        host, port = self._server.address
+        return f"{'https' if self.tls else 'http'}://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 
     def environ(self) -> dict[str, str]:
         """The settings that point the program here."""
@@ -348,7 +353,7 @@ class FakeTwilio:
         self._forget()
         self.hook = None
         self.list_lag = timedelta(0)
-        self._server.reset()
+        self._server.in_loop(self._server.reset)
 
     def _forget(self) -> None:
         self.book: list[Message] = []
@@ -388,8 +393,8 @@ class FakeTwilio:
         self._server.in_loop(lambda: self._server.set_door(state, times))
 
     def drop_connections(self) -> None:
-        """Resets all standing connections: the next request of each client must open a new one."""
-        self._server.in_loop(self._server.drop)
+        """Resets all standing connections but those of control: each client's next request must open a new one."""
+        self._server.in_loop(self._server.drop_clients)
 
     def travel_to(self, instant: datetime) -> None:
         """Sets the clock, which goes on from there; for another clock set `clock` itself."""
@@ -591,10 +596,6 @@ def _account_document() -> Document:
     }
 
 
-def _url(host: str, port: int, tls: tuple[str, str] | None) -> str:
-    return f"{'https' if tls else 'http'}://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-
-
 def _environ(url: str, tls: tuple[str, str] | None) -> dict[str, str]:
     settings = {
         "TWILIO_ACCOUNT_SID": FakeTwilio.ACCOUNT_SID,
@@ -608,34 +609,33 @@ def _environ(url: str, tls: tuple[str, str] | None) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------ sockets and HTTP
 
 
-class _Server:
-    """The event loop in its thread, the listening socket, and the connections."""
+class Listener:
+    """A listening socket on an event loop in a thread of its own, and the connections that it took."""
 
-    def __init__(self, fake: FakeTwilio) -> None:
-        self.fake = fake
+    def __init__(self, host: str, port: int) -> None:
+        self.address = (host, port)
         self.connections = 0
-        self.undelivered = 0
-        self.open: set[_Connection] = set()
-        self._door = Door.OPEN
-        self._times: int | None = None
+        self.open: set[Any] = set()
+        """What stands; each has a `reset` method, and leaves the set by itself when it has ended."""
         self._welcomes: set[asyncio.Task[None]] = set()
 
+    async def welcome(self, client: socket.socket) -> None:
+        """What to do with a new connection."""
+        raise NotImplementedError
+
     def start(self) -> None:
-        self._context = self._tls_context()
-        self._listener = self._bind()
-        self.fake.port = self._listener.getsockname()[1]
+        """Listens; with port 0, `address` holds the one that was free."""
+        self._hold()
         ready = threading.Event()
-        self._thread = threading.Thread(target=asyncio.run, args=(self._live(ready),), name="fake-twilio", daemon=True)
+        self._thread = threading.Thread(target=asyncio.run, args=(self._live(ready),), name="sandbox", daemon=True)
         self._thread.start()
         ready.wait()
 
     def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
-
-    def reset(self) -> None:
-        self.connections = self.undelivered = 0
-        self.in_loop(lambda: self.set_door(Door.OPEN, None))
+        """Resets all connections and ends the thread."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self._end.set)
+            self._thread.join()
 
     def in_loop(self, action: Callable[[], None]) -> None:
         """Runs the action in the loop's thread, which may be this one, and waits for it."""
@@ -648,65 +648,103 @@ class _Server:
 
         asyncio.run_coroutine_threadsafe(act(), self.loop).result()
 
-    def set_door(self, state: Door, times: int | None) -> None:
-        if state is Door.SHUT and self._door is not Door.SHUT:
-            self._unlisten()
-        if state is not Door.SHUT and self._door is Door.SHUT:
-            self._listen()
-        self._door, self._times = state, times
+    def listen(self) -> None:
+        """Takes connections."""
+        self._socket.listen(1024)
+        self.loop.add_reader(self._socket, self._take)
+
+    def refuse(self) -> None:
+        """Refuses connections, but keeps the port."""
+        self._close()
+        self._hold()
 
     def drop(self) -> None:
+        """Resets what stands."""
         for connection in list(self.open):
             connection.reset()
 
-    def _tls_context(self) -> ssl.SSLContext | None:
-        if not self.fake.tls:
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*self.fake.tls)
-        return context
+    def _hold(self) -> None:
+        """Binds the port without listening on it: connections are refused."""
+        self._socket = socket.socket()
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(self.address)
+        self.address = self._socket.getsockname()
 
-    def _bind(self) -> socket.socket:
-        """Holds the port without listening: connections are refused until `_listen`."""
-        listener = socket.socket()
-        listener.setblocking(False)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((self.fake.host, self.fake.port))
-        return listener
-
-    def _listen(self) -> None:
-        self._listener.listen(1024)
-        self.loop.add_reader(self._listener, self._take_connections)
-
-    def _unlisten(self) -> None:
-        self.loop.remove_reader(self._listener)
-        self._listener.close()
-        self._listener = self._bind()
+    def _close(self) -> None:
+        self.loop.remove_reader(self._socket)
+        self._socket.close()
 
     async def _live(self, ready: threading.Event) -> None:
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(_ignore_lost_clients)
         self._end = asyncio.Event()
-        self._listen()
+        self.listen()
         ready.set()
         await self._end.wait()
-        self.loop.remove_reader(self._listener)
-        self._listener.close()
+        self._close()
         for task in self._welcomes:
             task.cancel()
-        while self.open:
+        while self.open or self._welcomes:
             self.drop()
             await asyncio.sleep(0)
 
-    def _take_connections(self) -> None:
+    def _take(self) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while True:
-                client, _ = self._listener.accept()
+                client, _ = self._socket.accept()
                 self.connections += 1
                 client.setblocking(False)
-                task = self.loop.create_task(self._welcome(client, self._next_door()))
+                task = self.loop.create_task(self._greet(client))
                 self._welcomes.add(task)
                 task.add_done_callback(self._welcomes.discard)
+
+    async def _greet(self, client: socket.socket) -> None:
+        try:
+            await self.welcome(client)
+        except (OSError, asyncio.CancelledError):  # the other side went away, or the listener ends
+            client.close()
+
+
+class _Server(Listener):
+    """Twilio's door: HTTP on connections that get through it."""
+
+    def __init__(self, fake: FakeTwilio, host: str, port: int, tls: tuple[str, str] | None) -> None:
+        super().__init__(host, port)
+        self.fake = fake
+        self.undelivered = 0
+        self._door = Door.OPEN
+        self._times: int | None = None
+        self._tls: ssl.SSLContext | None = None
+        if tls:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(*tls)
+
+    async def welcome(self, client: socket.socket) -> None:
+        door = self._next_door()
+        if door is Door.OPEN:
+            await self.loop.connect_accepted_socket(lambda: _Connection(self), client, ssl=self._tls)
+            return
+        if door is Door.RESET_IN_HANDSHAKE:
+            await self.loop.sock_recv(client, 64)
+        make_close_reset(client)
+        client.close()
+
+    def reset(self) -> None:
+        self.connections = self.undelivered = 0
+        self.set_door(Door.OPEN, None)
+
+    def set_door(self, state: Door, times: int | None) -> None:
+        if state is Door.SHUT and self._door is not Door.SHUT:
+            self.refuse()
+        if state is not Door.SHUT and self._door is Door.SHUT:
+            self.listen()
+        self._door, self._times = state, times
+
+    def drop_clients(self) -> None:
+        for connection in list(self.open):
+            if not connection.is_control:
+                connection.reset()
 
     def _next_door(self) -> Door:
         if self._times == 0:
@@ -714,18 +752,6 @@ class _Server:
         if self._times:
             self._times -= 1
         return self._door
-
-    async def _welcome(self, client: socket.socket, door: Door) -> None:
-        try:
-            if door is Door.OPEN:
-                await self.loop.connect_accepted_socket(lambda: _Connection(self), client, ssl=self._context)
-                return
-            if door is Door.RESET_IN_HANDSHAKE:
-                await self.loop.sock_recv(client, 64)
-            _make_close_reset(client)
-            client.close()
-        except (OSError, asyncio.CancelledError):  # the client went away or refused our certificate, or the fake ends
-            client.close()
 
 
 class _Connection(asyncio.Protocol):
@@ -736,10 +762,12 @@ class _Connection(asyncio.Protocol):
         self._fake = server.fake
         self._buffer = bytearray()
         self._busy = False
+        self.is_control = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._socket: socket.socket = transport.get_extra_info("socket")
         self._server.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -752,7 +780,8 @@ class _Connection(asyncio.Protocol):
 
     def reset(self) -> None:
         """Ends the connection with a RST."""
-        _make_close_reset(self._transport.get_extra_info("socket"))
+        if self._socket.fileno() >= 0:
+            make_close_reset(self._socket)
         self._transport.abort()
 
     def _serve_next(self) -> None:
@@ -769,6 +798,7 @@ class _Connection(asyncio.Protocol):
         self._closing = headers.get("connection", "").lower() == "close"
         method, target, _ = line.split(" ", 2)
         if target.startswith("/_fake/"):
+            self.is_control = True
             self._write(*_control(self._fake, method, target.removeprefix("/_fake/"), content))
         else:
             self._serve(self._understand(method, target, headers, content))
@@ -813,7 +843,8 @@ class _Connection(asyncio.Protocol):
         elif answer.ending is Ending.CLOSED:
             self._transport.close()
         elif answer.ending is Ending.BAD_TLS_RECORD:
-            _write_bad_tls_record(self._transport)
+            os.write(self._socket.fileno(), BAD_RECORD)
+            self._transport.abort()
         else:
             body = json.dumps(document) if answer.body is None else answer.body
             self._write(status, body, answer)
@@ -872,15 +903,9 @@ def _reason(status: int) -> str:
     return "Unknown"
 
 
-def _make_close_reset(client: socket.socket) -> None:
+def make_close_reset(client: socket.socket) -> None:
     """Closing will discard what is unsent and send RST."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _write_bad_tls_record(transport: asyncio.Transport) -> None:
-    """Writes past the TLS layer: a well-formed record of application data that was never encrypted."""
-    os.write(transport.get_extra_info("socket").fileno(), b"\x17\x03\x03\x00\x20" + bytes(32))
-    transport.abort()
 
 
 def _ignore_lost_clients(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -934,6 +959,7 @@ class FakeTwilioProcess:
         if tls:
             self._command += ["--cert", tls[0], "--key", tls[1]]
         self._tls = tls
+        self._lock = threading.Lock()
         self.url = ""
 
     def start(self) -> Self:
@@ -944,13 +970,27 @@ class FakeTwilioProcess:
         self.url = self._process.stdout.readline().strip()
         if not self.url:
             self.stop()
-            raise RuntimeError("the fake Twilio did not start")
+            raise RuntimeError(f"the fake Twilio ended with exit code {self._process.returncode}")
+        self._channel = self._connect()
         return self
+
+    def _connect(self) -> http.client.HTTPConnection:
+        """The connection that all calls go through, opened before any fault: no door and no drop can cut it."""
+        host = urlsplit(self.url).netloc
+        if not self._tls:
+            channel = http.client.HTTPConnection(host, timeout=30)
+        else:
+            context = ssl.create_default_context(cafile=self._tls[0])
+            channel = http.client.HTTPSConnection(host, timeout=30, context=context)
+        channel.connect()
+        return channel
 
     def stop(self) -> None:
         """Ends the process."""
         self._process.terminate()
         self._process.communicate()
+        if self.url:
+            self._channel.close()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -998,7 +1038,7 @@ class FakeTwilioProcess:
         self._call("spoil_credentials", {"after": after})
 
     def door(self, state: Door, times: int | None = None) -> None:
-        """See `FakeTwilio.door`; a shut door shuts out these calls too."""
+        """See `FakeTwilio.door`."""
         self._call("door", {"state": state, "times": times})
 
     def drop_connections(self) -> None:
@@ -1010,11 +1050,14 @@ class FakeTwilioProcess:
         self._call("travel_to", {"instant": instant.isoformat()})
 
     def _call(self, name: str, told: dict[str, Any] | None = None) -> Any:
-        content = None if told is None else json.dumps(told).encode()
-        context = ssl.create_default_context(cafile=self._tls[0]) if self._tls else None
-        request = urllib.request.Request(f"{self.url}/_fake/{name}", content)
-        with urllib.request.urlopen(request, context=context, timeout=30) as answer:
-            return json.load(answer)
+        with self._lock:
+            content = None if told is None else json.dumps(told)
+            self._channel.request("GET" if told is None else "POST", f"/_fake/{name}", content)
+            answer = self._channel.getresponse()
+            document = json.load(answer)
+        if answer.status != HTTPStatus.OK:
+            raise ValueError(document["error"])
+        return document
 
 
 def self_signed_certificate(folder: Path) -> tuple[str, str]:

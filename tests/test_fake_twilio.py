@@ -1,0 +1,736 @@
+"""The fake Twilio is the witness of many other tests: these hold that it can be believed.
+
+The real twilio-python is the client wherever it can be, since what it makes of an answer is what counts.
+"""
+
+import http.client
+import json
+import re
+import signal
+import socket
+import ssl
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+from requests import exceptions as requests_errors
+from twilio.base.exceptions import TwilioException, TwilioRestException, TwilioServiceException
+from twilio.http.http_client import TwilioHttpClient
+from twilio.rest import Client
+
+from tests.sandbox.fake_twilio import (
+    ACCEPT,
+    BAD_TLS_RECORD,
+    BROKEN_JSON,
+    CLOSE_AFTER_ACCEPTING,
+    EMPTY_LIST,
+    GSM7_BASIC,
+    GSM7_EXTENSION,
+    RESET,
+    RESET_AFTER_ACCEPTING,
+    TRUNCATED,
+    Answer,
+    Door,
+    FakeTwilio,
+    FakeTwilioProcess,
+    Request,
+    refuse,
+    segments,
+    self_signed_certificate,
+    server_error,
+    slow,
+    throttle,
+)
+
+ANNA, BERT = "+4915200000001", "+4915200000002"
+GOOD = {"To": ANNA, "From": FakeTwilio.FROM_NUMBER, "Body": "Hello"}
+Connect = Callable[..., Any]
+Fake = FakeTwilio | FakeTwilioProcess
+
+
+@pytest.fixture
+def twilio() -> Iterator[FakeTwilio]:
+    with FakeTwilio() as fake:
+        yield fake
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Makes real Twilio clients, and closes them."""
+    transports = []
+
+    def make(
+        fake: Fake, user: str = FakeTwilio.ACCOUNT_SID, password: str = FakeTwilio.AUTH_TOKEN, timeout: float = 5.0
+    ) -> Any:
+        transport = TwilioHttpClient(timeout=timeout)
+        transports.append(transport)
+        client = Client(user, password, account_sid=FakeTwilio.ACCOUNT_SID, http_client=transport)
+        client.api.base_url = fake.url
+        return client
+
+    yield make
+    for transport in transports:
+        transport.session.close()
+
+
+def send(client: Any, to: str = ANNA, **changes: Any) -> Any:
+    return client.messages.create(**{"to": to, "from_": FakeTwilio.FROM_NUMBER, "body": "Hello", **changes})
+
+
+def post(fake: FakeTwilio, params: dict[str, str]) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
+    """A text without twilio-python: status, document and headers of the answer."""
+    token = b64encode(f"{fake.ACCOUNT_SID}:{fake.AUTH_TOKEN}".encode()).decode()
+    with closing(http.client.HTTPConnection("127.0.0.1", fake.port, timeout=5)) as connection:
+        path = f"/2010-04-01/Accounts/{fake.ACCOUNT_SID}/Messages.json"
+        connection.request("POST", path, urlencode(params), {"Authorization": f"Basic {token}"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read()), answer.headers
+
+
+def code_of(error: pytest.ExceptionInfo[TwilioRestException]) -> tuple[int, int]:
+    return error.value.status, error.value.code
+
+
+# ------------------------------------------------------------------------------------------------ as Twilio documents
+
+
+def test_an_accepted_text_reads_as_twilios_own(twilio: FakeTwilio, connect: Connect) -> None:
+    before = datetime.now(UTC)
+    message = send(connect(twilio), body="Grüße", validity_period=600)
+    assert re.fullmatch("SM[0-9a-f]{32}", message.sid)
+    assert (message.status, message.direction, message.error_code) == ("queued", "outbound-api", None)
+    assert (message.to, message.from_, message.body) == (ANNA, twilio.FROM_NUMBER, "Grüße")
+    assert (message.num_segments, message.date_sent) == ("1", None)
+    assert abs(message.date_created - before) < timedelta(seconds=5)
+    [kept] = twilio.book
+    assert (kept.sid, kept.to, kept.from_, kept.body) == (message.sid, ANNA, twilio.FROM_NUMBER, "Grüße")
+    assert (kept.validity_period, kept.segments) == (600, 1)
+    assert before <= kept.accepted_at <= datetime.now(UTC)
+
+
+def test_a_text_of_a_messaging_service_has_no_sender_until_it_is_sent(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    message = send(client, from_=None, messaging_service_sid=twilio.MESSAGING_SERVICE_SID)
+    assert (message.status, message.from_, message.num_segments) == ("accepted", None, "0")
+    assert message.messaging_service_sid == twilio.MESSAGING_SERVICE_SID
+    twilio.settle(ANNA, "delivered")
+    message = client.messages(message.sid).fetch()
+    assert (message.status, message.from_, message.num_segments) == ("delivered", twilio.FROM_NUMBER, "1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"To": None}, 21604),
+        ({"To": "01520000001"}, 21211),
+        ({"To": "+0152000000"}, 21211),
+        ({"To": "+123456"}, 21211),
+        ({"To": "+1234567890123456"}, 21211),
+        ({"From": None}, 21603),
+        ({"From": "nobody!"}, 21212),
+        ({"Body": None}, 21602),
+        ({"Body": ""}, 21602),
+        ({"Body": "x" * 1601}, 21617),
+        ({"ValidityPeriod": "0"}, 21624),
+        ({"ValidityPeriod": "36001"}, 21624),
+        ({"ValidityPeriod": "soon"}, 21624),
+    ],
+)
+def test_a_text_that_twilio_would_not_take_is_refused(
+    twilio: FakeTwilio, changes: dict[str, str | None], code: int
+) -> None:
+    params = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    status, document, _ = post(twilio, params)
+    assert (status, document["code"], document["status"]) == (400, code, 400)
+    assert document["more_info"] == f"https://www.twilio.com/docs/errors/{code}"
+    assert twilio.book == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"To": "+1234567"}, {"Body": "x" * 1600}, {"ValidityPeriod": "36000"}])
+def test_a_text_at_the_limits_is_taken(twilio: FakeTwilio, changes: dict[str, str]) -> None:
+    assert post(twilio, GOOD | changes)[0] == 201
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("x" * 160, 1),
+        ("x" * 161, 2),
+        ("x" * 306, 2),
+        ("x" * 307, 3),
+        ("€" * 80, 1),
+        ("€" * 81, 2),
+        ("x" * 152 + "€" + "x" * 152, 3),  # 306 septets, but an escape does not end a segment
+        ("ç" * 70, 1),  # GSM 03.38 has only the capital one
+        ("ç" * 71, 2),
+        ("Ç" * 160, 1),
+        ("ж" * 134, 2),
+        ("ж" * 135, 3),
+        ("🎉" * 35, 1),
+        ("🎉" * 36, 2),
+        ("🎉" * 67, 3),  # 134 code units, but a surrogate pair is not split
+        ("’" + "x" * 69, 1),
+        ("’" + "x" * 70, 2),
+    ],
+)
+def test_segments_are_counted_as_phones_do(body: str, count: int) -> None:
+    assert segments(body) == count
+
+
+def test_the_gsm_alphabet_is_complete() -> None:
+    assert len(GSM7_BASIC) == 127  # 128 places, one of which is the escape
+    assert len(GSM7_EXTENSION) == 10
+    assert not GSM7_BASIC & GSM7_EXTENSION
+
+
+def test_an_api_key_sends_and_lists_but_cannot_read_the_account(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio, twilio.API_KEY_SID, twilio.API_KEY_SECRET)
+    assert client.messages.list() == []
+    assert send(client).sid
+    with pytest.raises(TwilioRestException) as error:
+        client.api.accounts(twilio.ACCOUNT_SID).fetch()
+    assert code_of(error) == (401, 20003)
+
+
+def test_the_auth_token_reads_the_account(twilio: FakeTwilio, connect: Connect) -> None:
+    account = connect(twilio).api.accounts(twilio.ACCOUNT_SID).fetch()
+    assert (account.sid, account.status) == (twilio.ACCOUNT_SID, "active")
+
+
+@pytest.mark.parametrize(
+    ("user", "password"),
+    [
+        (FakeTwilio.ACCOUNT_SID, "wrong"),
+        (FakeTwilio.API_KEY_SID, FakeTwilio.AUTH_TOKEN),
+        ("AC" + "0" * 32, FakeTwilio.AUTH_TOKEN),
+    ],
+)
+def test_wrong_credentials_get_20003(twilio: FakeTwilio, connect: Connect, user: str, password: str) -> None:
+    with pytest.raises(TwilioRestException) as error:
+        send(connect(twilio, user, password))
+    assert code_of(error) == (401, 20003)
+    assert twilio.book == []
+
+
+def test_another_account_in_the_path_gets_20404(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    client.account_sid = "AC" + "0" * 32
+    with pytest.raises(TwilioRestException) as error:
+        send(client)
+    assert code_of(error) == (404, 20404)
+
+
+def test_credentials_turn_wrong_in_the_middle(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    twilio.spoil_credentials(after=2)
+    send(client)
+    send(client)
+    for _ in range(2):
+        with pytest.raises(TwilioRestException) as error:
+            send(client)
+        assert code_of(error) == (401, 20003)
+    assert len(twilio.book) == 2
+
+
+# ------------------------------------------------------------------------------------------------------ list and fetch
+
+
+def test_the_list_is_newest_first_and_pages_hold_still_while_texts_arrive(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    sids = [send(client).sid for _ in range(5)]
+    page = client.messages.page(page_size=2)
+    assert [message.sid for message in page] == sids[:2:-1]
+    send(client)
+    page = page.next_page()
+    assert [message.sid for message in page] == sids[2:0:-1]
+    page = page.next_page()
+    assert [message.sid for message in page] == sids[:1]
+    assert page.next_page() is None
+
+
+def test_stream_walks_all_pages(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    sids = {send(client).sid for _ in range(5)}
+    assert {message.sid for message in client.messages.stream(page_size=1)} == sids
+    assert len(client.messages.list(limit=3)) == 3
+
+
+def test_a_page_holds_at_most_a_thousand(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    send(client)
+    twilio.book *= 1001
+    assert len(list(client.messages.page(page_size=5000))) == 1000
+    assert len(client.messages.list(page_size=1000)) == 1001
+
+
+def test_the_list_is_filtered_by_recipient_and_sender(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    anna, bert = send(client).sid, send(client, BERT, from_="+15005550001").sid
+    assert [message.sid for message in client.messages.list(to=ANNA)] == [anna]
+    assert [message.sid for message in client.messages.list(from_="+15005550001")] == [bert]
+    assert client.messages.list(to=ANNA, from_="+15005550001") == []
+
+
+MIDNIGHT = datetime(2026, 3, 29, tzinfo=UTC)
+TICK = timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        ({"date_sent": "2026-03-29"}, "bcd"),
+        ({"date_sent": "2026-03-28"}, "a"),
+        ({"date_sent": MIDNIGHT + timedelta(hours=7)}, "bcd"),  # an exact instant means its day
+        ({"date_sent_before": "2026-03-29"}, "abcd"),
+        ({"date_sent_before": "2026-03-28"}, "a"),
+        ({"date_sent_after": "2026-03-29"}, "bcde"),
+        ({"date_sent_after": "2026-03-30"}, "e"),
+        ({"date_sent_after": MIDNIGHT, "date_sent_before": MIDNIGHT + timedelta(hours=12)}, "bc"),
+        ({"date_sent_after": MIDNIGHT + timedelta(hours=12, seconds=1)}, "de"),
+    ],
+)
+def test_the_list_is_filtered_by_gmt_days_and_instants(
+    twilio: FakeTwilio, connect: Connect, filters: dict[str, Any], found: str
+) -> None:
+    client = connect(twilio)
+    moments = [MIDNIGHT - TICK, MIDNIGHT, MIDNIGHT + timedelta(hours=12)]
+    moments += [MIDNIGHT + timedelta(days=1) - TICK, MIDNIGHT + timedelta(days=1)]
+    for body, moment in zip("abcde", moments, strict=True):
+        twilio.clock = lambda moment=moment: moment  # type: ignore[misc]
+        send(client, body=body)
+    assert "".join(sorted(message.body for message in client.messages.list(**filters))) == found
+
+
+def test_a_filter_that_is_no_date_is_refused(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    send(client)
+    with pytest.raises(TwilioException, match="Unable to fetch page"):
+        client.messages.list(date_sent="yesterday")
+    assert client.messages.list()
+
+
+def test_the_list_can_lag(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    twilio.list_lag = timedelta(minutes=15)
+    sid = send(client).sid
+    assert client.messages.list() == []
+    assert client.messages(sid).fetch().sid == sid
+    twilio.travel_to(datetime.now(UTC) + timedelta(minutes=16))
+    assert len(client.messages.list()) == 1
+
+
+def test_a_text_is_fetched_with_what_became_of_it(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    anna, bert = send(client), send(client, BERT)
+    twilio.settle(ANNA, "undelivered", 30003)
+    twilio.settle(bert.sid, "delivered")
+    found = {message.to: (message.status, message.error_code) for message in client.messages.list()}
+    assert found == {ANNA: ("undelivered", 30003), BERT: ("delivered", None)}
+    assert anna.fetch().error_code == 30003
+    assert anna.fetch().date_sent is not None
+
+
+def test_an_unknown_text_gets_20404(twilio: FakeTwilio, connect: Connect) -> None:
+    with pytest.raises(TwilioRestException) as error:
+        connect(twilio).messages("SM" + "0" * 32).fetch()
+    assert code_of(error) == (404, 20404)
+
+
+# ------------------------------------------------------------------------------------------------------------- scripts
+
+
+def kinds_met(client: Any, to: str, times: int) -> list[int]:
+    """The codes that so many texts meet; 0 for an accepted one."""
+    codes = []
+    for _ in range(times):
+        try:
+            send(client, to)
+            codes.append(0)
+        except TwilioRestException as error:
+            codes.append(error.code)
+    return codes
+
+
+def test_a_script_is_played_in_order_and_then_all_is_as_usual(twilio: FakeTwilio, connect: Connect) -> None:
+    twilio.script(throttle(), ACCEPT, refuse(21610))
+    assert kinds_met(connect(twilio), ANNA, 5) == [20429, 0, 21610, 0, 0]
+
+
+def test_the_last_answer_of_a_script_can_stay(twilio: FakeTwilio, connect: Connect) -> None:
+    twilio.script(ACCEPT, then=refuse(21614))
+    assert kinds_met(connect(twilio), ANNA, 4) == [0, 21614, 21614, 21614]
+
+
+def test_a_recipients_own_script_comes_before_everybodys(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    twilio.script(refuse(21610), to=ANNA)
+    twilio.script(refuse(21614), refuse(21265))
+    assert kinds_met(client, ANNA, 2) == [21610, 21614]
+    assert kinds_met(client, BERT, 2) == [21265, 0]
+
+
+def test_the_hook_comes_before_the_scripts_and_may_pass(twilio: FakeTwilio, connect: Connect) -> None:
+    def hook(request: Request) -> Answer | None:
+        return refuse(21408) if request.to == BERT else None
+
+    twilio.hook = hook
+    twilio.script(then=refuse(21610))
+    assert kinds_met(connect(twilio), BERT, 1) == [21408]
+    assert kinds_met(connect(twilio), ANNA, 1) == [21610]
+
+
+def test_a_script_on_the_list_leaves_texts_alone(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    twilio.script(server_error(503), on="list")
+    send(client)
+    with pytest.raises(TwilioException, match="Unable to fetch page"):
+        client.messages.list()
+    assert len(client.messages.list()) == 1
+
+
+def test_a_script_cannot_accept_what_twilio_would_not_take(twilio: FakeTwilio, connect: Connect) -> None:
+    twilio.script(then=server_error(accepted=True))
+    assert kinds_met(connect(twilio), "12345", 1) == [21211]
+    assert twilio.book == []
+
+
+def test_requests_are_kept_with_the_answer_that_was_chosen(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    twilio.script(refuse(21610))
+    kinds_met(client, ANNA, 2)
+    client.messages.list(limit=1)
+    seen = [(request.number, request.operation, request.to, request.answer) for request in twilio.requests]
+    assert seen == [(1, "send", ANNA, "refuse"), (2, "send", ANNA, "accept"), (3, "list", None, "accept")]
+    assert twilio.requests[0].user == twilio.ACCOUNT_SID
+    assert twilio.AUTH_TOKEN not in repr(twilio.requests)
+    assert twilio.stats()["answers"] == {"refuse": 1, "accept": 2}
+
+
+def test_a_problem_in_the_form_of_rfc_9457_is_one_to_twilio_python(twilio: FakeTwilio, connect: Connect) -> None:
+    twilio.script(refuse(21610, rfc9457=True))
+    with pytest.raises(TwilioServiceException) as error:
+        send(connect(twilio))
+    assert (error.value.status, error.value.code) == (400, 21610)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "header"),
+    [
+        (throttle(7), 429, "7"),
+        (throttle(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)), 429, "Fri, 02 Jan 2026 03:04:05 GMT"),
+        (throttle(), 429, None),
+        (server_error(503, retry_after=2), 503, "2"),
+    ],
+)
+def test_retry_after_is_seconds_or_an_http_date(
+    twilio: FakeTwilio, answer: Answer, status: int, header: str | None
+) -> None:
+    twilio.script(answer)
+    found, _, headers = post(twilio, GOOD)
+    assert (found, headers["Retry-After"]) == (status, header)
+
+
+# ---------------------------------------------------------------------------------------------- answers that get lost
+
+
+@pytest.mark.parametrize(
+    ("answer", "raised", "accepted"),
+    [
+        (server_error(), TwilioRestException, 0),
+        (server_error(503, accepted=True, retry_after=1), TwilioRestException, 1),
+        (RESET, requests_errors.ConnectionError, 0),
+        (RESET_AFTER_ACCEPTING, requests_errors.ConnectionError, 1),
+        (CLOSE_AFTER_ACCEPTING, requests_errors.ConnectionError, 1),
+        (TRUNCATED, requests_errors.ChunkedEncodingError, 1),
+        (BROKEN_JSON, json.JSONDecodeError, 1),
+        (EMPTY_LIST, AttributeError, 1),
+        (BAD_TLS_RECORD, requests_errors.ConnectionError, 1),
+        (slow(5), requests_errors.ReadTimeout, 1),
+        (RESET.delayed(before=0.05), requests_errors.ConnectionError, 0),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Answer) else "",
+)
+def test_the_book_tells_whether_a_text_whose_answer_failed_was_accepted(
+    twilio: FakeTwilio, connect: Connect, answer: Answer, raised: type[Exception], accepted: int
+) -> None:
+    client = connect(twilio, timeout=0.3)
+    twilio.script(answer)
+    with pytest.raises(raised):
+        send(client)
+    assert len(twilio.book) == accepted
+    send(client, BERT)
+    assert twilio.book[-1].to == BERT
+
+
+def test_a_late_acceptance_happens_even_when_the_client_has_gone(twilio: FakeTwilio, connect: Connect) -> None:
+    twilio.script(slow(0.2, accepted_first=False))
+    with pytest.raises(requests_errors.ReadTimeout):
+        send(connect(twilio, timeout=0.05))
+    assert twilio.book == []
+    wait_for(lambda: len(twilio.book) == 1)
+    assert twilio.stats()["undelivered"] == 1
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.005)
+
+
+def test_latency_is_paid_by_each_connection_at_the_same_time(connect: Connect) -> None:
+    with FakeTwilio(latency=0.2) as twilio, ThreadPoolExecutor(16) as pool:
+        clients = [connect(twilio) for _ in range(16)]
+        start = time.monotonic()
+        list(pool.map(send, clients))
+        assert 0.2 <= time.monotonic() - start < 1.0
+
+
+def test_a_text_is_in_the_book_before_its_answer_is_on_the_road(connect: Connect) -> None:
+    with FakeTwilio(latency=0.5) as twilio, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(send, connect(twilio))
+        wait_for(lambda: len(twilio.book) == 1)
+        assert not answer.done()
+
+
+# -------------------------------------------------------------------------------------------------- connections and TLS
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return self_signed_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def twilio_tls(certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTwilio]:
+    with FakeTwilio(tls=certificate) as fake:
+        for name, value in fake.environ().items():
+            monkeypatch.setenv(name, value)
+        yield fake
+
+
+def test_tls_is_verified_against_the_certificate_of_environ(twilio_tls: FakeTwilio, connect: Connect) -> None:
+    assert twilio_tls.url.startswith("https://")
+    assert send(connect(twilio_tls)).status == "queued"
+
+
+def test_a_client_that_does_not_trust_the_certificate_leaves_the_fake_in_peace(
+    twilio_tls: FakeTwilio, connect: Connect, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = connect(twilio_tls)
+    with monkeypatch.context() as patch:
+        patch.delenv("REQUESTS_CA_BUNDLE")
+        with pytest.raises(requests_errors.SSLError) as error:
+            send(client)
+    assert isinstance(error.value.args[0].reason.args[0], ssl.SSLCertVerificationError)
+    assert send(client).sid
+    assert capfd.readouterr().err == ""
+
+
+def test_a_reset_in_the_handshake_comes_after_the_client_hello(twilio_tls: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio_tls)
+    twilio_tls.door(Door.RESET_IN_HANDSHAKE, times=1)
+    with pytest.raises(requests_errors.ConnectionError, match="reset by peer"):
+        send(client)
+    assert twilio_tls.requests == []
+    assert send(client).sid
+
+
+def test_a_bad_tls_record_comes_after_the_text_was_accepted(twilio_tls: FakeTwilio, connect: Connect) -> None:
+    twilio_tls.script(BAD_TLS_RECORD)
+    with pytest.raises(requests_errors.SSLError):
+        send(connect(twilio_tls))
+    assert len(twilio_tls.book) == 1
+
+
+@pytest.mark.parametrize("answer", [RESET_AFTER_ACCEPTING, CLOSE_AFTER_ACCEPTING], ids=lambda answer: str(answer.kind))
+def test_answers_are_lost_over_tls_too(twilio_tls: FakeTwilio, connect: Connect, answer: Answer) -> None:
+    twilio_tls.script(answer)
+    with pytest.raises(requests_errors.ConnectionError):
+        send(connect(twilio_tls))
+    assert len(twilio_tls.book) == 1
+
+
+def test_a_shut_door_refuses_connections_until_it_opens(twilio: FakeTwilio, connect: Connect) -> None:
+    port = twilio.port
+    twilio.door(Door.SHUT)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    twilio.door(Door.OPEN)
+    assert twilio.port == port
+    assert send(connect(twilio)).sid
+
+
+def test_a_door_that_resets_does_so_as_often_as_told(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    twilio.door(Door.RESET, times=2)
+    for _ in range(2):
+        with pytest.raises(requests_errors.ConnectionError):
+            send(client)
+    assert send(client).sid
+    assert len(twilio.book) == 1
+
+
+def test_a_connection_is_kept_until_it_is_dropped(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    send(client)
+    send(client)
+    assert twilio.stats()["connections"] == 1
+    twilio.drop_connections()
+    send(client)
+    assert twilio.stats()["connections"] == 2
+
+
+def test_a_request_that_arrives_in_pieces_is_read_whole(twilio: FakeTwilio) -> None:
+    token = b64encode(f"{twilio.ACCOUNT_SID}:{twilio.AUTH_TOKEN}".encode()).decode()
+    body = urlencode(GOOD)
+    head = f"POST /2010-04-01/Accounts/{twilio.ACCOUNT_SID}/Messages.json HTTP/1.1\r\nAuthorization: Basic {token}\r\n"
+    request = f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    with socket.create_connection(("127.0.0.1", twilio.port)) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(request), 25):
+            client.sendall(request[start : start + 25])
+            time.sleep(0.001)
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 201 Created\r\n")
+    assert len(twilio.book) == 1
+
+
+# --------------------------------------------------------------------------------------------------- life and control
+
+
+def test_the_settings_point_the_program_at_the_fake(twilio: FakeTwilio) -> None:
+    settings = twilio.environ()
+    assert settings == {
+        "TWILIO_ACCOUNT_SID": twilio.ACCOUNT_SID,
+        "TWILIO_AUTH_TOKEN": twilio.AUTH_TOKEN,
+        "TWILIO_FROM_NUMBER": "+15005550006",
+        "TWILIO_API_URL": f"http://127.0.0.1:{twilio.port}",
+    }
+    assert re.fullmatch("AC[0-9a-f]{32}", twilio.ACCOUNT_SID)
+    assert re.fullmatch("SK[0-9a-f]{32}", twilio.API_KEY_SID)
+    assert urlsplit(twilio.url).port == twilio.port
+
+
+def test_the_end_is_quick_leaves_no_thread_and_keeps_the_book(connect: Connect) -> None:
+    threads = threading.active_count()
+    with FakeTwilio(latency=30) as twilio, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(send, connect(twilio, timeout=20))
+        wait_for(lambda: len(twilio.book) == 1)
+        start = time.monotonic()
+        twilio.stop()
+        with pytest.raises(requests_errors.ConnectionError):
+            answer.result()
+        assert time.monotonic() - start < 1
+    assert threading.active_count() == threads
+    assert len(twilio.book) == 1
+
+
+def test_reset_forgets_everything(twilio: FakeTwilio, connect: Connect) -> None:
+    client = connect(twilio)
+    send(client)
+    twilio.script(then=refuse(21610))
+    twilio.hook = lambda _: refuse(21614)
+    twilio.spoil_credentials()
+    twilio.travel_to(datetime(2001, 1, 1, tzinfo=UTC))
+    twilio.door(Door.SHUT)
+    twilio.reset()
+    assert (twilio.book, twilio.requests) == ([], [])
+    assert send(connect(twilio)).sid
+    assert twilio.book[0].accepted_at.year > 2001
+
+
+@pytest.fixture(scope="module")
+def started_process() -> Iterator[FakeTwilioProcess]:
+    with FakeTwilioProcess() as process:
+        yield process
+
+
+@pytest.fixture
+def process(started_process: FakeTwilioProcess) -> FakeTwilioProcess:
+    started_process.reset()
+    return started_process
+
+
+def test_another_process_can_script_and_be_witness(process: FakeTwilioProcess, connect: Connect) -> None:
+    client = connect(process)
+    process.travel_to(MIDNIGHT)
+    process.script(refuse(21610, rfc9457=True), RESET_AFTER_ACCEPTING, to=ANNA, then=server_error(503))
+    for raised in (TwilioServiceException, requests_errors.ConnectionError, TwilioRestException):
+        with pytest.raises(raised):
+            send(client)
+    sid = send(client, BERT).sid
+    process.settle(sid, "failed", 30008)
+    assert [(message.to, message.status, message.error_code) for message in process.book] == [
+        (ANNA, "queued", None),
+        (BERT, "failed", 30008),
+    ]
+    assert all(timedelta(0) < message.accepted_at - MIDNIGHT < timedelta(minutes=1) for message in process.book)
+    assert [request.answer for request in process.requests] == [
+        "refuse",
+        "reset_after_accepting",
+        "server_error",
+        "accept",
+    ]
+    assert process.stats()["accepted"] == 2
+
+
+def test_faults_of_the_connection_reach_the_process(process: FakeTwilioProcess, connect: Connect) -> None:
+    client = connect(process)
+    process.spoil_credentials(after=1)
+    send(client)
+    with pytest.raises(TwilioRestException):
+        send(client)
+    process.drop_connections()
+    process.door(Door.SHUT)
+    with pytest.raises(requests_errors.ConnectionError, match="refused"):
+        send(client)
+    process.reset()
+    assert send(client).sid
+
+
+def test_a_wrong_control_is_answered_with_what_is_wrong(process: FakeTwilioProcess) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", urlsplit(process.url).port or 0, timeout=5)) as connection:
+        for path, content, status, told in [
+            ("nothing", "{}", 404, "POST script"),
+            ("script", '{"answers": [{"kind": "kind"}]}', 400, "KeyError: 'kind'"),
+            ("script", "no json", 400, "JSONDecodeError"),
+            ("settle", "{}", 400, "TypeError"),
+        ]:
+            connection.request("POST", f"/_fake/{path}", content)
+            answer = connection.getresponse()
+            assert answer.status == status
+            assert told in answer.read().decode()
+
+
+def test_the_process_ends_cleanly_on_sigterm() -> None:
+    process = FakeTwilioProcess().start()
+    process._process.send_signal(signal.SIGTERM)
+    process.stop()
+    assert process._process.returncode == 0
+
+
+def test_the_process_serves_tls(
+    certificate: tuple[str, str], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeTwilioProcess(tls=certificate) as process:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", process.environ()["REQUESTS_CA_BUNDLE"])
+        assert send(connect(process)).sid == process.book[0].sid
+
+
+def test_a_process_that_cannot_start_says_so(twilio: FakeTwilio, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        FakeTwilioProcess(port=twilio.port).start()
+    assert "Address already in use" in capfd.readouterr().err
+
+
+def test_the_certificate_is_made_where_it_was_asked_for(tmp_path: Path) -> None:
+    assert [Path(name).parent for name in self_signed_certificate(tmp_path)] == [tmp_path, tmp_path]
