@@ -98,6 +98,12 @@ make_namespace() {
   printf '%s\n' "$RENDERED" | only Namespace | cluster apply -f -
 }
 
+# The names in the Secret, each as NAME=real or NAME=placeholder; an empty value does not count. No value leaves the cluster whole.
+secret_in_cluster() {
+  here get secret "$SECRET" -o go-template='{{range $k, $v := .data}}{{if $v}}{{$k}}={{if eq (printf "%.5s" (base64decode $v)) "your-"}}placeholder{{else}}real{{end}}
+{{end}}{{end}}' 2>&1
+}
+
 # --- secret -----------------------------------------------------------------------------------------------------------
 
 # read_file: the values of FILE into variables of this shell. Either lines NAME=value, or a filled copy of k8s/secret.yaml.
@@ -150,10 +156,11 @@ secret() {
   need_cluster
   [ -z "${FILE:-}" ] || read_file
   make_namespace
-  present=" $(here get secret "$SECRET" --ignore-not-found -o go-template='{{range $k, $v := .data}}{{$k}} {{end}}') "
+  present=$(secret_in_cluster) || present=none
   for name in DB_USER DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN; do
     if [ "$name" = TWILIO_AUTH_TOKEN ] && [ -n "${TWILIO_API_KEY_SECRET:-}" ]; then continue; fi
-    case $present in *" $name "*) continue ;; *" TWILIO_API_KEY_SECRET "*) [ "$name" != TWILIO_AUTH_TOKEN ] || continue ;; esac
+    case $present in *"$name=real"*) continue ;; esac
+    case $name,$present in TWILIO_AUTH_TOKEN,*TWILIO_API_KEY_SECRET=real*) continue ;; esac
     [ -n "${!name:-}" ] || ask "$name"
     [ -n "${!name:-}" ] || missing="$missing $name"
   done
@@ -168,7 +175,7 @@ secret() {
   # The values travel through pipes: not through arguments, which everybody on the machine can list, and not through files.
   for name in $names; do arguments[${#arguments[@]}]="$name"; done
   data=$(secret_data "${arguments[@]}")
-  if [ "$present" = "  " ] && [ -z "$(here get secret "$SECRET" --ignore-not-found -o name)" ]; then
+  if [ -z "$(here get secret "$SECRET" --ignore-not-found -o name)" ]; then
     printf '{"apiVersion":"v1","kind":"Secret","type":"Opaque","metadata":{"name":"%s","labels":{"app":"habit-notifier"}},"data":%s}' \
       "$SECRET" "$data" | here create -f - >/dev/null
     say "Secret $SECRET made in namespace $NAMESPACE of $CONTEXT_NAME, with$names."
@@ -204,9 +211,7 @@ check_config() {
 check_secret() {
   local held name missing='' placeholders=''
   if [ -n "$(printf '%s\n' "$RENDERED" | only ExternalSecret)" ]; then return; fi
-  # Of each value only the beginning, to know a placeholder.
-  held=$(here get secret "$SECRET" -o go-template='{{range $k, $v := .data}}{{$k}}={{printf "%.5s" (base64decode $v)}}
-{{end}}' 2>&1) || case $held in
+  held=$(secret_in_cluster) || case $held in
     *NotFound* | *"not found"*)
       problem "There is no Secret $SECRET in namespace $NAMESPACE. Make it: make secret"
       return
@@ -217,17 +222,12 @@ check_secret() {
       ;;
     *) fail "the cluster does not show the Secret: $held" ;;
   esac
-  held=$'\n'$held$'\n'
   for name in DB_USER DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN; do
-    case $held in
-      *$'\n'"$name=your-"*) placeholders="$placeholders $name" ;;
-      *$'\n'"$name="[!$'\n']*) ;;
-      *)
-        case $name$held in TWILIO_AUTH_TOKEN*TWILIO_API_KEY_SECRET=?*) continue ;; esac
-        case $RENDERED in *"${name}_FILE"* | *"name: $name"$'\n'*) continue ;; esac
-        missing="$missing $name"
-        ;;
-    esac
+    case $held in *"$name=real"*) continue ;; *"$name=placeholder"*) placeholders="$placeholders $name" && continue ;; esac
+    case $name,$held in TWILIO_AUTH_TOKEN,*TWILIO_API_KEY_SECRET=real*) continue ;; esac
+    # Not in this Secret, but from a file or from another place.
+    case $RENDERED in *"${name}_FILE"* | *"name: $name"$'\n'*) continue ;; esac
+    missing="$missing $name"
   done
   [ -z "$placeholders" ] || problem "The Secret $SECRET still has placeholders:$placeholders. Set them: make secret"
   [ -z "$missing" ] || problem "The Secret $SECRET has no$missing. Add it: make secret"
