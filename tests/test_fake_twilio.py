@@ -57,12 +57,6 @@ Fake = FakeTwilio | FakeTwilioProcess
 
 
 @pytest.fixture
-def twilio() -> Iterator[FakeTwilio]:
-    with FakeTwilio() as fake:
-        yield fake
-
-
-@pytest.fixture
 def connect() -> Iterator[Connect]:
     """Makes real Twilio clients, and closes them."""
     transports = []
@@ -70,9 +64,10 @@ def connect() -> Iterator[Connect]:
     def make(
         fake: Fake, user: str = FakeTwilio.ACCOUNT_SID, password: str = FakeTwilio.AUTH_TOKEN, timeout: float = 5.0
     ) -> Any:
-        transport = TwilioHttpClient(timeout=timeout)
+        transport: Any = TwilioHttpClient(timeout=timeout)
         transports.append(transport)
-        client = Client(user, password, account_sid=FakeTwilio.ACCOUNT_SID, http_client=transport)
+        new_client: Any = Client
+        client = new_client(user, password, account_sid=FakeTwilio.ACCOUNT_SID, http_client=transport)
         client.api.base_url = fake.url
         return client
 
@@ -95,7 +90,7 @@ def post(fake: FakeTwilio, params: dict[str, str]) -> tuple[int, dict[str, Any],
         return answer.status, json.loads(answer.read()), answer.headers
 
 
-def code_of(error: pytest.ExceptionInfo[TwilioRestException]) -> tuple[int, int]:
+def code_of(error: pytest.ExceptionInfo[TwilioRestException]) -> tuple[int, int | None]:
     return error.value.status, error.value.code
 
 
@@ -347,9 +342,9 @@ def test_an_unknown_text_gets_20404(twilio: FakeTwilio, connect: Connect) -> Non
 # ------------------------------------------------------------------------------------------------------------- scripts
 
 
-def kinds_met(client: Any, to: str, times: int) -> list[int]:
+def codes_met(client: Any, to: str, times: int) -> list[int | None]:
     """The codes that so many texts meet; 0 for an accepted one."""
-    codes = []
+    codes: list[int | None] = []
     for _ in range(times):
         try:
             send(client, to)
@@ -361,20 +356,20 @@ def kinds_met(client: Any, to: str, times: int) -> list[int]:
 
 def test_a_script_is_played_in_order_and_then_all_is_as_usual(twilio: FakeTwilio, connect: Connect) -> None:
     twilio.script(throttle(), ACCEPT, refuse(21610))
-    assert kinds_met(connect(twilio), ANNA, 5) == [20429, 0, 21610, 0, 0]
+    assert codes_met(connect(twilio), ANNA, 5) == [20429, 0, 21610, 0, 0]
 
 
 def test_the_last_answer_of_a_script_can_stay(twilio: FakeTwilio, connect: Connect) -> None:
     twilio.script(ACCEPT, then=refuse(21614))
-    assert kinds_met(connect(twilio), ANNA, 4) == [0, 21614, 21614, 21614]
+    assert codes_met(connect(twilio), ANNA, 4) == [0, 21614, 21614, 21614]
 
 
 def test_a_recipients_own_script_comes_before_everybodys(twilio: FakeTwilio, connect: Connect) -> None:
     client = connect(twilio)
     twilio.script(refuse(21610), to=ANNA)
     twilio.script(refuse(21614), refuse(21265))
-    assert kinds_met(client, ANNA, 2) == [21610, 21614]
-    assert kinds_met(client, BERT, 2) == [21265, 0]
+    assert codes_met(client, ANNA, 2) == [21610, 21614]
+    assert codes_met(client, BERT, 2) == [21265, 0]
 
 
 def test_the_hook_comes_before_the_scripts_and_may_pass(twilio: FakeTwilio, connect: Connect) -> None:
@@ -383,8 +378,8 @@ def test_the_hook_comes_before_the_scripts_and_may_pass(twilio: FakeTwilio, conn
 
     twilio.hook = hook
     twilio.script(then=refuse(21610))
-    assert kinds_met(connect(twilio), BERT, 1) == [21408]
-    assert kinds_met(connect(twilio), ANNA, 1) == [21610]
+    assert codes_met(connect(twilio), BERT, 1) == [21408]
+    assert codes_met(connect(twilio), ANNA, 1) == [21610]
 
 
 def test_a_script_on_the_list_leaves_texts_alone(twilio: FakeTwilio, connect: Connect) -> None:
@@ -398,14 +393,14 @@ def test_a_script_on_the_list_leaves_texts_alone(twilio: FakeTwilio, connect: Co
 
 def test_a_script_cannot_accept_what_twilio_would_not_take(twilio: FakeTwilio, connect: Connect) -> None:
     twilio.script(then=server_error(accepted=True))
-    assert kinds_met(connect(twilio), "12345", 1) == [21211]
+    assert codes_met(connect(twilio), "12345", 1) == [21211]
     assert twilio.book == []
 
 
 def test_requests_are_kept_with_the_answer_that_was_chosen(twilio: FakeTwilio, connect: Connect) -> None:
     client = connect(twilio)
     twilio.script(refuse(21610))
-    kinds_met(client, ANNA, 2)
+    codes_met(client, ANNA, 2)
     client.messages.list(limit=1)
     seen = [(request.number, request.operation, request.to, request.answer) for request in twilio.requests]
     assert seen == [(1, "send", ANNA, "refuse"), (2, "send", ANNA, "accept"), (3, "list", None, "accept")]
