@@ -224,6 +224,7 @@ def api_url(text: str) -> str:
 
 
 TEXT = Kind(str, "it")
+HOST = matching(r"[\w.-]+|[0-9a-fA-F:.]+", "a host name or an address, without scheme and port")
 SENDER = matching(r"\+[1-9][0-9]{6,14}|[0-9]{3,8}", "your Twilio number with its country code, such as +14155550123")
 ZONE = Kind(time_zone, "a tz database name such as Europe/Berlin")
 TEMPLATE = Kind(message_template, "a text of at most 1,500 characters with no braces but {name}")
@@ -240,7 +241,7 @@ def setting(help: str, kind: Kind = TEXT, default: str | None = None, *, secret:
 class Settings:
     """Every setting, declared once. The environment variable is the field's name in capitals."""
 
-    db_host: str = setting("MySQL's host: the primary, not a read-only replica")
+    db_host: str = setting("MySQL's host: the primary, not a read-only replica", HOST)
     db_port: int = setting("MySQL's port", whole(1, 65535), "3306")
     db_name: str = setting("the database that holds User, Habit and Log")
     db_user: str = setting("database account", secret=True)
@@ -722,7 +723,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
 NO_SUCH_GRANT_OR_TABLE = {1142, 1146}
 
 
-class DatabaseError(RetryLater):
+class DatabaseError(NotifierError):
     """An error of MySQL that more attempts did not, or cannot, mend."""
 
     def __init__(self, error: pymysql.err.MySQLError) -> None:
@@ -731,12 +732,8 @@ class DatabaseError(RetryLater):
         if isinstance(getattr(error, "original_exception", None), ssl.SSLCertVerificationError):
             self.remedy, words = Remedy.FIX, "DB_SSL_CA does not vouch for its certificate and for the name DB_HOST"
         said = "" if self.number in (0, 1045, 1698) else f": {error.args[-1] if error.args else error}"
+        self.exit_code = Exit.ACT if self.remedy is Remedy.FIX else Exit.RETRY
         super().__init__(f"MySQL: {words} (error {self.number}{said})")
-
-    @property
-    def exit_code(self) -> Exit:  # type: ignore[override]
-        """2 where a person must act."""
-        return Exit.ACT if self.remedy is Remedy.FIX else Exit.RETRY
 
 
 TABLES = {
@@ -921,7 +918,7 @@ class Store:
 
     def users_by_zone(self) -> dict[bytes, int]:
         """How many users with a phone number there are for each stored zone, as its UTF-8 bytes."""
-        return dict(self._run(f"SELECT {ZONE_KEY} AS zone, COUNT(*) FROM `User` u WHERE {HAS_PHONE} GROUP BY zone"))
+        return dict(self._run(f"SELECT {ZONE_KEY}, COUNT(*) FROM `User` u WHERE {HAS_PHONE} GROUP BY 1"))
 
     def pages(self, days: Mapping[bytes, Days], total: int, now: datetime) -> Iterator[list[User]]:
         """The users who may be due, a list for every PAGE_USERS users with a phone number.
@@ -1394,7 +1391,7 @@ class Sender:
             password = s.twilio_api_key_secret or s.twilio_auth_token
             where = {"region": s.twilio_region or None, "edge": s.twilio_edge or None}
             client = Client(user, password, s.twilio_account_sid, http_client=http, **where)  # type: ignore[no-untyped-call]
-            client.api.base_url = client.messaging.base_url = s.twilio_api_url
+            client.api.base_url = s.twilio_api_url
             self._clients.pair = client, http
         pair: tuple[Client, Http] = self._clients.pair
         return pair
@@ -1408,7 +1405,7 @@ class Sender:
         :raises RetryLater: when SETTLE_BUDGET is spent, or Twilio does not answer as it should
         """
         until = time.monotonic() + SETTLE_BUDGET
-        wanted = {row.sid for row in rows} | {row.phone for row in rows}
+        wanted = {row.sid or row.phone for row in rows}
         lists: dict[tuple[str, date], list[Message]] = {}
         for row in rows:
             day = row.claimed_at.date()
@@ -1419,7 +1416,7 @@ class Sender:
                     lists[search] = self._list(*search, wanted, until)
             yield row, [message for search in searches for message in lists[search]]
 
-    def _list(self, to: str, day: date, wanted: set[str | None], until: float) -> list[Message]:
+    def _list(self, to: str, day: date, wanted: set[str], until: float) -> list[Message]:
         kept = []
         # Dates go as text: twilio-python would write a datetime with a literal Z.
         search = {"to": to, "date_sent_after": str(day)} if to else {"date_sent": str(day)}
@@ -1510,6 +1507,7 @@ def is_permanent(code: int | None) -> bool:
 def run(settings: Settings, clock: Clock, stop: Stop) -> Exit:
     """Text everybody who is due; the whole job."""
     log.info("Starting habit notification job")
+    log.info("Settings: %s", settings.shown())
     now, brake = clock(), Brake(stop, settings.run_deadline)
     with Store(settings, stop) as store, Sender(settings, brake) as sender:
         store.open()
@@ -1517,6 +1515,7 @@ def run(settings: Settings, clock: Clock, stop: Stop) -> Exit:
         warn_of_future_logs(store.newest_log(), now)
         zones = store.users_by_zone()
         report = Report(users=sum(zones.values()))
+        log.info("Found %d users with phone numbers", report.users)
         days = days_by_zone(zones, settings, now)
         pages = brake.unless_pulled(store.pages(days, report.users, now))
         due = due_reminders(pages, days, store, report, settings.refused_retry_days)
@@ -1632,7 +1631,7 @@ def settle_texts(store: Store, sender: Sender, settings: Settings, now: datetime
     rows = store.unsettled(now)
     if not rows:
         return
-    taken = store.sids_since(rows[0].local_day)
+    taken = store.sids_since(min((row.local_day for row in rows if not row.sid), default=date.max))
     deadline = timedelta(seconds=settings.run_deadline)
     found: list[tuple[Row, dict[str, Message]]] = []
     try:
@@ -1697,7 +1696,6 @@ class Report:
         self._counts: Counter[Outcome] = Counter()
         self._looked_at = 0
         self._told = time.monotonic()
-        log.info("Found %d users with phone numbers", users)
 
     @property
     def exit_codes(self) -> list[Exit]:
@@ -1831,7 +1829,6 @@ def main(
     try:
         settings = Settings.read(environ)
         log.setLevel(settings.log_level)
-        log.debug("Settings: %s", settings.shown())
         return mode(settings, clock, stop)
     except NotifierError as failure:
         for line in failure.args:
