@@ -79,13 +79,20 @@ undeploy: ## delete what deploy made, not the Secret nor the namespace; PURGE=ye
 demo: .venv/.ready ## run the whole job on sample people, with nothing set up before
 	@.venv/bin/python -m tests.sandbox.demo
 
-check: .venv/.ready .venv-scan/.ready ## prove everything that needs no cluster: linters, types, tests, manifests
-	.venv/bin/ruff check .
+check: lint ## prove everything that needs no cluster: linters, types, tests, image, manifests
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict app tests
-	@mkdir -p .cache
-	.venv/bin/python -m pytest -q --cov --ignore=tests/e2e --color=yes | tee .cache/pytest.log
-	@echo; echo 'Skipped:'; grep -a 'SKIPPED.*\[' .cache/pytest.log || echo '  nothing'
+	.venv/bin/python -m pytest -q --cov --ignore=tests/e2e
+	@echo 'What this run skipped stands above. Not part of it: make e2e, which needs a cluster.'
+
+lint: .venv/.ready .venv-scan/.ready ## code linting: Python, shell, YAML, Dockerfile
+	.venv/bin/ruff check .
+	.venv-scan/bin/shellcheck hack/*.sh $(wildcard .ci/run)
+	.venv-scan/bin/yamllint --strict .
+	.venv-scan/bin/hadolint Dockerfile
+
+security-scan: .venv-scan/.ready ## scan code, Dockerfile, manifests, dependencies and image; SKIP="image ..." leaves some out
+	@hack/security-scan.sh
 
 bench: .venv/.ready ## measure users and texts per second, and memory
 	@.venv/bin/python -m tests.bench

@@ -152,9 +152,12 @@ ask() {
 }
 
 secret() {
-  local name present missing='' names='' arguments=() data
+  local name present missing='' names='' arguments=() data replaced=''
   need_cluster
   [ -z "${FILE:-}" ] || read_file
+  if [ -n "${TWILIO_AUTH_TOKEN:-}" ] && [ -n "${TWILIO_API_KEY_SECRET:-}" ]; then
+    fail "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SECRET are both set: the program takes one of them. Unset the other."
+  fi
   make_namespace
   present=$(secret_in_cluster) || present=none
   for name in DB_USER DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN; do
@@ -175,12 +178,17 @@ secret() {
   # The values travel through pipes: not through arguments, which everybody on the machine can list, and not through files.
   for name in $names; do arguments[${#arguments[@]}]="$name"; done
   data=$(secret_data "${arguments[@]}")
+  # The program takes one kind of Twilio credentials: the new kind replaces the old one.
+  case $names in
+    *TWILIO_API_KEY*) replaced=',"TWILIO_AUTH_TOKEN":null' ;;
+    *TWILIO_AUTH_TOKEN*) replaced=',"TWILIO_API_KEY_SID":null,"TWILIO_API_KEY_SECRET":null' ;;
+  esac
   if [ -z "$(here get secret "$SECRET" --ignore-not-found -o name)" ]; then
     printf '{"apiVersion":"v1","kind":"Secret","type":"Opaque","metadata":{"name":"%s","labels":{"app":"habit-notifier"}},"data":%s}' \
       "$SECRET" "$data" | here create -f - >/dev/null
     say "Secret $SECRET made in namespace $NAMESPACE of $CONTEXT_NAME, with$names."
   else
-    printf '{"data":%s}' "$data" | here patch secret "$SECRET" --type=merge --patch-file=/dev/stdin >/dev/null
+    printf '{"data":%s%s}}' "${data%\}}" "$replaced" | here patch secret "$SECRET" --type=merge --patch-file=/dev/stdin >/dev/null
     say "Secret $SECRET in namespace $NAMESPACE of $CONTEXT_NAME: set$names. What else it holds stays. The next run reads it."
   fi
 }
