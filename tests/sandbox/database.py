@@ -18,6 +18,7 @@ import atexit
 import contextlib
 import itertools
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -33,6 +34,7 @@ from typing import Any, Protocol, Self
 
 import pymysql
 from pymysql.connections import Connection
+from pymysql.cursors import Cursor
 
 DOCKER_IMAGE = "mysql:8.4"
 START_TIMEOUT = 60.0
@@ -101,15 +103,18 @@ class Server:
         """The server of somebody else, as in TEST_MYSQL_URL: mysql://user:password@host:port/?ssl_ca=/path/to/ca.pem"""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("mysql", "mariadb") or not parts.hostname:
-            raise ValueError(f"TEST_MYSQL_URL: write mysql://user:password@host:port/, not {_without_password(url)!r}")
+            raise NoServerError(f"TEST_MYSQL_URL: write mysql://user:password@host:port/, not {_without_password(url)}")
         server = cls()
         server.host = parts.hostname
         server.port = parts.port or 3306
         server.user = urllib.parse.unquote(parts.username or "root")
         server.password = urllib.parse.unquote(parts.password or "")
         server.ca_file = dict(urllib.parse.parse_qsl(parts.query)).get("ssl_ca")
-        server.origin = f"the server at {server.host}:{server.port}"
-        server._look()
+        server.origin = "the server that TEST_MYSQL_URL names"
+        try:
+            server._look()
+        except pymysql.err.MySQLError as error:
+            raise NoServerError(f"TEST_MYSQL_URL names a server that cannot be used: {error}") from None
         return server
 
     def __enter__(self) -> Self:
@@ -122,6 +127,11 @@ class Server:
 
     def __repr__(self) -> str:
         return f"<Server {getattr(self, 'origin', 'not started')}>"
+
+    @property
+    def label(self) -> str:
+        """'MariaDB 10.11.4' or 'MySQL 9.7.0'."""
+        return f"{'MariaDB' if self.kind == 'mariadb' else 'MySQL'} {self.version}"
 
     @property
     def throwaway(self) -> bool:
@@ -200,20 +210,24 @@ class Server:
         deadline = time.monotonic() + engine.timeout
         while True:
             try:
-                self.connect(connect_timeout=5).close()
+                if engine.owns(self._ask("SELECT @@datadir", connect_timeout=5)):
+                    return
+                reason = f"another server has taken port {self.port}"
             except pymysql.err.MySQLError as error:
-                if not engine.alive() or time.monotonic() > deadline:
-                    raise NoServerError(f"{engine.origin} does not start: {error}\n{engine.log_tail()}") from None
-                time.sleep(0.02)
-            else:
-                return
+                reason = str(error)
+            if not engine.alive() or time.monotonic() > deadline:
+                raise NoServerError(f"{engine.origin} does not start: {reason}\n{engine.log_tail()}")
+            time.sleep(0.02)
 
     def _look(self) -> None:
-        with self.connect() as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT VERSION()")
-            version = str(cursor.fetchone()[0])
+        version = self._ask("SELECT VERSION()")
         self.kind = "mariadb" if "mariadb" in version.lower() else "mysql"
         self.version = version.split("-")[0]
+
+    def _ask(self, question: str, **kwargs: Any) -> str:
+        with self.connect(**kwargs) as connection, connection.cursor() as cursor:
+            cursor.execute(question)
+            return str(cursor.fetchall()[0][0])
 
 
 class Database:
@@ -243,12 +257,15 @@ class Database:
         self._ids = {table: itertools.count(1) for table in ("User", "Habit", "Log")}
         self._connection: Connection[Any] | None = None
         self._accounts: list[str] = []
+        self._owner: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         with self.server.connect() as connection, connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE `{self.name}` CHARACTER SET utf8mb4")
         for statement in self._schema():
             self.execute(statement)
+        self._owner = self._new_account()
+        self.execute(f"GRANT ALL PRIVILEGES ON `{self.name}`.* TO %s@'%%'", (self._owner["DB_USER"],))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -264,14 +281,12 @@ class Database:
                 cursor.execute("DROP USER IF EXISTS %s@'%%'", (account,))
 
     def environ(self) -> dict[str, str]:
-        """The settings of the program for this database, as the administrator."""
+        """The settings of the program for this database, with an account that may do everything in it."""
         settings = {
             "DB_HOST": self.server.host,
             "DB_PORT": str(self.server.port),
             "DB_NAME": self.name,
-            "DB_USER": self.server.user,
-            "DB_PASSWORD": self.server.password,
-        }
+        } | self._owner
         if self.server.ca_file:
             settings["DB_SSL_CA"] = self.server.ca_file
         return settings
@@ -289,11 +304,15 @@ class Database:
         return self._run(sql, args)[1]
 
     def _run(self, sql: str, args: object) -> tuple[int, list[tuple[Any, ...]]]:
-        if self._connection is None or not _alive(self._connection):
-            self._connection = self.connect()
-        with self._connection.cursor() as cursor:
+        with self._cursor() as cursor:
             affected = cursor.execute(sql, args)
             return affected, list(cursor.fetchall())
+
+    def _cursor(self) -> Cursor:
+        if self._connection is None or not _alive(self._connection):
+            self._connection = self.connect()
+        cursor: Cursor = self._connection.cursor()
+        return cursor
 
     # --- filling it
 
@@ -338,10 +357,9 @@ class Database:
 
     def _insert(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
         batches = iter(rows)
-        with self.connect(autocommit=False) as connection, connection.cursor() as cursor:
-            while batch := list(itertools.islice(batches, 20_000)):  # keeps the memory of a benchmark flat
+        while batch := list(itertools.islice(batches, 20_000)):  # keeps the memory of a benchmark flat
+            with self._cursor() as cursor:
                 cursor.executemany(sql, batch)
-                connection.commit()
 
     def _new_id(self, table: str) -> Id:
         return str(uuid.uuid4()) if self.id_type.startswith("CHAR") else next(self._ids[table])
@@ -355,19 +373,23 @@ class Database:
         Without, and while there is no ledger, it gets no privilege on it (the server refuses a grant on a missing
         table): create the table as the administrator and call `grant_ledger`.
         """
-        account, password = f"u_{secrets.token_hex(6)}", secrets.token_hex(8)
-        self.execute("CREATE USER %s@'%%' IDENTIFIED BY %s", (account, password))
-        self._accounts.append(account)
+        settings = self._new_account()
         for table in ("User", "Habit", "Log"):
-            self.execute(f"GRANT SELECT ON `{self.name}`.`{table}` TO %s@'%%'", (account,))
+            self.execute(f"GRANT SELECT ON `{self.name}`.`{table}` TO %s@'%%'", (settings["DB_USER"],))
         if create or self.rows("SHOW TABLES LIKE %s", (LEDGER,)):
-            self.grant_ledger(account, create=create)
-        return {"DB_USER": account, "DB_PASSWORD": password}
+            self.grant_ledger(settings["DB_USER"], create=create)
+        return settings
 
     def grant_ledger(self, account: str, *, create: bool = False) -> None:
         """What an administrator grants on the ledger, once it exists or with the right to create it."""
         privileges = "SELECT, INSERT, UPDATE, DELETE" + (", CREATE" if create else "")
         self.execute(f"GRANT {privileges} ON `{self.name}`.`{LEDGER}` TO %s@'%%'", (account,))
+
+    def _new_account(self) -> dict[str, str]:
+        account, password = f"u_{secrets.token_hex(6)}", secrets.token_hex(8)
+        self.execute("CREATE USER %s@'%%' IDENTIFIED BY %s", (account, password))
+        self._accounts.append(account)
+        return {"DB_USER": account, "DB_PASSWORD": password}
 
     # --- the tables
 
@@ -406,6 +428,7 @@ class _Engine(Protocol):
     def prepare(self, options: Sequence[str]) -> None: ...
     def start(self) -> None: ...
     def alive(self) -> bool: ...
+    def owns(self, data: str) -> bool: ...
     def log_tail(self) -> str: ...
     def stop(self) -> None: ...
     def kill(self) -> None: ...
@@ -421,7 +444,7 @@ class _Process:
         self.binary = binary
         version = subprocess.run([binary, "--no-defaults", "--version"], capture_output=True, text=True).stdout
         self.mariadb = "mariadb" in version.lower()
-        self.origin = f"{'MariaDB' if self.mariadb else 'MySQL'} of this machine ({binary})"
+        self.origin = f"{binary} in a temporary folder"
         self.port = 0
         self.tls = False
         self.folder = _temporary_folder()
@@ -451,7 +474,7 @@ class _Process:
             "--performance-schema=OFF",
             "--skip-log-bin",
             *(["--user=root"] if os.geteuid() == 0 else []),
-            *([] if self.mariadb else ["--mysqlx=OFF", "--innodb-redo-log-capacity=64M"]),
+            *([] if self.mariadb else ["--mysqlx=OFF", "--secure-file-priv=NULL", "--innodb-redo-log-capacity=64M"]),
             *(["--innodb-log-file-size=32M"] if self.mariadb else []),
         ]
         if self.mariadb:
@@ -513,6 +536,10 @@ class _Process:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def owns(self, data: str) -> bool:
+        """Whether the server with this folder of data is ours: two that start at once may have chosen the same port."""
+        return Path(data).resolve() == self.data.resolve()
+
     def log_tail(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join(["the end of its log:", *(f"  {line}" for line in lines[-15:])])
@@ -563,6 +590,7 @@ class _Container:
             *("--env", "MYSQL_ALLOW_EMPTY_PASSWORD=1", "--env", "MYSQL_ROOT_HOST=%"),
             *("--volume", f"{self.folder}:/sandbox:ro"),
             *(DOCKER_IMAGE, "--skip-log-bin", "--skip-name-resolve", "--performance-schema=OFF", "--mysqlx=OFF"),
+            *("--secure-file-priv=NULL",),
             *("--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=2", "--max-connections=500"),
             *("--character-set-server=utf8mb4", *tls, *options),
         )
@@ -572,6 +600,10 @@ class _Container:
 
     def alive(self) -> bool:
         return self._docker("inspect", "--format", "{{.State.Running}}", self.name, check=False).strip() == "true"
+
+    def owns(self, data: str) -> bool:
+        """Always: Docker itself refuses a port that is taken."""
+        return bool(data)
 
     def log_tail(self) -> str:
         return "the end of its log:\n" + self._docker("logs", "--tail", "15", self.name, check=False)
@@ -605,7 +637,7 @@ class _Guardian:
     def __init__(self, script: str, *arguments: object) -> None:
         self._owner = os.getpid()
         self._process = subprocess.Popen(
-            ["sh", "-c", f"read -r _; {script}", "guardian", *map(str, arguments)],
+            ["/bin/sh", "-c", f"read -r _; {script}", "guardian", *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -710,10 +742,15 @@ def _temporary_folder() -> Path:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A free port below those that the kernel gives to outgoing connections.
+
+    One of theirs could be taken while the server is stopped, even by a client that tries to reach it.
+    """
+    for port in random.sample(range(20_000, 32_000), 1_000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise NoServerError("There is no free port from 20000 to 32000 on 127.0.0.1")
 
 
 def _alive(connection: Connection[Any]) -> bool:

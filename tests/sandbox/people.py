@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from functools import cache, partial
+from itertools import cycle
 from zoneinfo import ZoneInfo
 
 import pytz
@@ -91,11 +92,11 @@ def people(now: datetime) -> list[Person]:
         who("Sina Logged-Both-Days", "+12025550118", "Pacific/Apia", ON_TRACK, "day1 12:00", "day2 12:00"),
         who("Ursula In-UTC-No-Logs", "+12025550119", "UTC", NO_LOGS),
         # The edges of days: a day begins at its midnight and ends before the next one.
-        who("Hana First-Second-Of-Yesterday", "+12025550120", "Asia/Tokyo", ON_TRACK, "day2 start"),
-        who("Lea Last-Second-Of-Yesterday", "+12025550121", "Asia/Kolkata", ON_TRACK, "day2 end"),
+        who("Hana First-Second-Of-Day-2", "+12025550120", "Asia/Tokyo", ON_TRACK, "day2 start"),
+        who("Lea Last-Second-Of-Day-2", "+12025550121", "Asia/Kolkata", ON_TRACK, "day2 end"),
         who("Moe At-Midnight-Today", "+12025550122", "Asia/Tehran", MISSED_YESTERDAY, "day1 start", "today start"),
-        who("Ivo Second-Before-Yesterday", "+12025550123", "Europe/Athens", MISSED_YESTERDAY, "day1 end"),
-        who("Kim Second-Too-Early", "+13105550124", "America/Los_Angeles", NO_LOGS, "day0 end"),
+        who("Ivo Second-Before-Day-2", "+12025550123", "Europe/Athens", MISSED_YESTERDAY, "day1 end"),
+        who("Kim Second-Before-Day-1", "+13105550124", "America/Los_Angeles", NO_LOGS, "day0 end"),
         # Zones as people write them.
         who("Tea Zone-In-Lower-Case", "+12025550125", "europe/lisbon", MISSED_YESTERDAY, "day1 10:00"),
         who("Tom Same-Zone-On-Track", "+12025550126", "Europe/Lisbon", ON_TRACK, "day2 10:00"),
@@ -121,11 +122,12 @@ def people(now: datetime) -> list[Person]:
 
 def fill(database: Database, everybody: Iterable[Person]) -> dict[Id, Person]:
     """Put these people with their habits and logs into the database. Returns who got which id."""
-    ids = {}
-    for person in everybody:
-        row = (person.name, person.phone_number, person.time_zone)
-        ids[database.insert_user(*row, logs=person.logs, habits=person.habits)] = person
-    return ids
+    everybody = list(everybody)
+    ids = database.insert_users((person.name, person.phone_number, person.time_zone) for person in everybody)
+    for user_id, person in zip(ids, everybody, strict=True):
+        habits = database.insert_habits([user_id] * person.habits)
+        database.insert_logs(zip(cycle(habits), person.logs, strict=False) if habits else ())
+    return dict(zip(ids, everybody, strict=True))
 
 
 def next_midnight(everybody: Iterable[Person], now: datetime) -> datetime:
