@@ -1,0 +1,414 @@
+"""The manifests: valid for every Kubernetes that we name, locked down, and in step with the program and each other."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import habit_notifier as program
+from tests.manifests import (
+    COMPONENTS,
+    K8S,
+    OVERLAYS,
+    ROOT,
+    Document,
+    build,
+    build_with,
+    load,
+    read,
+    scanner,
+    uncommented,
+)
+
+OLDEST = "1.29.0"
+VERSIONS = [OLDEST, "newest"]
+BUILDS = ["base", *(f"with {folder.name}" for folder in COMPONENTS), "with everything", *(f.name for f in OVERLAYS)]
+CRDS = {
+    ("external-secrets.io/v1", "ExternalSecret"): ROOT / "tests/schemas/external-secrets.io-v1-ExternalSecret.json",
+}
+WAIVERS = {"CKV_K8S_15", "CKV_K8S_35", "CKV_K8S_40", "CKV_K8S_43"}
+STANDARD = {"HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE"}  # the program's libraries read these
+
+DECLARED: dict[str, Mapping[str, Any]] = {
+    declared.name.upper(): declared.metadata for declared in fields(program.Settings)
+}
+SECRETS = {name for name, metadata in DECLARED.items() if metadata["secret"]}
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The base, each component, all of them, and each overlay, as kustomize builds them."""
+    name: str = request.param
+    scratch = tmp_path_factory.mktemp("build")
+    if name == "base":
+        return build(K8S)
+    if name == "with everything":
+        return build_with(COMPONENTS, scratch)
+    if name.startswith("with "):
+        return build_with([K8S / "components" / name.removeprefix("with ")], scratch)
+    return build(ROOT / "overlays" / name)
+
+
+def of_kind(documents: list[Document], kind: str) -> Document:
+    (found,) = (document for document in documents if document["kind"] == kind)
+    return found
+
+
+@pytest.fixture
+def cronjob() -> Document:
+    return read(K8S / "cronjob.yaml")
+
+
+@pytest.fixture
+def job(cronjob: Document) -> Document:
+    spec: Document = cronjob["spec"]["jobTemplate"]["spec"]
+    return spec
+
+
+@pytest.fixture
+def pod(job: Document) -> Document:
+    spec: Document = job["template"]["spec"]
+    return spec
+
+
+@pytest.fixture
+def container(pod: Document) -> Document:
+    (found,) = pod["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture
+def config() -> Document:
+    return read(K8S / "configmap.yaml")
+
+
+@pytest.fixture
+def policy() -> Document:
+    spec: Document = read(K8S / "networkpolicy.yaml")["spec"]
+    return spec
+
+
+# --- valid ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_build_is_valid_for_the_oldest_and_the_newest_kubernetes(
+    built: str, version: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "all.yaml"
+    file.write_text(built)
+    options = [] if version == "newest" else ["-k", version]
+    done = subprocess.run(
+        [scanner("kubernetes-validate"), "--strict", *options, str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    unknown = re.findall(r"find schema for kind (\S+) with api version (\S+)", said)
+    assert said.count("WARN") == len(unknown), said
+    assert {(api, kind) for kind, api in unknown} <= CRDS.keys(), "no schema for these: pin their CRD in tests/schemas"
+    assert said.count("passed for resource") + len(unknown) == len(load(built))
+
+
+def test_custom_resources_follow_their_pinned_definition(built: str) -> None:
+    documents = [d for d in load(built) if (d["apiVersion"], d["kind"]) in CRDS]
+    for document in documents:
+        schema = closed(json.loads(CRDS[document["apiVersion"], document["kind"]].read_text()))
+        validate(document, schema)
+        with pytest.raises(AssertionError, match="Additional properties"):
+            validate(document | {"spec": document["spec"] | {"noSuchField": 1}}, schema)
+
+
+def closed(schema: Any) -> Any:
+    """The schema with every object closed, as a strict API server takes it."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {name: closed(value) for name, value in schema.items()}
+    if result.get("type") == "object" and result.get("properties") and "additionalProperties" not in result:
+        result["additionalProperties"] = False
+    if result.get("properties", {}).get("metadata") == {"type": "object"}:
+        result["properties"] = {**result["properties"], "metadata": {}}
+    return result
+
+
+def validate(document: Document, schema: Any) -> None:
+    code = "import json, sys, jsonschema; jsonschema.validate(*json.load(sys.stdin))"
+    text = json.dumps([document, schema])
+    done = subprocess.run(
+        [scanner("python"), "-c", code], input=text, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_checkov_finds_exactly_what_we_waived(tmp_path: Path) -> None:
+    waived = set(re.findall(r"^  - (CKV_\w+)  # \S+", (ROOT / "hack/checkov.yaml").read_text(), flags=re.MULTILINE))
+    assert waived == WAIVERS
+    for name, text in (("base", build(K8S)), ("everything", build_with(COMPONENTS, tmp_path))):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text)
+        done = subprocess.run(
+            [scanner("checkov"), "--framework", "kubernetes", "--skip-download", "-o", "json", "-f", str(file)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+        report = json.loads(done.stdout)
+        assert report["summary"]["passed"] > 50, done.stderr
+        assert {check["check_id"] for check in report["results"]["failed_checks"]} == WAIVERS
+
+
+# --- what no linter knows: labels and names ---------------------------------------------------------------------------
+
+
+def test_every_object_is_labelled_and_in_the_namespace(built: str) -> None:
+    documents = load(built)
+    namespace = of_kind(documents, "Namespace")["metadata"]["name"]
+    for document in documents:
+        labels = document["metadata"]["labels"]
+        assert labels["app.kubernetes.io/name"] == "habit-notifier"
+        if document["kind"] != "Namespace":
+            assert labels["app"] == "habit-notifier"
+            assert document["metadata"]["namespace"] == namespace
+
+
+def test_the_policy_and_the_readme_find_the_pods_by_their_label(built: str) -> None:
+    documents = load(built)
+    job = of_kind(documents, "CronJob")["spec"]["jobTemplate"]
+    selector = of_kind(documents, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
+    assert selector == {"app": "habit-notifier"}
+    for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
+        assert selector.items() <= labels.items()
+
+
+def test_what_the_pod_refers_to_is_there(built: str) -> None:
+    documents = load(built)
+    pod = of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["serviceAccountName"] == of_kind(documents, "ServiceAccount")["metadata"]["name"]
+    assert container["envFrom"] == [
+        {"configMapRef": {"name": of_kind(documents, "ConfigMap")["metadata"]["name"]}},
+        {"secretRef": {"name": "habit-notifier-secrets"}},
+    ]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_names_are_the_interface(cronjob: Document, config: Document) -> None:
+    assert (cronjob["metadata"]["name"], cronjob["metadata"]["namespace"]) == ("habit-notifier", "habit-tracker")
+    assert cronjob["spec"]["schedule"] == "0 9 * * *"
+    assert cronjob["spec"]["timeZone"] == "Etc/UTC"
+    assert {"DB_HOST", "DB_PORT", "DB_NAME", "TWILIO_FROM_NUMBER"} <= config["data"].keys()
+
+
+# --- the program's settings -------------------------------------------------------------------------------------------
+
+
+def test_manifests_and_program_declare_the_same_variables() -> None:
+    config = load(uncommented((K8S / "configmap.yaml").read_text()))[0]["data"]
+    assert set(config) == set(DECLARED) - SECRETS | STANDARD
+    assert set(secret_template()["stringData"]) == SECRETS
+
+
+def test_components_and_overlays_set_no_other_variables(built: str) -> None:
+    assert of_kind(load(built), "ConfigMap")["data"].keys() <= DECLARED.keys() - SECRETS | STANDARD
+
+
+def test_what_the_config_shows_as_default_is_the_default() -> None:
+    text = uncommented((K8S / "configmap.yaml").read_text())
+    shown = load(text)[0]["data"]
+    for name, value in shown.items():
+        default = DECLARED.get(name, {}).get("default")
+        if default and not value.endswith("..."):
+            assert value == default, name
+
+
+def test_every_value_of_the_config_is_a_string(built: str) -> None:
+    assert all(isinstance(value, str) for value in of_kind(load(built), "ConfigMap")["data"].values())
+
+
+def test_placeholders_are_what_the_program_and_the_makefile_refuse(config: Document, container: Document) -> None:
+    placeholders = {name for name, value in config["data"].items() if value.startswith("your-")}
+    assert placeholders == {"DB_HOST", "TWILIO_FROM_NUMBER"}
+    assert container["image"].startswith("your-")
+    for value in [*(config["data"][name] for name in placeholders), *secret_template()["stringData"].values()]:
+        assert program.PLACEHOLDER.fullmatch(value)
+
+
+# --- the Secret and suspend are never touched -------------------------------------------------------------------------
+
+
+def secret_template() -> Document:
+    """k8s/secret.yaml as a user fills it in: without the comment signs, the optional keys switched on."""
+    text = (K8S / "secret.yaml").read_text()
+    example = text[text.index("# apiVersion:") :]
+    (document,) = load(uncommented(re.sub(r"^# ?", "", example, flags=re.MULTILINE)))
+    return document
+
+
+def test_the_secret_is_a_template_that_applies_nothing() -> None:
+    assert load((K8S / "secret.yaml").read_text()) == []
+    template = secret_template()
+    assert (template["kind"], template["metadata"]["name"]) == ("Secret", "habit-notifier-secrets")
+
+
+def test_no_build_holds_a_secret_or_touches_suspend(built: str) -> None:
+    documents = load(built)
+    assert "Secret" not in {document["kind"] for document in documents}
+    assert "suspend" not in of_kind(documents, "CronJob")["spec"]
+
+
+def test_the_kustomization_lists_every_file_but_the_secret() -> None:
+    listed = set(read(K8S / "kustomization.yaml")["resources"])
+    assert listed == {file.name for file in K8S.glob("*.yaml")} - {"kustomization.yaml", "secret.yaml"}
+
+
+def test_the_kustomization_offers_every_component() -> None:
+    text = (K8S / "kustomization.yaml").read_text()
+    assert set(re.findall(r"^#   - components/(\S+)$", text, flags=re.MULTILINE)) == {f.name for f in COMPONENTS}
+
+
+# --- the job ----------------------------------------------------------------------------------------------------------
+
+
+def test_exit_codes_and_failure_policy_fit(job: Document, pod: Document, container: Document) -> None:
+    act, disrupted = job["podFailurePolicy"]["rules"]
+    assert act["action"] == "FailJob"
+    assert act["onExitCodes"] == {
+        "containerName": container["name"],
+        "operator": "In",
+        "values": [program.Exit.ACT.value],
+    }
+    # Without status: "True" the API server sees a change at every apply.
+    assert disrupted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert pod["restartPolicy"] == "Never"  # what a podFailurePolicy needs
+    assert job["backoffLimit"] == 2
+
+
+def test_the_program_ends_itself_before_the_job_is_killed(job: Document) -> None:
+    deadline = int(DECLARED["RUN_DEADLINE"]["default"])
+    post = sum(program.HTTP_TIMEOUT)
+    ending = post + program.DATABASE_PATIENCE + program.DATABASE_TIMEOUT + program.SETTLE_BUDGET + post
+    assert deadline + ending < job["activeDeadlineSeconds"]
+
+
+def test_the_texts_in_flight_end_within_the_grace_period(pod: Document) -> None:
+    record = program.DATABASE_PATIENCE + program.DATABASE_TIMEOUT
+    assert sum(program.HTTP_TIMEOUT) + record < pod["terminationGracePeriodSeconds"]
+
+
+def test_runs_do_not_overlap_and_a_missed_one_is_made_up_for(cronjob: Document) -> None:
+    spec = cronjob["spec"]
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["startingDeadlineSeconds"] == 3600
+    assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (3, 3)
+    assert spec["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] == 3 * 24 * 3600
+
+
+# --- locked down ------------------------------------------------------------------------------------------------------
+
+
+def test_the_pod_has_no_privilege(built: str) -> None:
+    documents = load(built)
+    pod = of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    security = pod["securityContext"]
+    assert security["runAsNonRoot"] is True
+    assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (1000, 1000, 1000)
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert of_kind(documents, "ServiceAccount")["automountServiceAccountToken"] is False
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        for bounds in container["resources"].values():
+            assert bounds.keys() == {"cpu", "memory", "ephemeral-storage"}
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    for volume in pod["volumes"]:
+        assert volume.keys() & {"configMap", "emptyDir", "secret"}, "nothing of the node"
+        assert volume.get("emptyDir", {"sizeLimit": ""}).keys() == {"sizeLimit"}
+
+
+def test_the_namespace_enforces_pod_security(built: str) -> None:
+    labels = of_kind(load(built), "Namespace")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_nobody_is_given_a_permission(built: str) -> None:
+    kinds = {document["kind"] for document in load(built)}
+    assert not kinds & {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+PRIVATE = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "127.0.0.0/8"]
+
+
+def test_nothing_comes_in_and_only_names_mysql_and_https_go_out(policy: Document) -> None:
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert not policy.get("ingress")
+    ports = [sorted((port["protocol"], port["port"]) for port in rule["ports"]) for rule in policy["egress"]]
+    assert ports == [[("TCP", 53), ("UDP", 53)], [("TCP", 443)], [("TCP", 3306)]]
+
+
+def test_https_goes_to_public_addresses_only(policy: Document) -> None:
+    (to,) = policy["egress"][1]["to"]
+    assert to == {"ipBlock": {"cidr": "0.0.0.0/0", "except": PRIVATE}}
+    for address in ("10.96.0.1", "169.254.169.254", "192.168.1.1", "100.64.0.1", "172.31.255.255", "127.0.0.1"):
+        assert any(ipaddress.ip_address(address) in ipaddress.ip_network(block) for block in PRIVATE)
+
+
+def test_names_are_asked_of_the_cluster_only(policy: Document) -> None:
+    service, cache = policy["egress"][0]["to"]
+    assert service["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
+    assert service["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kube-system"}
+    assert cache == {"ipBlock": {"cidr": "169.254.20.10/32"}}
+
+
+def test_port_of_config_and_policy_agree(config: Document, policy: Document) -> None:
+    assert policy["egress"][2]["ports"] == [{"protocol": "TCP", "port": int(config["data"]["DB_PORT"])}]
+
+
+# --- the documents ----------------------------------------------------------------------------------------------------
+
+
+DOCUMENTS = [path for path in (ROOT / "DEPLOYMENT.md", K8S / "README.md", ROOT / "CRONJOB_README.md") if path.exists()]
+
+
+def test_the_readme_names_every_file_and_component() -> None:
+    text = (K8S / "README.md").read_text()
+    for path in [*K8S.glob("*.yaml"), *COMPONENTS, *OVERLAYS]:
+        assert f"`{path.name}`" in text or f"`{path.parent.name}/{path.name}`" in text, path.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_only_files_that_exist(document: Path) -> None:
+    text = document.read_text()
+    named = re.findall(r"(?:k8s|app|hack|overlays|tests|components)/[\w./-]+[\w/]", text)
+    for name in named:
+        assert (ROOT / name).exists() or (K8S / name).exists(), f"{document.name} names {name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_only_settings_that_the_program_declares(document: Path) -> None:
+    named = set(
+        re.findall(r"\b((?:DB|TWILIO|MESSAGE|SEND|RUN|LOG|DEFAULT|REFUSED|VALIDITY)_[A-Z_]+)\b", document.read_text())
+    )
+    known = DECLARED.keys() | {f"{name}_FILE" for name in SECRETS}
+    assert named <= known, f"{document.name}: {sorted(named - known)}"
