@@ -28,10 +28,7 @@ WORKDIR /app
 USER 1000:1000
 # The exec form: the program is process 1 and gets SIGTERM itself.
 ENTRYPOINT ["python", "/app/habit_notifier.py"]
-ARG VERSION=unknown
-ARG REVISION=unknown
+# `make build` adds version and revision.
 LABEL org.opencontainers.image.title="habit-notifier" \
       org.opencontainers.image.description="Once a day, one text to each user who fell behind on their habits" \
-      org.opencontainers.image.licenses="MIT" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.licenses="MIT"

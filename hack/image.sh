@@ -32,8 +32,9 @@ build() {
   for variable in BASE_IMAGE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST; do
     [ -z "${!variable:-}" ] || arguments+=(--build-arg "$variable")
   done
-  "${docker[@]}" build ${arguments[@]+"${arguments[@]}"} --build-arg "VERSION=$tag" --build-arg "REVISION=$revision" \
-    --tag "$image" . || fail "the image was not built: the message stands above."
+  # Labels, not arguments of the Dockerfile: podman 4 takes a label that an argument fills from its cache.
+  "${docker[@]}" build ${arguments[@]+"${arguments[@]}"} --label "org.opencontainers.image.version=$tag" \
+    --label "org.opencontainers.image.revision=$revision" --tag "$image" . || fail "the image was not built: the message stands above."
   echo "Built $image."
 }
 
