@@ -324,13 +324,14 @@ def test_the_list_can_lag(twilio: FakeTwilio, connect: Connect) -> None:
 
 def test_a_text_is_fetched_with_what_became_of_it(twilio: FakeTwilio, connect: Connect) -> None:
     client = connect(twilio)
-    anna, bert = send(client), send(client, BERT)
+    anna, bert = send(client, from_="+15005550001"), send(client, BERT)
     twilio.settle(ANNA, "undelivered", 30003)
     twilio.settle(bert.sid, "delivered")
     found = {message.to: (message.status, message.error_code) for message in client.messages.list()}
     assert found == {ANNA: ("undelivered", 30003), BERT: ("delivered", None)}
-    assert anna.fetch().error_code == 30003
-    assert anna.fetch().date_sent is not None
+    anna = anna.fetch()
+    assert (anna.error_code, anna.from_) == (30003, "+15005550001")
+    assert anna.date_sent is not None
 
 
 def test_an_unknown_text_gets_20404(twilio: FakeTwilio, connect: Connect) -> None:
@@ -465,6 +466,15 @@ def test_the_book_tells_whether_a_text_whose_answer_failed_was_accepted(
     assert twilio.book[-1].to == BERT
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"), [(RESET_AFTER_ACCEPTING, "reset by peer"), (CLOSE_AFTER_ACCEPTING, "closed connection")]
+)
+def test_a_reset_is_told_from_an_end(twilio: FakeTwilio, connect: Connect, answer: Answer, words: str) -> None:
+    twilio.script(answer)
+    with pytest.raises(requests_errors.ConnectionError, match=words):
+        send(connect(twilio))
+
+
 def test_a_late_acceptance_happens_even_when_the_client_has_gone(twilio: FakeTwilio, connect: Connect) -> None:
     twilio.script(slow(0.2, accepted_first=False))
     with pytest.raises(requests_errors.ReadTimeout):
@@ -530,7 +540,25 @@ def test_a_client_that_does_not_trust_the_certificate_leaves_the_fake_in_peace(
     assert capfd.readouterr().err == ""
 
 
-def test_a_reset_in_the_handshake_comes_after_the_client_hello(twilio_tls: FakeTwilio, connect: Connect) -> None:
+def test_a_door_resets_at_once(twilio: FakeTwilio) -> None:
+    twilio.door(Door.RESET)
+    address = ("127.0.0.1", twilio.port)
+    with pytest.raises(ConnectionResetError), socket.create_connection(address, timeout=5) as client:
+        client.recv(1)
+
+
+def test_a_door_that_resets_in_the_handshake_waits_for_the_first_bytes(twilio: FakeTwilio) -> None:
+    twilio.door(Door.RESET_IN_HANDSHAKE)
+    with socket.create_connection(("127.0.0.1", twilio.port), timeout=0.1) as client:
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.sendall(b"hello")
+        client.settimeout(5)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_a_reset_in_the_handshake_leaves_no_request(twilio_tls: FakeTwilio, connect: Connect) -> None:
     client = connect(twilio_tls)
     twilio_tls.door(Door.RESET_IN_HANDSHAKE, times=1)
     with pytest.raises(requests_errors.ConnectionError, match="reset by peer"):
@@ -584,12 +612,18 @@ def test_a_connection_is_kept_until_it_is_dropped(twilio: FakeTwilio, connect: C
     assert twilio.stats()["connections"] == 2
 
 
-def test_a_request_that_arrives_in_pieces_is_read_whole(twilio: FakeTwilio) -> None:
+def raw_request(twilio: FakeTwilio, *headers: str) -> bytes:
+    """A text, as bytes."""
     token = b64encode(f"{twilio.ACCOUNT_SID}:{twilio.AUTH_TOKEN}".encode()).decode()
     body = urlencode(GOOD)
-    head = f"POST /2010-04-01/Accounts/{twilio.ACCOUNT_SID}/Messages.json HTTP/1.1\r\nAuthorization: Basic {token}\r\n"
-    request = f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
-    with socket.create_connection(("127.0.0.1", twilio.port)) as client:
+    line = f"POST /2010-04-01/Accounts/{twilio.ACCOUNT_SID}/Messages.json HTTP/1.1"
+    head = [line, f"Authorization: Basic {token}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*head, "", body]).encode()
+
+
+def test_a_request_that_arrives_in_pieces_is_read_whole(twilio: FakeTwilio) -> None:
+    request = raw_request(twilio, "Connection: close")
+    with socket.create_connection(("127.0.0.1", twilio.port), timeout=5) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for start in range(0, len(request), 25):
             client.sendall(request[start : start + 25])
@@ -597,6 +631,14 @@ def test_a_request_that_arrives_in_pieces_is_read_whole(twilio: FakeTwilio) -> N
         answer = b"".join(iter(lambda: client.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 201 Created\r\n")
     assert len(twilio.book) == 1
+
+
+def test_requests_that_arrive_together_are_answered_in_turn(twilio: FakeTwilio) -> None:
+    twilio.script(refuse(21610).delayed(before=0.05))
+    with socket.create_connection(("127.0.0.1", twilio.port), timeout=5) as client:
+        client.sendall(raw_request(twilio) + raw_request(twilio, "Connection: close"))
+        answers = b"".join(iter(lambda: client.recv(4096), b""))
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"400", b"201"]
 
 
 # --------------------------------------------------------------------------------------------------- life and control

@@ -168,7 +168,7 @@ class Door(StrEnum):
 
     OPEN = "open"
     SHUT = "shut"  # connection refused
-    RESET = "reset"  # RST as soon as the connection stands
+    RESET = "reset"  # RST as soon as the connection stands; clients see it while they connect, or right after
     RESET_IN_HANDSHAKE = "reset_in_handshake"  # RST after the client's first bytes (TLS: its ClientHello)
 
 
