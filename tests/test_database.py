@@ -15,7 +15,7 @@ import pymysql
 import pytest
 
 from tests.sandbox import database as sandbox
-from tests.sandbox.database import LEDGER, Database, NoServerError, Server
+from tests.sandbox.database import LEDGER, Database, NoServerError, Server, ServerError
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
 
@@ -98,7 +98,7 @@ def test_the_server_of_somebody_else_is_never_stopped(own: Server) -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:3306", "postgres://root:geheim@localhost/", "mysql://"])
 def test_a_wrong_url_is_explained_without_its_password(url: str) -> None:
-    with pytest.raises(NoServerError, match="write mysql://user:password@host:port/") as error:
+    with pytest.raises(ServerError, match="write mysql://user:password@host:port/") as error:
         Server.from_url(url)
     assert "geheim" not in str(error.value)
 
@@ -107,7 +107,7 @@ def test_a_url_may_hold_a_password_with_special_characters(own: Server) -> None:
     with own.connect() as connection, connection.cursor() as cursor:
         cursor.execute("CREATE USER odd@'%' IDENTIFIED BY 'p@ss/w:rd'")
     assert Server.from_url(f"mysql://odd:p%40ss%2Fw%3Ard@{own.host}:{own.port}/").password == "p@ss/w:rd"
-    with pytest.raises(NoServerError, match=r"cannot be used.*1045"):
+    with pytest.raises(ServerError, match=r"cannot be used.*1045"):
         Server.from_url(f"mysql://odd:wrong@{own.host}:{own.port}/")
 
 
@@ -169,7 +169,7 @@ def test_a_forked_child_that_ends_leaves_the_server_of_its_parent_alone() -> Non
 @pytest.mark.usefixtures("throwaway")
 def test_a_server_that_does_not_start_shows_the_end_of_its_log_and_leaves_nothing() -> None:
     server = Server(options=["--no-such-option"])
-    with pytest.raises(NoServerError, match=r"(?s)does not start.*the end of its log:.*no-such-option"):
+    with pytest.raises(ServerError, match=r"(?s)does not start.*the end of its log:.*no-such-option"):
         server.__enter__()
     assert server._engine
     assert not server._engine.folder.exists()
@@ -177,7 +177,7 @@ def test_a_server_that_does_not_start_shows_the_end_of_its_log_and_leaves_nothin
 
 def test_a_port_that_another_server_has_taken_is_noticed(own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "_free_port", lambda: own.port)
-    with pytest.raises(NoServerError, match=r"does not start"):
+    with pytest.raises(ServerError, match=r"does not start"):
         Server().__enter__()
     assert own.running()
 
@@ -219,7 +219,7 @@ def test_a_docker_engine_is_asked_before_apt_and_its_reason_is_told(
     program(bare, "apt-get", "exit 1")
     program(bare, "docker", '[ "$1" = info ] || { echo "no space left" >&2; exit 1; }')
     heard: list[str] = []
-    with pytest.raises(NoServerError, match="docker create failed: no space left"):
+    with pytest.raises(ServerError, match="docker create failed: no space left"):
         Server(say=heard.append).__enter__()
     assert len(heard) == 1
     assert "Docker brings mysql:" in heard[0]

@@ -157,7 +157,7 @@ def test_the_demo_says_so_when_the_program_does_not_do_its_job(
     monkeypatch.setenv("TEST_MYSQL_URL", f"mysql://{server.user}:{server.password}@{server.host}:{server.port}/")
     assert demo.tell() == 1
     output = capsys.readouterr().out
-    assert "✗ Ana No-Logs (ID 1) got: nothing: on track; not: a text (No logs in the past 2 days)" in output
+    assert "✗ Ana No-Logs (ID 1): expected a text (No logs in the past 2 days), got nothing: on track" in output
     assert "Somebody did not get what they should." in output
 
 

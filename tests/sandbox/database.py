@@ -59,6 +59,24 @@ PLACES = (
 
 CHOICES = "install MariaDB or MySQL, start Docker, or set TEST_MYSQL_URL to mysql://user:password@host:port/"
 
+LEAN = (  # loose: what a family or version does not know, it passes over
+    "--skip-log-bin",
+    "--loose-mysqlx=OFF",
+    "--loose-performance-schema=OFF",
+    "--secure-file-priv=",  # MySQL's default is a folder that may be missing or not ours
+    "--loose-innodb-flush-method=nosync",
+    "--loose-innodb-log-file-size=32M",
+    "--innodb-buffer-pool-size=64M",
+)
+SERVING = (
+    "--skip-name-resolve",
+    "--character-set-server=utf8mb4",
+    "--max-connections=500",
+    "--innodb-flush-log-at-trx-commit=2",  # to the kernel, not to the disk
+    "--loose-innodb-buffer-pool-dump-at-shutdown=OFF",
+    "--loose-innodb-buffer-pool-load-at-startup=OFF",
+)
+
 LEDGER = "HabitNotification"
 LONG_AGO = datetime(2024, 1, 1, tzinfo=UTC)  # when users and habits began unless a test says otherwise
 
@@ -66,8 +84,12 @@ Id = int | str
 Say = Callable[[str], object]
 
 
-class NoServerError(RuntimeError):
-    """No throw-away server can be had on this machine, or it does not start; the message says what to do."""
+class ServerError(RuntimeError):
+    """The server that is there cannot be used; the message says why."""
+
+
+class NoServerError(ServerError):
+    """No throw-away server can be had on this machine; the message says what to do about it."""
 
 
 class Server:
@@ -103,7 +125,7 @@ class Server:
         """The server of somebody else, as in TEST_MYSQL_URL: mysql://user:password@host:port/?ssl_ca=/path/to/ca.pem"""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("mysql", "mariadb") or not parts.hostname:
-            raise NoServerError(f"TEST_MYSQL_URL: write mysql://user:password@host:port/, not {_without_password(url)}")
+            raise ServerError(f"TEST_MYSQL_URL: write mysql://user:password@host:port/, not {_without_password(url)}")
         server = cls()
         server.host = parts.hostname
         server.port = parts.port or 3306
@@ -114,7 +136,7 @@ class Server:
         try:
             server._look()
         except pymysql.err.MySQLError as error:
-            raise NoServerError(f"TEST_MYSQL_URL names a server that cannot be used: {error}") from None
+            raise ServerError(f"TEST_MYSQL_URL names a server that cannot be used: {error}") from None
         return server
 
     def __enter__(self) -> Self:
@@ -216,7 +238,7 @@ class Server:
             except pymysql.err.MySQLError as error:
                 reason = str(error)
             if not engine.alive() or time.monotonic() > deadline:
-                raise NoServerError(f"{engine.origin} does not start: {reason}\n{engine.log_tail()}")
+                raise ServerError(f"{engine.origin} does not start: {reason}\n{engine.log_tail()}")
             time.sleep(0.02)
 
     def _look(self) -> None:
@@ -452,9 +474,7 @@ class _Process:
         self.log = self.folder / "log"
         self._pid_file = self.folder / "pid"
         # Should we die without a goodbye, the guardian kills the server that the pid file names.
-        self._guardian = _Guardian(
-            'kill -9 $(cat "$1/pid" 2>/dev/null) 2>/dev/null; sleep 0.2; rm -rf "$1"', self.folder
-        )
+        self._guardian = _Guardian('kill -9 $(cat "$1/pid") && sleep 0.2; rm -rf "$1"', self.folder)
         self._process: subprocess.Popen[bytes] | None = None
         self._arguments: list[str] = []
 
@@ -469,13 +489,8 @@ class _Process:
         common = [
             "--no-defaults",
             f"--datadir={self.data}",
-            "--innodb-flush-method=nosync",
-            "--innodb-buffer-pool-size=64M",
-            "--performance-schema=OFF",
-            "--skip-log-bin",
             *(["--user=root"] if os.geteuid() == 0 else []),
-            *([] if self.mariadb else ["--mysqlx=OFF", "--secure-file-priv=NULL", "--innodb-redo-log-capacity=64M"]),
-            *(["--innodb-log-file-size=32M"] if self.mariadb else []),
+            *LEAN,
         ]
         if self.mariadb:
             self._bootstrap_mariadb(common)
@@ -488,12 +503,7 @@ class _Process:
             f"--socket={self.folder / 's'}",  # a path of over about 100 characters is refused
             f"--pid-file={self.folder / 'server.pid'}",
             f"--init-file={first}",
-            "--innodb-flush-log-at-trx-commit=2",
-            "--innodb-buffer-pool-dump-at-shutdown=OFF",
-            "--innodb-buffer-pool-load-at-startup=OFF",
-            "--skip-name-resolve",
-            "--character-set-server=utf8mb4",
-            "--max-connections=500",
+            *SERVING,
             *(f"--ssl-{name}={self.folder / name}.pem" for name in ("ca", "cert", "key") if self.tls),
             *options,
         ]
@@ -509,29 +519,30 @@ class _Process:
             self._run_once([script, *common, "--auth-root-authentication-method=normal", "--skip-test-db"])
 
     def _run_once(self, command: list[str], stdin: str = "") -> None:
-        with self.log.open("ab") as log:
-            try:
-                done = subprocess.run(
-                    command, input=stdin.encode(), stdout=log, stderr=log, cwd=self.folder, start_new_session=True
-                )
-            except OSError as error:
-                raise NoServerError(f"{self.origin} cannot be set up: {error}; {CHOICES}") from None
-        if done.returncode:
-            raise NoServerError(f"{self.origin} cannot create its system tables; {CHOICES}\n{self.log_tail()}")
+        try:
+            process = self._launch(command)
+        except OSError as error:
+            raise ServerError(f"{self.origin} cannot be set up: {error}") from None
+        process.communicate(stdin.encode())
+        if process.returncode:
+            raise ServerError(f"{self.origin} cannot create its system tables\n{self.log_tail()}")
 
     def start(self) -> None:
-        if self.alive():
-            return
+        if not self.alive():
+            self._launch([self.binary, *self._arguments])
+
+    def _launch(self, command: list[str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [self.binary, *self._arguments],
-                stdin=subprocess.DEVNULL,
+            self._process = process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
                 start_new_session=True,  # the Ctrl-C of the terminal is ours alone: we stop the server last
             )
-        self._pid_file.write_text(str(self._process.pid))
+        self._pid_file.write_text(str(process.pid))
+        return process
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -559,6 +570,8 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdin:
+            self._process.stdin.close()
         self._process = None
         self._pid_file.unlink(missing_ok=True)
 
@@ -580,6 +593,7 @@ class _Container:
         self.port = 0
         self.tls = False
         self.folder = _temporary_folder()
+        self.folder.chmod(0o755)  # the server runs under another account
         self.name = self.folder.name
         self._guardian = _Guardian('docker rm -f -v "$2" >/dev/null 2>&1; rm -rf "$1"', self.folder, self.name)
 
@@ -588,11 +602,8 @@ class _Container:
         self._docker(
             *("create", "--name", self.name, "--publish", f"127.0.0.1:{self.port}:3306"),
             *("--env", "MYSQL_ALLOW_EMPTY_PASSWORD=1", "--env", "MYSQL_ROOT_HOST=%"),
-            *("--volume", f"{self.folder}:/sandbox:ro"),
-            *(DOCKER_IMAGE, "--skip-log-bin", "--skip-name-resolve", "--performance-schema=OFF", "--mysqlx=OFF"),
-            *("--secure-file-priv=NULL",),
-            *("--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=2", "--max-connections=500"),
-            *("--character-set-server=utf8mb4", *tls, *options),
+            *(("--volume", f"{self.folder}:/sandbox:ro") if self.tls else ()),
+            *(DOCKER_IMAGE, *LEAN, *SERVING, *tls, *options),
         )
 
     def start(self) -> None:
@@ -624,7 +635,7 @@ class _Container:
     def _docker(self, *arguments: str, check: bool = True) -> str:
         done = subprocess.run(["docker", *arguments], capture_output=True, text=True, start_new_session=True)
         if check and done.returncode:
-            raise NoServerError(f"docker {arguments[0]} failed: {done.stderr.strip()}; {CHOICES}")
+            raise ServerError(f"docker {arguments[0]} failed: {done.stderr.strip()}")
         return done.stdout + done.stderr
 
 
@@ -731,8 +742,8 @@ def make_certificates(folder: Path) -> None:
     ):
         done = subprocess.run(["openssl", *command.split()], cwd=folder, capture_output=True, text=True)
         if done.returncode:
-            raise NoServerError(f"openssl cannot make the certificates of the sandbox: {done.stderr.strip()}")
-    (folder / "key.pem").chmod(0o644)  # in a container the server runs under another account
+            raise ServerError(f"openssl cannot make the certificates of the sandbox: {done.stderr.strip()}")
+    (folder / "key.pem").chmod(0o644)  # for the server in a container
 
 
 def _temporary_folder() -> Path:
@@ -750,7 +761,7 @@ def _free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise NoServerError("There is no free port from 20000 to 32000 on 127.0.0.1")
+    raise ServerError("There is no free port from 20000 to 32000 on 127.0.0.1")
 
 
 def _alive(connection: Connection[Any]) -> bool:
