@@ -16,6 +16,8 @@ fail() {
   exit 1
 }
 
+# For what needs no cluster: whichever context is chosen must not matter.
+offline() { KUBECONFIG=/dev/null kubectl "$@"; }
 cluster() { kubectl ${CONTEXT:+--context "$CONTEXT"} "$@"; }
 here() { cluster --namespace "$NAMESPACE" "$@"; }
 
@@ -32,11 +34,11 @@ only() {
 }
 
 render() {
-  RENDERED=$(kubectl kustomize "$OVERLAY") || fail "kustomize cannot build $OVERLAY: its message stands above."
+  RENDERED=$(offline kustomize "$OVERLAY") || fail "kustomize cannot build $OVERLAY: its message stands above."
   [ -n "$(printf '%s\n' "$RENDERED" | only CronJob)" ] || fail "there is no CronJob in $OVERLAY."
 }
 
-cronjob_in_files() { printf '%s\n' "$RENDERED" | only CronJob | kubectl patch --local --type=merge -p '{}' -f - -o "jsonpath=$1"; }
+cronjob_in_files() { printf '%s\n' "$RENDERED" | only CronJob | offline patch --local --type=merge -p '{}' -f - -o "jsonpath=$1"; }
 
 readonly IMAGE_PATH="{.spec.jobTemplate.spec.template.spec.containers[?(@.name==\"$CRONJOB\")].image}"
 
@@ -113,7 +115,7 @@ read_file() {
   # A filled file is the whole truth: what the shell happens to hold does not mix with it.
   for name in $SECRET_NAMES; do unset "$name"; done
   if grep -q '^kind: *Secret' "$FILE"; then
-    values=$(kubectl patch --local --type=merge -p '{}' -f "$FILE" -o go-template='{{range $k, $v := .data}}{{$k}}={{base64decode $v}}
+    values=$(offline patch --local --type=merge -p '{}' -f "$FILE" -o go-template='{{range $k, $v := .data}}{{$k}}={{base64decode $v}}
 {{end}}{{range $k, $v := .stringData}}{{$k}}={{$v}}
 {{end}}') || fail "$FILE is no Secret that kubectl understands: its message stands above."
     yaml=yes
@@ -513,7 +515,7 @@ shell() {
   template=$(cronjob_in_cluster '{.spec.jobTemplate.spec.template}')
   # The Job's own pod, with `sleep` in the program's place. It ends itself after an hour, whatever happens to this terminal.
   printf '{"apiVersion":"v1","kind":"Pod",%s' "${template#\{}" |
-    kubectl patch --local -f - -o json --type=strategic -p "{
+    offline patch --local -f - -o json --type=strategic -p "{
       \"metadata\": {\"name\": \"$pod\", \"namespace\": \"$NAMESPACE\", \"labels\": {\"habit-notifier/purpose\": \"shell\"}},
       \"spec\": {\"activeDeadlineSeconds\": 3600, \"terminationGracePeriodSeconds\": 1,
                  \"containers\": [{\"name\": \"$CRONJOB\", \"command\": [\"sleep\", \"3600\"], \"args\": null}]}}" |
