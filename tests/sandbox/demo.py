@@ -280,7 +280,7 @@ def show_log_line(line: str) -> None:
     colour = yellow if " - WARNING - " in line or " - ERROR - " in line else dim
     line, is_log = re.subn(r"^[\d-]{10} ([\d:]{8}) - \w+ - (INFO - )?", r"\1 ", line)
     if is_log:
-        line = re.sub(r"(?<!\S)(?!\S*://)(\S{9})\S{23,}", r"\1…", line)  # message SIDs, and the longest of names
+        line = re.sub(r"(?<!\S)(?!\S*(?:://|=))(\S{9})\S{23,}", r"\1…", line)  # message SIDs, and the longest of names
     indent = " " * 9 if is_log else ""
     for part in textwrap.wrap(line, WIDTH - len(MARGIN) - 2, subsequent_indent=indent, break_on_hyphens=False) or [""]:
         say(f"{dim('│')} {colour(part)}")
