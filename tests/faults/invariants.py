@@ -1,0 +1,415 @@
+"""What must hold whatever goes wrong, with the fake's book as the witness. Each check yields what is wrong, in words."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from itertools import pairwise, product
+
+from tests.faults import faults as f
+from tests.faults.draw import PERMANENT, Scene
+from tests.faults.program import KILLED, Run
+from tests.faults.scene import DEADLINE, SPACING, Due, Person, due
+from tests.faults.stage import Played, Record, Row
+from tests.sandbox.database import Id
+from tests.sandbox.fake_twilio import Message
+from tests.sandbox.people import MISSED_YESTERDAY, NO_LOGS
+
+NAMES = {
+    "at most one text": "no user got two accepted texts for one local day, or within 11 h 30 min",
+    "only who is due": "nobody got a text who was not due, or with the other rule's words",
+    "one outcome each": "every due user was in exactly one named outcome",
+    "nobody is lost": "a run without faults posted every text that was due and free to be sent",
+    "log": "sums in the log equal its lines, the ledger and the book",
+    "ledger": "a row for every text that may have been sent, and no row says more than is so",
+    "secrets": "no secret in any output",
+    "traceback": "no traceback, and every run ended in time",
+    "exit code": "the exit code is the table's",
+}
+
+LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:,\d+)? - \S+ - (DEBUG|INFO|WARNING|ERROR) - (.*)$")
+SENT = re.compile(r"Notification sent to (.*) \((\+\d+)\)\. Message SID: (\w+)$")
+RESULT = re.compile(r"Notification to .* \(ID: (\S+?)\) (refused|uncertain|not sent): ")
+SKIPPED = re.compile(
+    r"User .* \(ID: (\S+?)\) gets no text, (already handled today|deferred|refused earlier|skipped \(time zone\)"
+    r"|skipped \(phone number\)|not tried|uncertain|not sent): "
+)
+NEEDS = re.compile(r"User .* \(ID: (\S+?)\) needs notification: (.*)$")
+FOUND = re.compile(r"Found (\d+) users with phone numbers$")
+NOT_LOOKED_AT = re.compile(r"(\d+) users were not looked at$")
+LOOKED_AT = re.compile(r"Looked at (\d+) of (\d+) users(.*)$")
+COMPLETED = re.compile(r"Job completed\. Notifications sent: (\d+), Failed: (\d+)$")
+UNRECORDED = "could not be recorded"
+
+# The table of outcomes: what counts as Failed, and what asks for exit code 1.
+FAILED = {"refused", "uncertain", "not sent", "not tried"}
+RETRY = {"not sent", "not tried"}
+# Errors of MySQL that a person must mend; every other one may mend itself.
+FIX = {1044, 1045, 1049, 1054, 1142, 1143, 1146, 1290, 1698, 1792, 1836, 3159}
+WEIGHT = [0, 1, 143, 2]
+
+Problem = tuple[str, str]
+
+
+@dataclass
+class Told:
+    """What the log of one run says."""
+
+    run: Run
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    outcomes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """By user: id, or the name's key and phone where a line has no id."""
+    needs: dict[str, str] = field(default_factory=dict)
+    sids: list[tuple[str, str, str]] = field(default_factory=list)
+    found: int | None = None
+    not_looked_at: int = 0
+    totals: dict[str, int] = field(default_factory=dict)
+    completed: tuple[int, int] | None = None
+    errors: list[str] = field(default_factory=list)
+    strange: list[str] = field(default_factory=list)
+
+    @property
+    def unrecorded(self) -> bool:
+        """Whether it says that it could not record what became of its last texts."""
+        return any(UNRECORDED in line for line in self.errors)
+
+    @property
+    def at_debug(self) -> bool:
+        """Whether it names even those who were handled before."""
+        return self.run.orders.environ["LOG_LEVEL"] == "DEBUG"
+
+
+def read(run: Run) -> Told:
+    """Understand the log of a run."""
+    told = Told(run)
+    for line in run.output.splitlines():
+        if not (match := LINE.match(line)):
+            told.strange.append(line)
+            continue
+        level, words = match.groups()
+        told.lines.append((level, words))
+        if level == "ERROR":
+            told.errors.append(words)
+        if match := SENT.match(words):
+            told.sids.append(match.groups())  # type: ignore[arg-type]
+        elif match := RESULT.match(words) or SKIPPED.match(words):
+            told.outcomes[match[1]].append(match[2])
+        elif match := NEEDS.match(words):
+            told.needs[match[1]] = match[2]
+        elif match := FOUND.match(words):
+            told.found = int(match[1])
+        elif match := NOT_LOOKED_AT.match(words):
+            told.not_looked_at = int(match[1])
+        elif match := LOOKED_AT.match(words):
+            totals = [part.rpartition(" ") for part in match[3].split(", ")[1:]]
+            told.totals = {what: int(count) for what, _, count in totals}
+        elif match := COMPLETED.match(words):
+            told.completed = int(match[1]), int(match[2])
+    return told
+
+
+class Judge:
+    """Follows a scene group by group, and remembers what it has to."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._days: dict[str, list[tuple[Message, set[date]]]] = defaultdict(list)
+        self._default = scene.default_zone
+
+    def judge(self, record: Record) -> Iterator[Problem]:
+        """What is wrong after the last group."""
+        group = record.groups[-1]
+        told = [read(run) for run in group.runs]
+        for each in told:
+            user_of_sid = {text.sid: self._user(group, text) for text in record.final_book}
+            for _, _, sid in each.sids:
+                if user := user_of_sid.get(sid):
+                    each.outcomes[str(user.id)].append("sent")
+        yield from self._texts(group)
+        for each in told:
+            yield from self._run(group, each, record)
+        yield from self._ledger(group, told, record)
+        yield from self._nobody_lost(group, told)
+        for words in group.stray:
+            if "Traceback" in words or any(secret in words for secret in record.secrets):
+                yield "traceback", words
+
+    # --- texts, as the fake took them
+
+    def _user(self, group: Played, text: Message) -> Person | None:
+        """Whose text it is, by the name in it."""
+        key = re.search(r"\bP\d+\b", text.body)
+        return next((person for person in group.people if key and person.key == key[0]), None)
+
+    def _texts(self, group: Played) -> Iterator[Problem]:
+        for text in group.texts:
+            user = self._user(group, text)
+            if user is None:
+                yield "only who is due", f"a text to {text.to} is nobody's: {text.body}"
+                continue
+            days = set()
+            rule = NO_LOGS if "no habits logged in the past 2 days" in text.body else MISSED_YESTERDAY
+            for run in group.runs:
+                found = due(user, run.now, self._default) if run.now else None
+                if found and found.rule == rule:
+                    days.add(found.day)
+            if not days or text.to != user.phone:
+                nows = [str(run.now) for run in group.runs]
+                yield "only who is due", f"{user} got {text.body!r} at {text.to}, runs at {nows}"
+            self._days[user.key].append((text, days))
+            yield from self._at_most_one(user)
+
+    def _at_most_one(self, user: Person) -> Iterator[Problem]:
+        texts = sorted(self._days[user.key], key=lambda pair: pair[0].accepted_at)
+        for (one, _), (two, _) in pairwise(texts):
+            if two.accepted_at - one.accepted_at < SPACING:
+                yield "at most one text", f"{user.key} got texts at {one.accepted_at} and {two.accepted_at}"
+        choices = [days for _, days in texts if days]
+        if choices and not any(len(set(choice)) == len(choice) for choice in product(*choices)):
+            yield "at most one text", f"{user.key} got {len(choices)} texts for one of the days {choices}"
+
+    # --- one run and its log
+
+    def _run(self, group: Played, told: Told, record: Record) -> Iterator[Problem]:
+        run = told.run
+        if run.crash or "Traceback" in run.output:
+            yield "traceback", run.crash or run.output[-3000:]
+        if told.strange and not run.killed:
+            yield "traceback", f"lines that are not the log's: {told.strange[:5]}"
+        for secret in record.secrets:
+            if secret in run.output or secret in run.crash:
+                yield "secrets", f"a secret is in the output: …{run.output[max(0, run.output.find(secret) - 200):][:300]}"
+        yield from self._sent_lines(told, record)
+        if run.killed and run.exit_code == KILLED:
+            return
+        yield from self._exit(group, told)
+        if told.found is None or run.orders.argv:
+            return
+        yield from self._outcomes(group, told)
+        yield from self._sums(group, told)
+
+    def _sent_lines(self, told: Told, record: Record) -> Iterator[Problem]:
+        book = {text.sid: text for text in record.final_book}
+        for name, phone, sid in told.sids:
+            text = book.get(sid)
+            if not text or text.to != phone or (name.split()[0] not in text.body):
+                yield "log", f"the log says sent to {name} ({phone}) as {sid}, the book says {text}"
+
+    def _outcomes(self, group: Played, told: Told) -> Iterator[Problem]:
+        now = told.run.now
+        assert now
+        unnamed = 0
+        by_id = {str(person.id): person for person in group.people}
+        held = {(row.user_id, row.day) for row in [*group.ledger_before, *group.ledger_after]}
+        for user_id, person in by_id.items():
+            found, named = due(person, now, self._default), told.outcomes.get(user_id, [])
+            zone_is_bad = "skipped (time zone)" in named
+            if len(named) > 1:
+                yield "one outcome each", f"{person} has the outcomes {named}"
+            if not found and named and not zone_is_bad:
+                yield "one outcome each", f"{person} is not due, but was {named}"
+            if found and not named:
+                quiet = not told.at_debug and (person.id, found.day) in held
+                unnamed += 0 if quiet else 1
+            if found and user_id in told.needs and told.needs[user_id] != found.rule:
+                yield "only who is due", f"{person}: the log says {told.needs[user_id]}, it is {found.rule}"
+        for user_id in told.outcomes.keys() - by_id.keys():
+            yield "log", f"the log names a user {user_id}, whom nobody knows"
+        if unnamed > told.not_looked_at:
+            lost = [
+                str(person)
+                for user_id, person in by_id.items()
+                if due(person, now, self._default) and not told.outcomes.get(user_id)
+            ]
+            yield "one outcome each", f"{unnamed} due users have no outcome, {told.not_looked_at} not looked at: {lost}"
+
+    def _sums(self, group: Played, told: Told) -> Iterator[Problem]:
+        listening = sum(person.is_listening for person in group.people)
+        if told.found != listening:
+            yield "log", f"the log says {told.found} users with phone numbers, there are {listening}"
+        if told.completed is None:
+            yield "log", "the run has no last line"
+            return
+        lines = Counter(outcome for named in told.outcomes.values() for outcome in named)
+        totals = Counter(told.totals)
+        streak = any("texts in a row failed" in line for line in told.errors)
+        taken_back = totals["not sent"] - lines["not sent"] if streak else 0  # refusals that were the sender's fault
+        lines["refused"] -= taken_back
+        lines["not sent"] += taken_back
+        if not told.at_debug:
+            lines["already handled today"] = totals["already handled today"]
+        if +lines != +totals:
+            yield "log", f"the log's lines are {dict(+lines)}, its sums {dict(+totals)}"
+        failed = sum(count for outcome, count in lines.items() if outcome in FAILED)
+        if told.completed != (lines["sent"], failed):
+            yield "log", f"the last line says {told.completed}, the lines {lines['sent']}, {failed}"
+
+    # --- exit codes
+
+    def _exit(self, group: Played, told: Told) -> Iterator[Problem]:
+        run = told.run
+        codes = {0} | {code for line in told.errors if (code := code_of(line, group)) is not None}
+        if any(outcome in RETRY for named in told.outcomes.values() for outcome in named):
+            codes.add(1)
+        if run.term_at:
+            codes.add(143)
+        allowed = {max(codes, key=WEIGHT.index)}
+        if run.term_at and told.completed:  # it may have come too late
+            allowed.add(max(codes - {143}, key=WEIGHT.index))
+        if run.term_at and not told.lines:
+            allowed.add(-signal.SIGTERM)  # before Python ran
+        if run.exit_code not in allowed:
+            yield "exit code", f"exit code {run.exit_code}, not {allowed}: {told.errors}, {run.term_at}"
+        refused = [request for request in group.requests if request.answer == "refuse"]
+        if refused and len(group.runs) == 1 and run.exit_code != 2 and not is_only_lists(refused):
+            yield "exit code", f"Twilio refused the credentials, exit code {run.exit_code}"
+        if told.errors and run.exit_code == 0:
+            yield "exit code", f"exit code 0 in spite of {told.errors}"
+
+    # --- the ledger against the book
+
+    def _ledger(self, group: Played, told: list[Told], record: Record) -> Iterator[Problem]:
+        by_id = {person.id: person for person in group.people}
+        book = {text.sid: text for text in record.final_book}
+        rows = {(row.user_id, row.day): row for row in group.ledger_after}
+        for row in group.ledger_after:
+            yield from self._row(row, by_id[row.user_id], book)
+        for key, texts in self._days.items():
+            person = next(person for person in group.people if person.key == key)
+            for text, days in texts:
+                of_text = [row for day in days if (row := rows.get((person.id, day)))]
+                if not any(row.state != "refused" and row.claimed_at <= text.accepted_at for row in of_text):
+                    yield "ledger", f"{key} got {text.sid} for one of {days}, the ledger says {of_text}"
+        yield from self._left_sending(group, told)
+        for each in told:
+            yield from self._recorded(each, group)
+
+    def _row(self, row: Row, person: Person, book: Mapping[str, Message]) -> Iterator[Problem]:
+        if row.state == "sent":
+            text = book.get(row.sid or "")
+            if not text or not re.search(rf"\b{person.key}\b", text.body) or text.to != row.phone:
+                yield "ledger", f"{row} of {person}: the book says {text}"
+            elif row.final_status not in (None, text.status, "unknown") and row.final_status != "delivered":
+                yield "ledger", f"{row}: Twilio says {text.status}"
+        if row.state not in ("sending", "sent", "refused", "uncertain"):
+            yield "ledger", f"{row} has a state that is not in the design"
+        if row.state == "refused":
+            for text, days in self._days[person.key]:
+                if days == {row.day}:
+                    yield "ledger", f"{row} says refused, but {text.sid} was accepted"
+
+    def _left_sending(self, group: Played, told: list[Told]) -> Iterator[Problem]:
+        """Only a kill, or a failure that the log tells, leaves a row at 'sending'."""
+        if any(run.killed for run in group.runs) or any(each.unrecorded for each in told):
+            return
+        if any(isinstance(fault, f.CutWhileExecuting | f.LockWait) and fault.hits for fault in group.faults):
+            return  # the server may execute a claim that nobody waits for any more
+        if any(isinstance(fault, f.Away | f.ServerRestart) or is_hang(fault) for fault in group.faults):
+            return  # likewise
+        before = {(row.user_id, row.day, row.token) for row in group.ledger_before}
+        for row in group.ledger_after:
+            if row.state == "sending" and (row.user_id, row.day, row.token) not in before:
+                yield "ledger", f"{row} was left at 'sending' by a run that says nothing of it"
+
+    def _recorded(self, told: Told, group: Played) -> Iterator[Problem]:
+        """What the log says of texts, the ledger says too."""
+        if told.run.killed or told.unrecorded:
+            return
+        by_sid = {row.sid: row for row in group.ledger_after if row.sid}
+        for _, _, sid in told.sids:
+            if (row := by_sid.get(sid)) is None or row.state != "sent":
+                yield "ledger", f"the log says that {sid} was sent, the ledger says {row}"
+        if len(group.runs) > 1 or not told.run.now:
+            return
+        streak = any("texts in a row failed" in line for line in told.errors)
+        rows = {(str(row.user_id), row.day): row.state for row in group.ledger_after}
+        for person in group.people:
+            found = due(person, told.run.now, self._default)
+            named = told.outcomes.get(str(person.id), [])
+            if not found or len(named) != 1:
+                continue
+            state = rows.get((str(person.id), found.day))
+            right = {
+                "sent": {"sent"},
+                "refused": {"refused", None} if streak else {"refused"},
+                "uncertain": {"uncertain", "sending", "sent"},  # a settlement may have found it
+                "already handled today": {"sent", "refused", "uncertain", "sending"},
+            }.get(named[0], {None})
+            if named[0] == "refused" and told.completed is None:
+                right = {"refused", None}
+            if named[0] in ("not sent", "not tried", "deferred") and is_zombie(group):
+                right = {None, "sending"}
+            if state not in right:
+                yield "ledger", f"{person} was {named[0]}, the ledger says {state}"
+
+    # --- nobody is lost
+
+    def _nobody_lost(self, group: Played, told: list[Told]) -> Iterator[Problem]:
+        """A run without faults posts every text that is due, unless the ledger says why not."""
+        if group.part.faults or group.part.environ or group.part.argv or len(told) > 1 or not told[0].run.now:
+            return
+        now = told[0].run.now
+        if told[0].run.exit_code != 0:
+            yield "nobody is lost", f"nothing went wrong, exit code {told[0].run.exit_code}: {told[0].errors}"
+            return
+        posted = {request.params.get("Body", "") for request in group.requests if request.operation == "send"}
+        rows: dict[Id, list[Row]] = defaultdict(list)
+        for row in group.ledger_before:
+            rows[row.user_id].append(row)
+        for person in group.people:
+            found = due(person, now, self._default)
+            if found and person.phone_is_good and self._is_free(person, found, rows[person.id], now):
+                if not any(re.search(rf"\b{person.key}\b", body) for body in posted):
+                    yield "nobody is lost", f"{person} was due for {found}, free to be texted, and is not: {rows[person.id]}"
+
+    def _is_free(self, person: Person, found: Due, rows: list[Row], now: datetime) -> bool:
+        """Whether nothing in the ledger speaks against a text; in doubt something does."""
+        days = int(self._scene.environ.get("REFUSED_RETRY_DAYS", "30"))
+        for row in rows:
+            same_number = row.phone == person.phone
+            if row.state == "refused":
+                remembered = row.code in PERMANENT and (found.day - row.day).days < days
+                if same_number and (row.day == found.day or remembered):
+                    return False
+                continue
+            last = row.finished_at or row.claimed_at + DEADLINE
+            if row.day == found.day or last > now - SPACING - timedelta(minutes=1):
+                return False
+        return True
+
+
+def code_of(line: str, group: Played) -> int | None:
+    """The exit code that a line of level ERROR stands for."""
+    if match := re.match(r"MySQL: .*\(error (-?\d+)", line):
+        return 2 if int(match[1]) in FIX else 1
+    if line.startswith("Twilio: "):
+        return 2
+    if "texts in a row failed" in line:
+        bad = {fault.kind for fault in group.faults if isinstance(fault, f.BadAnswers) and fault.hits}
+        last = line.rpartition("the last one: ")[2]
+        is_refusal = re.search(r"TWILIO_FROM_NUMBER|HTTP 4\d\d", last) is not None
+        return 2 if is_refusal and bad & {"sender refused", "unknown 4xx"} else 1
+    starts = {"SIGTERM came": 143, "RUN_DEADLINE": 1, "Twilio cannot be used": 1, "Twilio asks for more": 1}
+    if UNRECORDED in line:
+        return None
+    return next((code for start, code in starts.items() if line.startswith(start)), 99)
+
+
+def is_only_lists(requests: list[object]) -> bool:
+    """Whether only looking up earlier texts was refused, which can wait and fails nobody."""
+    return all(getattr(request, "operation", "") != "send" and getattr(request, "number", 0) > 1 for request in requests)
+
+
+def is_hang(fault: f.Fault) -> bool:
+    """Whether a statement may be executed after the program has given it up."""
+    return isinstance(fault, f.Cut) and fault.verdict is not None and fault.verdict.name.startswith("HANG")
+
+
+def is_zombie(group: Played) -> bool:
+    """Whether the server may have executed a statement that the program had given up."""
+    kinds = (f.CutWhileExecuting, f.LockWait, f.Away, f.ServerRestart)
+    return any((isinstance(fault, kinds) or is_hang(fault)) and fault.hits for fault in group.faults)
