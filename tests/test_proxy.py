@@ -294,6 +294,15 @@ def test_cut_after_loses_the_answer_of_a_query_that_reached_the_server(proxy: Pr
     assert (rule.hits, rule.happened.is_set()) == (1, True)
 
 
+def test_cut_within_passes_half_of_the_answer_on(proxy: Proxy, echo: Echo) -> None:
+    rule = proxy.on_query("INSERT", Verdict.CUT_WITHIN)
+    with connected(proxy) as client:
+        client.sendall(query("INSERT 12"))
+        assert read(client, 100) == query("INSERT 12")[:7]
+    wait_for(lambda: echo.ended == ["reset"])
+    assert rule.hits == 1
+
+
 @pytest.mark.parametrize(("verdict", "reached"), [(Verdict.HANG_BEFORE, b""), (Verdict.HANG_AFTER, query("x"))])
 def test_hanging_leaves_the_client_waiting_on_that_connection_only(
     proxy: Proxy, echo: Echo, verdict: Verdict, reached: bytes
@@ -375,7 +384,9 @@ def table(database: Database, server: Server) -> Database:
     return database
 
 
-@pytest.mark.parametrize(("verdict", "kept"), [(Verdict.CUT_BEFORE, [1]), (Verdict.CUT_AFTER, [1, 2])])
+@pytest.mark.parametrize(
+    ("verdict", "kept"), [(Verdict.CUT_BEFORE, [1]), (Verdict.CUT_WITHIN, [1, 2]), (Verdict.CUT_AFTER, [1, 2])]
+)
 def test_a_real_insert_is_executed_exactly_when_the_cut_comes_after_it(
     table: Database, server: Server, verdict: Verdict, kept: list[int]
 ) -> None:
@@ -399,3 +410,13 @@ def test_a_real_insert_that_hangs_ends_in_the_read_timeout(table: Database, serv
             connection.cursor().execute("INSERT INTO Numbers VALUES (1)")
         assert error.value.args[0] == 2013
     assert numbers(table, server) == [1]
+
+
+def test_the_errors_of_a_real_server_are_counted(table: Database, server: Server) -> None:
+    with Proxy((server.host, server.port)) as proxy, closing(connect_through(proxy, table)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("INSERT INTO Numbers VALUES (1)")
+        for statement in ("INSERT INTO Numbers VALUES (1)", "SELECT nothing FROM Numbers", "SELECT 1 FROM Nowhere"):
+            with pytest.raises(pymysql.err.MySQLError):
+                cursor.execute(statement)
+        assert proxy.mysql_errors == {1062: 1, 1054: 1, 1146: 1}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -28,6 +28,7 @@ COM_QUERY = 3
 CLIENT_SSL = 0x08  # in the second byte of the capabilities, of the server's greeting and of the client's answer
 PROTOCOL_10 = 10
 SSL_REQUEST_LENGTH = 32
+ERROR = 0xFF
 
 
 class Verdict(Enum):
@@ -35,6 +36,7 @@ class Verdict(Enum):
 
     PASS = auto()
     CUT_BEFORE = auto()  # the server never sees it, and both sides lose the connection
+    CUT_WITHIN = auto()  # the server has executed it; the client gets half of the answer and then the end
     CUT_AFTER = auto()  # the server has executed it, its answer is lost, and both sides lose the connection
     HANG_BEFORE = auto()  # the server never sees it; the client waits
     HANG_AFTER = auto()  # the server has executed it; the client waits
@@ -51,7 +53,7 @@ class Rule:
     seen: int = 0
     hits: int = 0
     happened: threading.Event = field(default_factory=threading.Event)
-    """Set when the verdict was executed: for the two AFTER, when the server's answer had come."""
+    """Set when the verdict was executed: for all but the two BEFORE, when the server's answer had come."""
 
     def judge(self, query: bytes) -> bool:
         """Whether it is this query's turn."""
@@ -81,6 +83,8 @@ class Proxy:
         self.hook: Callable[[str], Verdict] | None = None
         """Judges each query, in the proxy's thread, before the rules do."""
         self.queries = 0
+        self.mysql_errors: Counter[int] = Counter()
+        """The errors that the server answered with, by number."""
         self.silent = False
         self._refusing = False
         self._server = _Server(self, host, port)
@@ -204,23 +208,30 @@ class _Link:
             verdict, rule = self.proxy.judge(packet[5:]) if _is_query(packet) else (Verdict.PASS, None)
             if verdict in (Verdict.CUT_BEFORE, Verdict.HANG_BEFORE):
                 self._execute(verdict, rule)
-            elif verdict in (Verdict.CUT_AFTER, Verdict.HANG_AFTER):
+            elif verdict is not Verdict.PASS:
                 self._awaiting = verdict, rule
             if not self._hanging:
                 self.up.send(packet)
 
     def _from_database(self, data: bytes) -> None:
         """An answer means that the query was executed."""
+        if number := _error_number(data):
+            self.proxy.mysql_errors[number] += 1
         if self._awaiting:
-            self._execute(*self._awaiting)
+            self._execute(*self._awaiting, answer=data)
         if not self._greeted and self.proxy.hide_tls:
             data = _without_tls(data)
         self._greeted = True
         if not self._hanging:
             self.down.send(data)
 
-    def _execute(self, verdict: Verdict, rule: Rule | None) -> None:
+    def _execute(self, verdict: Verdict, rule: Rule | None, answer: bytes = b"") -> None:
+        if self._hanging:
+            return
         self._hanging = True
+        if verdict is Verdict.CUT_WITHIN:
+            self.down.send(answer[: (len(answer) + 1) // 2])
+            self.up.reset()  # and so the end of the other side, in its turn
         if verdict in (Verdict.CUT_BEFORE, Verdict.CUT_AFTER):
             self.reset()
         if rule:
@@ -326,6 +337,12 @@ def _is_query(packet: bytes) -> bool:
 
 def _asks_for_tls(packet: bytes) -> bool:
     return packet[3] == 1 and len(packet) == 4 + SSL_REQUEST_LENGTH and bool(packet[5] & CLIENT_SSL)
+
+
+def _error_number(data: bytes) -> int | None:
+    """The number of the error, if the server sent one and nothing else."""
+    is_whole = len(data) > 7 and int.from_bytes(data[:3], "little") + 4 == len(data)
+    return int.from_bytes(data[5:7], "little") if is_whole and data[4] == ERROR else None
 
 
 def _without_tls(greeting: bytes) -> bytes:
