@@ -485,8 +485,10 @@ status() {
   say ''
   here get jobs -l "$LABEL" --sort-by=.metadata.creationTimestamp
   say ''
-  here get pods -l "$LABEL" --sort-by=.metadata.creationTimestamp \
-    -o 'custom-columns=POD:.metadata.name,PHASE:.status.phase,STARTED:.status.startTime,EXIT:.status.containerStatuses[0].state.terminated.exitCode,RESULT:.status.containerStatuses[0].state.terminated.message'
+  # Of what a container left behind, the last line: it is one JSON object, or the end of the log.
+  here get pods -l "$LABEL" --sort-by=.metadata.creationTimestamp -o go-template='{{range .items}}{{.metadata.name}}{{"\t"}}{{.status.phase}}{{"\t"}}{{with .status.containerStatuses}}{{with (index . 0).state.terminated}}{{.exitCode}} {{.reason}}{{"\t"}}{{with .message}}{{printf "%q" .}}{{end}}{{end}}{{end}}
+{{end}}' | awk -F '\t' 'BEGIN { printf "%-48s %-10s %-14s %s\n", "POD", "PHASE", "EXIT", "LAST WORDS" }
+    { last = $4; gsub(/^"|(\\n)*"$/, "", last); sub(/.*\\n/, "", last); gsub(/\\"/, "\"", last); printf "%-48s %-10s %-14s %s\n", $1, $2, $3, last }'
 }
 
 events() {
