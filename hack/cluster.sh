@@ -347,7 +347,7 @@ remedy_for() {
   case $1 in
     *"secret \"$SECRET\" not found"*) say "make secret" ;;
     *"configmap \"$CONFIG\" not found"*) say "make deploy" ;;
-    *CreateContainerConfigError*) say "make what it names, in namespace $NAMESPACE." ;;
+    *CreateContainerConfigError* | *FailedMount*) say "make what it names, in namespace $NAMESPACE." ;;
     *"exec format error"*) say "the image is for another kind of processor: make build-push PLATFORM=linux/amd64 (or linux/arm64)." ;;
     *InvalidImageName*) say "make update-image IMAGE_NAME=... IMAGE_TAG=..." ;;
     *ErrImage* | *ImagePullBackOff*) say "is it pushed (make push), and is the name right (make update-image)? For a private registry see imagePullSecrets in k8s/serviceaccount.yaml." ;;
@@ -361,6 +361,14 @@ remedy_for() {
 
 # Why a Job has no pod at all: the controller's newest complaint.
 why_no_pod() { here get events --field-selector "involvedObject.name=$1,reason=FailedCreate" -o jsonpath='{range .items[*]}{.message}{"\n"}{end}' | tail -1; }
+
+# What a pod waits for that has its image and no container: a ConfigMap to mount, most often.
+why_no_container() {
+  local reason
+  for reason in FailedMount FailedCreatePodSandBox; do
+    here get events --field-selector "involvedObject.name=${1#pod/},reason=$reason" -o jsonpath='{range .items[*]}{.reason}: {.message}{"\n"}{end}' | tail -1
+  done | tail -1
+}
 
 # give_up JOB WHY: a Job that cannot start is taken back, so that it does not text people at some later moment.
 give_up() {
@@ -392,13 +400,14 @@ follow() {
           say "--- $pod ended before it started (${state#gone })"
           followed="$followed$pod "
           ;;
+        "waiting ContainerCreating"* | "waiting PodInitializing"*) trouble=$(why_no_container "$pod") ;;
         "waiting "*) trouble=${state#waiting } ;;
       esac
     done
     [ -z "$outcome" ] || return 0
     [ -n "$(here get job "$job" --ignore-not-found -o name)" ] || fail "somebody deleted the Job $job."
     [ -n "$pods" ] || trouble=$(why_no_pod "$job")
-    case $trouble in '' | ContainerCreating* | PodInitializing*) trouble_since= ;; *) trouble_since=${trouble_since:-$SECONDS} ;; esac
+    if [ -n "$trouble" ]; then trouble_since=${trouble_since:-$SECONDS}; else trouble_since=; fi
     if [ "$patience" != 0 ] && [ -n "$trouble_since" ] && [ $((SECONDS - trouble_since)) -ge "$patience" ]; then
       case $trouble in
         Unschedulable*) # a cluster that grows by itself makes room in some minutes
@@ -433,7 +442,7 @@ verdict() { # verdict JOB: in words, and the exit code of its last pod
       say "The Job $1 is complete."
       return 0
       ;;
-    *DeadlineExceeded*) say "The Job $1 hit activeDeadlineSeconds; its pod and log are gone. See \"A Job without a log\" in DEPLOYMENT.md." ;;
+    *DeadlineExceeded*) say "The Job $1 hit activeDeadlineSeconds, which deletes its pod with the log. See \"A Job without a log\" in DEPLOYMENT.md." ;;
     *) say "The Job $1 failed (${outcome#Failed: }). Exit code ${code:-unknown}: see \"Exit codes\" in DEPLOYMENT.md." ;;
   esac
   if [ "${code:-0}" = 0 ]; then return 1; else return "$code"; fi
@@ -463,7 +472,7 @@ logs() {
   [ -n "$job" ] || fail "there was no run yet, or it is deleted already. Start one: make test. When is the next? make status"
   say "Job $job, made $(here get job "$job" -o jsonpath='{.metadata.creationTimestamp}') in namespace $NAMESPACE of $CONTEXT_NAME"
   if [ -z "$(pods_of "$job")" ] && [ -n "$(outcome_of "$job")" ]; then
-    say "There is no log left: the pod is gone. See \"A Job without a log\" in DEPLOYMENT.md."
+    say "There is no log left: its pods are gone."
   elif [ -z "$(pods_of "$job")" ]; then
     say "No pod yet. $(why_no_pod "$job")"
     return
