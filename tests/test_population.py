@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import cycle
 from typing import Any
 
@@ -23,10 +23,11 @@ import pytest
 import pytz
 
 import habit_notifier
+from habit_notifier import Stop
 from tests import oracle
 from tests.oracle import MICROSECOND, MISSED_YESTERDAY, NO_LOGS, SECOND
 from tests.sandbox.database import Database, Id, Server
-from tests.sandbox.fake_twilio import FakeTwilio
+from tests.sandbox.fake_twilio import FakeTwilio, Request
 
 ZONES = sorted(pytz.all_timezones)
 TEXTS = {NO_LOGS: "{name}: nothing in two days", MISSED_YESTERDAY: "{name}: nothing yesterday"}
@@ -125,7 +126,7 @@ def global_time_zone(server: Server, zone: str) -> Iterator[None]:
             cursor.execute("SET GLOBAL time_zone = %s", (before,))
 
 
-Job = Callable[[dict[str, str], datetime], "Run"]
+Job = Callable[..., "Run"]
 
 
 @dataclass
@@ -168,9 +169,9 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
     monkeypatch.setattr(habit_notifier.log, "propagate", False)
     handler = Lines()
 
-    def run(environ: dict[str, str], now: datetime) -> Run:
+    def run(environ: dict[str, str], now: datetime, stop: Stop | None = None) -> Run:
         handler.lines = []
-        return Run(habit_notifier.main([], environ, lambda: now, habit_notifier.Stop()), handler.lines)
+        return Run(habit_notifier.main([], environ, lambda: now, stop or Stop()), handler.lines)
 
     habit_notifier.log.addHandler(handler)
     yield run
@@ -301,6 +302,30 @@ def test_a_run_before_and_one_after_midnight_text_nobody_twice(
     aucklanders = {r.phone for r in residents if "Tokyo" not in str(r.zone)}
     assert run.totals()["deferred"] == len(before & after & aucklanders)
     assert run.totals()["already handled today"] == len(before & after - aucklanders)
+
+
+@pytest.mark.parametrize("day", range(1, 6))
+def test_when_a_run_is_stopped_everybody_is_still_accounted_for(
+    day: int, database: Database, twilio: FakeTwilio, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texted, not sent, not tried or not looked at: these add up wherever the pages begin that day."""
+    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 40)
+    stop = Stop()
+
+    def on_request(request: Request) -> None:
+        if request.operation == "send":
+            stop.request()
+
+    twilio.hook = on_request
+    database.insert_users((f"Resident {n}", f"+1999{n:07d}", "UTC") for n in range(100))
+    run = job(database.environ() | twilio.environ(), datetime(2026, 6, day, 9, tzinfo=UTC), stop)
+    told = run.totals()
+    looked_at, users = told.pop("looked at"), told.pop("of")
+    assert run.code == 143
+    assert users == 100
+    assert told["sent"] == len(twilio.book)
+    assert sum(told.values()) == looked_at < users, "all are due, so each one that was looked at has an outcome"
+    assert f"{users - looked_at} users were not looked at" in run.lines
 
 
 def settings() -> dict[str, str]:
