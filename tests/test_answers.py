@@ -7,10 +7,12 @@ faults are real ones: they come over a socket, and twilio-python, requests and u
 from __future__ import annotations
 
 import json
+import random
+import re
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -196,7 +198,7 @@ def test_a_5xx_is_uncertain_whatever_its_code_says(twilio: FakeTwilio, status: i
 def test_a_redirect_is_uncertain_and_not_followed(status: int) -> None:
     with Canned(b"HTTP/1.1 %d Moved\r\nLocation: /elsewhere\r\nContent-Length: 2\r\n\r\n{}" % status) as server:
         assert post(server.url).action is Action.UNCERTAIN
-    assert server.requests == 1
+    assert len(server.requests) == 1
 
 
 # --- broken answers to a text that was accepted -----------------------------------------------------------------------
@@ -268,7 +270,7 @@ def test_bytes_that_are_no_utf8_break_nothing() -> None:
 def test_what_is_no_http_is_uncertain(answer: bytes) -> None:
     with Canned(answer) as server:
         assert post(server.url).action is Action.UNCERTAIN
-    assert server.requests == 1
+    assert len(server.requests) == 1
 
 
 # --- Retry-After ------------------------------------------------------------------------------------------------------
@@ -308,6 +310,45 @@ def test_a_retry_after_of_ages_ends_the_run_instead_of_hanging_it(
 def test_a_retry_after_in_an_absurd_time_zone_counts_as_none(twilio: FakeTwilio) -> None:
     twilio.script(replace(throttle(), retry_after="Wed, 21 Oct 2015 07:28:00 +99999999999999999999"))
     assert post(twilio.url).retry_after is None
+
+
+# --- pauses ---------------------------------------------------------------------------------------------------------
+
+
+def pauses(answers: list[Answer], caplog: pytest.LogCaptureFixture, *, then: Callable[[Gate], None]) -> list[int]:
+    """How long everybody waits after each answer, when each pause is slept out before the next answer comes."""
+    gate = Gate(Brake(Stop(), deadline=60))
+    caplog.clear()
+    for answer in answers:
+        gate.close(answer)
+        gate._opens = 0.0
+        then(gate)
+    return [int(seconds) for seconds in re.findall(r"All texts wait for (\d+) s", caplog.text)]
+
+
+def test_pauses_double_up_to_two_minutes_until_a_text_gets_through(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 1e9)
+    monkeypatch.setattr(random, "uniform", lambda low, _high: low)
+    rate = Answer(Action.PAUSE, code=20429)
+    queue = Answer(Action.PAUSE, code=21611)
+    asked = Answer(Action.PAUSE, code=20429, retry_after=7.0)
+    assert pauses([rate] * 9, caplog, then=lambda _: None) == [1, 2, 4, 8, 16, 32, 64, 120, 120]
+    assert pauses([queue] * 3, caplog, then=lambda _: None) == [60, 120, 120]
+    assert pauses([rate] * 3, caplog, then=Gate.relax) == [1, 1, 1]
+    assert pauses([asked] * 3, caplog, then=lambda _: None) == [7, 7, 7]
+
+
+def test_pauses_are_jittered_upwards_so_that_runs_do_not_come_back_together(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 1e9)
+    asked = Answer(Action.PAUSE, retry_after=1000.0)
+    found = pauses([asked] * 50, caplog, then=lambda _: None)
+    assert min(found) >= 1000
+    assert len(set(found)) > 10
+    assert max(found) <= 1200
 
 
 @pytest.mark.xfail(raises=OverflowError, reason="Gate computes 1.0 * 2**1100 before it takes the smaller of two")
@@ -449,7 +490,7 @@ class Canned:
 
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
-        self.requests = 0
+        self.requests: list[bytes] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._thread = threading.Thread(target=self._serve)
@@ -468,8 +509,7 @@ class Canned:
             while True:
                 client, _ = self._socket.accept()
                 with client, suppress(ConnectionError):
-                    self.requests += 1
-                    _read_request(client)
+                    self.requests.append(_read_request(client))
                     client.sendall(self._answer)
 
 

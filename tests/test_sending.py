@@ -1,0 +1,563 @@
+"""Whole runs in this process: what the program does with Twilio's answers, for one person and for everybody.
+
+The fake Twilio's book and requests are the witness of what was posted, the ledger of what was recorded.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import habit_notifier
+from habit_notifier import TWILIO_CODES, Action, OneLine, Stop
+from tests.sandbox.database import LEDGER, Database
+from tests.sandbox.fake_twilio import (
+    ACCEPT,
+    BROKEN_JSON,
+    RESET_AFTER_ACCEPTING,
+    Answer,
+    Door,
+    FakeTwilio,
+    Request,
+    refuse,
+    self_signed_certificate,
+    server_error,
+    slow,
+    throttle,
+)
+from tests.test_answers import Canned, ConnectProxy
+
+# Nothing here depends on the kind of server: one is enough.
+pytestmark = pytest.mark.parametrize("server", ["throwaway"], indirect=True, scope="session")
+
+NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+@dataclass
+class Job:
+    """The job on a database of people who are all due, and what can be seen of it from outside."""
+
+    database: Database
+    twilio: FakeTwilio
+    environ: dict[str, str]
+    caplog: pytest.LogCaptureFixture
+
+    def people(self, count: int) -> list[str]:
+        """So many people who are due; their numbers."""
+        numbers = [f"+1202555{n:04}" for n in range(count)]
+        self.database.insert_users([(f"Due {number}", number, "UTC") for number in numbers])
+        return numbers
+
+    def run(self, at: datetime = NOON, /, **settings: str | int | None) -> int:
+        """A run; the exit code. A setting that is None is left out."""
+        self.caplog.clear()
+        environ = self.environ | {name: str(value) for name, value in settings.items() if value is not None}
+        for name in (name for name, value in settings.items() if value is None):
+            environ.pop(name, None)
+        self.twilio.travel_to(at)
+        return habit_notifier.main([], environ, lambda: at, Stop())
+
+    @property
+    def log(self) -> str:
+        """What a reader of the last run's log sees: the program's own lines, and warnings of libraries."""
+        line = OneLine("%(levelname)s %(message)s")
+        shown = (r for r in self.caplog.records if r.name == "habit_notifier" or r.levelname in ("WARNING", "ERROR"))
+        return "\n".join(map(line.format, shown))
+
+    @property
+    def posted(self) -> list[str | None]:
+        """The recipients of all requests to send, in order."""
+        return [request.to for request in self.sends]
+
+    @property
+    def sends(self) -> list[Request]:
+        """All requests to send, in order."""
+        return [request for request in self.twilio.requests if request.operation == "send"]
+
+    @property
+    def texted(self) -> Counter[str]:
+        """How many texts each number got."""
+        return Counter(message.to for message in self.twilio.book)
+
+    @property
+    def ledger(self) -> Counter[str]:
+        """How many rows of each state there are."""
+        return Counter(state for (state,) in self.rows("state"))
+
+    def rows(self, columns: str) -> list[tuple[Any, ...]]:
+        """The ledger; none when there is no ledger yet."""
+        there = self.database.rows("SHOW TABLES LIKE %s", (LEDGER,))
+        return self.database.rows(f"SELECT {columns} FROM {LEDGER}") if there else []
+
+    @property
+    def unseen(self) -> int:
+        """How many users were not looked at, as the log says."""
+        found = re.findall(r"^WARNING (\d+) users were not looked at$", self.log, re.MULTILINE)
+        return int(found[0]) if found else 0
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """Sent and failed, as the last line says."""
+        last = self.log.splitlines()[-1]
+        found = re.fullmatch(r"INFO Job completed\. Notifications sent: (\d+), Failed: (\d+)", last)
+        assert found, last
+        return int(found[1]), int(found[2])
+
+
+@pytest.fixture
+def job(database: Database, twilio: FakeTwilio, environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> Job:
+    return Job(database, twilio, environ | {"SEND_CONCURRENCY": "4", "LOG_LEVEL": "DEBUG"}, caplog)
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr(habit_notifier, "PROBE_PAUSES", (0.01, 0.02))
+
+
+# --- the probe --------------------------------------------------------------------------------------------------------
+
+
+def test_twilio_is_asked_before_the_first_claim_and_nothing_is_claimed_when_it_is_away(job: Job) -> None:
+    job.people(3)
+    job.twilio.door(Door.SHUT)
+    assert job.run() == 1
+    assert "ERROR Twilio cannot be used: Twilio cannot be reached (" in job.log
+    assert "Connection refused" in job.log
+    assert "Nobody was texted" in job.log
+    assert job.rows("*") == []
+    assert "needs notification" not in job.log
+
+
+@pytest.mark.parametrize("credentials", [{"TWILIO_AUTH_TOKEN": "f" * 32}, {"TWILIO_ACCOUNT_SID": "AC" + "f" * 32}])
+def test_wrong_credentials_need_a_person_and_are_not_tried_again(job: Job, credentials: dict[str, str]) -> None:
+    job.people(3)
+    assert job.run(**credentials) == 2
+    assert "ERROR Twilio: Twilio refused the credentials: correct TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN" in job.log
+    assert "https://www.twilio.com/docs/api/errors/20003" in job.log
+    assert job.rows("*") == []
+    assert len(job.twilio.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [refuse(20003, 401), refuse(20403, 403), refuse(99999, 403), refuse(20404, 404), refuse(10001, 400)],
+    ids=lambda answer: f"{answer.status}-{answer.code}",
+)
+def test_an_account_that_may_not_send_stops_the_run_before_the_first_claim(job: Job, answer: Answer) -> None:
+    job.people(3)
+    job.twilio.script(on="list", then=answer)
+    assert job.run() == 2
+    assert job.rows("*") == []
+    assert [request.operation for request in job.twilio.requests] == ["list"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [server_error(500), server_error(503), throttle(600), refuse(99999, 400), BROKEN_JSON, RESET_AFTER_ACCEPTING],
+    ids=lambda answer: f"{answer.kind}-{answer.status}",
+)
+def test_a_twilio_that_does_not_work_is_asked_a_few_times_and_then_left_for_a_retry(job: Job, answer: Answer) -> None:
+    job.people(3)
+    job.twilio.script(on="list", then=answer)
+    assert job.run() == 1
+    assert "ERROR Twilio cannot be used: " in job.log
+    assert job.rows("*") == []
+    assert [request.operation for request in job.twilio.requests] == ["list"] * 3
+
+
+def test_a_pod_that_is_faster_than_its_network_policy_gets_through_in_the_end(job: Job) -> None:
+    numbers = job.people(3)
+    job.twilio.door(Door.RESET, times=2)
+    assert job.run() == 0
+    assert job.texted == Counter(numbers)
+
+
+def test_an_empty_list_of_messages_is_a_good_answer(job: Job) -> None:
+    assert job.run() == 0
+    [probe] = job.twilio.requests
+    assert (probe.operation, probe.params) == ("list", {"PageSize": "1"})
+    assert "INFO Twilio client initialized" in job.log
+
+
+# --- sent -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_accepted_text_is_recorded_with_its_sid_and_segments(job: Job) -> None:
+    [number] = job.people(1)
+    template = "Hello {name}, " + "no habits logged in the past two days. " * 6
+    assert job.run(MESSAGE_NO_LOGS=template) == 0
+    [message] = job.twilio.book
+    assert (message.to, message.from_, message.segments) == (number, FakeTwilio.FROM_NUMBER, 2)
+    assert message.body == template.strip().replace("{name}", f"Due {number}")
+    columns = "state, phone_number, rule, local_day, message_sid, segments, error_code, final_status, finished_at"
+    [row] = job.rows(columns)
+    noon = NOON.replace(tzinfo=None)
+    assert row == ("sent", number, "no_logs", NOON.date(), message.sid, 2, None, None, noon)
+    assert f"INFO Notification sent to Due {number} ({number}). Message SID: {message.sid}" in job.log
+
+
+@pytest.mark.parametrize(("settings", "seconds"), [({}, 14_400), ({"VALIDITY_PERIOD": "600"}, 600)])
+def test_twilio_is_told_for_how_long_a_text_is_worth_delivering(
+    job: Job, settings: dict[str, str], seconds: int
+) -> None:
+    job.people(1)
+    assert job.run(**settings) == 0
+    assert [message.validity_period for message in job.twilio.book] == [seconds]
+
+
+def test_a_messaging_service_and_an_api_key_are_used_when_they_are_set(job: Job) -> None:
+    job.people(2)
+    exit_code = job.run(
+        TWILIO_AUTH_TOKEN=None,
+        TWILIO_API_KEY_SID=FakeTwilio.API_KEY_SID,
+        TWILIO_API_KEY_SECRET=FakeTwilio.API_KEY_SECRET,
+        TWILIO_FROM_NUMBER=None,
+        TWILIO_MESSAGING_SERVICE_SID=FakeTwilio.MESSAGING_SERVICE_SID,
+    )
+    assert exit_code == 0
+    assert {(request.user, request.password) for request in job.twilio.requests} == {
+        (FakeTwilio.API_KEY_SID, FakeTwilio.API_KEY_SECRET)
+    }
+    assert all(f"/Accounts/{FakeTwilio.ACCOUNT_SID}/" in request.path for request in job.twilio.requests)
+    assert [request.params["MessagingServiceSid"] for request in job.sends] == [FakeTwilio.MESSAGING_SERVICE_SID] * 2
+    assert all("From" not in request.params for request in job.sends)
+    assert job.ledger == {"sent": 2}
+
+
+@pytest.mark.parametrize("concurrency", [1, 5])
+def test_as_many_texts_as_allowed_are_posted_at_the_same_time_and_never_more(job: Job, concurrency: int) -> None:
+    job.people(3 * concurrency)
+    seconds = 0.3
+    job.twilio.script(then=slow(seconds))
+    assert job.run(SEND_CONCURRENCY=concurrency) == 0
+    arrivals = [request.at.timestamp() for request in job.sends]
+    together = [sum(0 <= other - first < seconds for other in arrivals) for first in arrivals]
+    assert max(together) == concurrency
+    claimed = Counter(token for (token,) in job.rows("run_token"))
+    assert max(claimed.values()) <= concurrency  # a kill strands no more than what one statement claimed
+
+
+# --- everybody waits --------------------------------------------------------------------------------------------------
+
+
+def test_everybody_waits_for_as_long_as_twilio_says_and_each_person_is_tried_once_more(job: Job) -> None:
+    numbers = job.people(10)
+    pause = 2
+    job.twilio.script(*[throttle(pause).delayed(after=0.3)] * 4)  # late enough for four to be on the road
+    assert job.run() == 0
+    first, rest = job.sends[:4], job.sends[4:]
+    waited = [(request.at - max(each.at for each in first)).total_seconds() for request in rest]
+    assert min(waited) >= pause
+    assert max(waited) < 2 * pause + 0.3  # four people were refused, but it is one pause
+    assert Counter(job.posted) == Counter(numbers) + Counter(request.to for request in first)
+    assert job.texted == Counter(numbers)
+    assert job.ledger == {"sent": 10}
+    assert re.search(r"WARNING All texts wait for 2 s: too many requests \(error 20429, https://", job.log)
+
+
+def test_when_twilio_asks_for_too_much_patience_what_was_not_sent_is_released_for_the_retry(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = job.people(12)
+    monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 5.0)
+    job.twilio.script(ACCEPT, ACCEPT, then=throttle(3600))
+    assert job.run() == 1
+    assert sum(job.texted.values()) == 2
+    assert job.ledger == {"sent": 2}
+    assert job.totals[0] == 2
+    assert "ERROR Twilio asks for more than the 5 s that a run may wait" in job.log
+    assert len(job.posted) <= 2 + 4
+    job.twilio.script()
+    assert job.run() == 0
+    assert job.texted == Counter(numbers)
+
+
+def test_a_pause_ends_with_the_run(job: Job) -> None:
+    job.people(6)
+    job.twilio.script(then=throttle(100))
+    start = time.monotonic()
+    assert job.run(RUN_DEADLINE=1) == 1
+    assert time.monotonic() - start < 4
+    assert job.rows("*") == []
+    assert "ERROR RUN_DEADLINE (1 s) is reached" in job.log
+
+
+def test_a_full_queue_is_given_minutes_where_a_rate_limit_is_given_a_second(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = job.people(1)
+    monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 30.0)
+    job.twilio.script(throttle(code=21611))
+    assert job.run() == 1
+    assert job.rows("*") == []
+    assert re.search(r"WARNING All texts wait for (6\d|7[0-2]) s: the sender's queue at Twilio is full", job.log)
+    job.twilio.script(throttle(code=20429))
+    assert job.run() == 0
+    assert job.texted == Counter(numbers)
+
+
+# --- a person must act ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [refuse(20003, 401), refuse(63038, 429), refuse(21701), refuse(99999, 404)],
+    ids=lambda answer: f"{answer.status}-{answer.code}",
+)
+def test_what_concerns_everybody_stops_the_run_after_what_is_in_flight_was_recorded(job: Job, answer: Answer) -> None:
+    numbers = job.people(12)
+    job.twilio.script(answer.delayed(after=0.3), *[slow(0.6)] * 3, then=ACCEPT)
+    assert job.run() == 2
+    assert len(job.posted) == 4
+    assert sum(job.texted.values()) == 3
+    assert job.ledger == {"sent": 3}
+    assert {sid for (sid,) in job.rows("message_sid")} == {message.sid for message in job.twilio.book}
+    sent, failed = job.totals
+    assert (sent, failed) == (3, 1 + job.log.count("gets no text, not tried: the run ended before"))
+    assert re.search(r"^ERROR Twilio: ", job.log, re.MULTILINE)
+    assert job.run() == 0
+    assert job.texted == Counter(numbers)
+
+
+@pytest.mark.xfail(
+    reason="a page counts as PAGE_USERS users; the first one, from the day's start to the end, has fewer"
+)
+@pytest.mark.parametrize("days", range(3))
+def test_when_a_run_ends_early_everybody_is_counted_as_served_failed_or_not_looked_at(job: Job, days: int) -> None:
+    job.people(17)
+    job.twilio.script(then=refuse(63038, 429))
+    assert job.run(NOON + days * DAY, SEND_CONCURRENCY=1) == 2
+    sent, failed = job.totals
+    assert (sent, failed + job.unseen) == (0, 17)
+    assert f"INFO Looked at {17 - job.unseen} of 17 users" in job.log
+
+
+def test_credentials_that_turn_wrong_in_the_middle_stop_the_run(job: Job) -> None:
+    job.people(12)
+    job.twilio.spoil_credentials(after=1 + 5)  # the probe, and five texts
+    assert job.run(SEND_CONCURRENCY=1) == 2
+    assert job.ledger == {"sent": 5}
+    assert len(job.posted) == 6
+    assert job.totals[0] == 5
+
+
+# --- streaks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [21999, 21212, 21606])
+def test_ten_refusals_in_a_row_that_may_be_the_senders_fault_stop_the_run_and_are_released(job: Job, code: int) -> None:
+    numbers = job.people(14)
+    job.twilio.script(then=refuse(code))
+    assert job.run(SEND_CONCURRENCY=1) == 2
+    assert len(job.posted) == 10
+    assert job.rows("*") == []
+    assert job.totals[0] == 0
+    assert re.search(rf"^ERROR 10 texts in a row failed, the last one: .*error {code}, https://", job.log, re.MULTILINE)
+    job.twilio.script()
+    assert job.run() == 0
+    assert job.texted == Counter(numbers)
+
+
+def test_what_was_in_flight_when_a_streak_stopped_the_run_is_recorded_or_released_too(job: Job) -> None:
+    job.people(20)
+    job.twilio.script(*[refuse(21999)] * 9, slow(0.2), *[refuse(21999)] * 2, then=refuse(21999))
+    assert job.run(SEND_CONCURRENCY=4) == 2
+    assert job.ledger == {"sent": 1}
+    assert job.totals[0] == 1
+    assert len(job.posted) <= 10 + 1 + 3
+
+
+def test_ten_uncertain_texts_in_a_row_end_the_run_and_are_never_posted_again(job: Job) -> None:
+    job.people(14)
+    job.twilio.script(*[server_error(500), server_error(503, accepted=True)] * 5, then=ACCEPT)
+    assert job.run(SEND_CONCURRENCY=1) == 1
+    assert len(job.posted) == 10
+    assert job.ledger == {"uncertain": 10}
+    assert job.totals[0] == 0
+    assert "ERROR 10 texts in a row failed, the last one: Twilio answered HTTP 503" in job.log
+    assert "WARNING 10 texts are uncertain" in job.log
+    assert job.run(SEND_CONCURRENCY=1) == 0
+    assert max(Counter(job.posted).values()) == 1
+    assert job.ledger == {"uncertain": 10, "sent": 4}
+
+
+def test_ten_texts_in_a_row_that_reach_nobody_end_the_run_and_are_released(job: Job) -> None:
+    job.people(14)
+
+    def close_after_the_probe(request: Request) -> None:
+        if request.operation == "list":
+            job.twilio.door(Door.SHUT)
+
+    job.twilio.hook = close_after_the_probe
+    assert job.run() == 1
+    assert job.rows("*") == []
+    assert job.posted == []
+    assert job.totals[0] == 0
+    assert re.search(r"^ERROR 1\d texts in a row failed, the last one: Twilio cannot be reached", job.log, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("failure", "state"), [(refuse(21999), "refused"), (server_error(500), "uncertain")], ids=["refused", "uncertain"]
+)
+@pytest.mark.parametrize("between", [ACCEPT, refuse(21610)], ids=lambda answer: answer.kind)
+def test_an_answer_for_one_person_alone_ends_a_streak(job: Job, failure: Answer, state: str, between: Answer) -> None:
+    job.people(20)
+    job.twilio.script(*[failure] * 9, between, *[failure] * 9, between)
+    assert job.run(SEND_CONCURRENCY=1) == 0
+    assert len(job.posted) == 20
+    assert job.ledger[state] in (18, 20)
+
+
+def test_people_who_opted_out_are_no_streak(job: Job) -> None:
+    job.people(25)
+    job.twilio.script(then=refuse(21610))
+    assert job.run() == 0
+    assert job.ledger == {"refused": 25}
+    assert job.totals == (0, 25)
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_is_recorded_with_its_code_and_explained_with_the_name(job: Job) -> None:
+    [number] = job.people(1)
+    job.twilio.script(refuse(21610))
+    assert job.run() == 0
+    assert job.rows("state, error_code, final_status, message_sid") == [("refused", 21610, "refused", None)]
+    assert re.search(
+        rf"^WARNING Notification to Due \{number} \(ID: 1\) refused: the recipient opted out \(STOP\).*errors/21610\)$",
+        job.log,
+        re.MULTILINE,
+    )
+    assert job.totals == (0, 1)
+
+
+def test_who_refused_for_good_is_remembered_and_whoever_may_be_served_tomorrow_is_tried_tomorrow(job: Job) -> None:
+    codes = [code for code, (action, _) in TWILIO_CODES.items() if action in (Action.REFUSE, Action.SKIP, Action.FAIL)]
+    numbers = dict(zip(job.people(len(codes) + 1), [*codes, 21999], strict=True))
+    for number, code in numbers.items():
+        job.twilio.script(then=refuse(code), to=number)
+    assert job.run(SEND_CONCURRENCY=1) == 0
+    assert job.ledger == {"refused": len(numbers)}
+    for_good = {number for number, code in numbers.items() if TWILIO_CODES.get(code, (None,))[0] is Action.REFUSE}
+    before = len(job.posted)
+    assert job.run(NOON + DAY, SEND_CONCURRENCY=1) == 0
+    assert set(job.posted[before:]) == numbers.keys() - for_good
+    assert job.totals == (0, len(numbers) - len(for_good))
+    for number in for_good:
+        assert f"for good on 2026-05-12 (error {numbers[number]})" in job.log
+    before = len(job.posted)
+    assert job.run(NOON + 29 * DAY, SEND_CONCURRENCY=1) == 0
+    assert not for_good.intersection(job.posted[before:])
+    assert job.run(NOON + 30 * DAY, SEND_CONCURRENCY=1) == 0
+    assert for_good <= set(job.posted[before:])
+
+
+# --- the end of time --------------------------------------------------------------------------------------------------
+
+
+def test_the_deadline_ends_a_run_and_says_how_many_were_not_looked_at(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = job.people(12)
+    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 3)
+    job.twilio.script(then=slow(0.4))
+    assert job.run(RUN_DEADLINE=1, SEND_CONCURRENCY=1) == 1
+    sent, failed = job.totals
+    assert job.ledger == {"sent": sent}
+    assert sum(job.texted.values()) == sent
+    assert 1 <= sent <= 4
+    looked_at = int(re.findall(r"Looked at (\d+) of 12 users", job.log)[-1])
+    assert f"WARNING {12 - looked_at} users were not looked at" in job.log
+    assert sent + failed == looked_at < 12
+    assert "ERROR RUN_DEADLINE (1 s) is reached: the next run goes on" in job.log
+    job.twilio.script()
+    assert job.run() == 0
+    assert job.texted == Counter(numbers)
+
+
+# --- the surroundings -------------------------------------------------------------------------------------------------
+
+
+def test_a_ca_bundle_of_ones_own_is_honoured(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = job.people(2)
+    with FakeTwilio(tls=self_signed_certificate(tmp_path)) as job.twilio:
+        assert job.run(TWILIO_API_URL=job.twilio.url) == 1
+        assert "certificate verify failed" in job.log
+        assert job.rows("*") == []
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", job.twilio.environ()["REQUESTS_CA_BUNDLE"])
+        assert job.run(TWILIO_API_URL=job.twilio.url) == 0
+        assert job.texted == Counter(numbers)
+
+
+def test_a_proxy_is_used_except_for_the_hosts_that_need_none(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.people(2)
+    with FakeTwilio(tls=self_signed_certificate(tmp_path)) as job.twilio, ConnectProxy() as proxy:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", job.twilio.environ()["REQUESTS_CA_BUNDLE"])
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        assert job.run(TWILIO_API_URL=job.twilio.url, SEND_CONCURRENCY=1) == 0
+        assert proxy.targets == [f"127.0.0.1:{job.twilio.port}"] * 2  # the probe's connection, and the worker's
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        assert job.run(NOON + DAY, TWILIO_API_URL=job.twilio.url) == 0
+        assert len(proxy.targets) == 2
+    assert set(job.texted.values()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "host"),
+    [
+        ({}, "api.twilio.com"),
+        ({"TWILIO_EDGE": "dublin", "TWILIO_REGION": "ie1"}, "api.dublin.ie1.twilio.com"),
+        ({"TWILIO_REGION": "au1"}, "api.au1.twilio.com"),
+    ],
+)
+def test_without_another_url_it_is_twilio_of_the_edge_and_region_that_is_asked(
+    job: Job, settings: dict[str, str], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.people(1)
+    with Canned(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n") as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("//", "//bob:hunter2@"))
+        assert job.run(TWILIO_API_URL=None, **settings) == 1
+    assert {tuple(request.decode().split()[:2]) for request in proxy.requests} == {("CONNECT", f"{host}:443")}
+    assert "407 Proxy Authentication Required" in job.log
+    assert "hunter2" not in job.log
+    assert job.rows("*") == []
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_secret_is_in_a_log_however_loud_it_is_and_whatever_goes_wrong(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (0.2, 0.2))
+    secrets = [job.environ[name] for name in ("DB_USER", "DB_PASSWORD", "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN")]
+    wrong = {"TWILIO_AUTH_TOKEN": "wrong-token", "DB_PASSWORD": "wrong-password"}
+    job.people(8)
+    faults = [ACCEPT, refuse(21999), server_error(), RESET_AFTER_ACCEPTING, BROKEN_JSON, slow(0.5), throttle(1)]
+    job.twilio.script(*faults, then=refuse(20003, 401))
+    assert job.run(SEND_CONCURRENCY=1) == 2
+    logs = [job.log]
+    for name, value in wrong.items():
+        assert job.run(NOON + DAY, **{name: value}) == 2
+        logs.append(job.log)
+    job.twilio.door(Door.SHUT)
+    assert job.run(NOON + DAY) == 1
+    logs.append(job.log)
+    for log in logs:
+        assert "INFO Settings: " in log
+        for secret in (*secrets, *wrong.values()):
+            assert secret not in log
