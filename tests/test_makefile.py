@@ -133,18 +133,15 @@ def test_every_target_is_phony() -> None:
     assert set(phony.replace("\\\n", " ").split()) == targets()
 
 
-@pytest.mark.parametrize("document", ["README.md", "CRONJOB_README.md", "DEPLOYMENT.md", "k8s/README.md"])
-def test_documents_name_only_targets_that_exist(document: str) -> None:
-    path = ROOT / document
-    if not path.exists():
-        pytest.skip(f"{document} is not written yet")
-    text = path.read_text()
-    code = [
-        *re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL),
-        *re.findall(r"`(make [^`]+)`", text),
-    ]
-    named = {name for line in code for name in re.findall(r"\bmake ([a-z][a-z0-9-]+)\b(?!=)", line)}
-    assert named <= targets()
+def test_what_the_scripts_refer_to_is_in_the_documents() -> None:
+    headings = set(re.findall(r"^#+ (.*)$", (ROOT / "DEPLOYMENT.md").read_text(), flags=re.MULTILINE))
+    named = {
+        name
+        for file in (ROOT / "hack").glob("*.sh")
+        for name in re.findall(r'See \\?"([^"\\]+)\\?" in DEPLOY', file.read_text(), re.I)
+    }
+    assert named == {"Exit codes", "A Job without a log"}
+    assert named <= headings
 
 
 # --- image ------------------------------------------------------------------------------------------------------------
