@@ -220,11 +220,12 @@ def api_url(text: str) -> str:
     local = re.fullmatch(r"localhost|127(\.[0-9]+){3}|::1", url.hostname or "") is not None
     if url.scheme not in ({"https", "http"} if local else {"https"}) or not url.hostname or url.path.strip("/"):
         raise ValueError
+    _ = url.port  # raises ValueError, too
     return text.rstrip("/")
 
 
 TEXT = Kind(str, "it")
-HOST = matching(r"[\w.-]+|[0-9a-fA-F:.]+", "a host name or an address, without scheme and port")
+HOST = matching(r"[\w.-]+|[0-9a-fA-F]*(:[0-9a-fA-F.]*){2,7}", "a host name or an address, without scheme and port")
 SENDER = matching(r"\+[1-9][0-9]{6,14}|[0-9]{3,8}", "your Twilio number with its country code, such as +14155550123")
 ZONE = Kind(time_zone, "a tz database name such as Europe/Berlin")
 TEMPLATE = Kind(message_template, "a text of at most 1,500 characters with no braces but {name}")
@@ -330,13 +331,14 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
         raise ValueError(f"{name} is missing: write {declared['help']}")
     if text == "":
         return ""
-    shown = "has a value that cannot be right" if declared["secret"] else f"is {text!r}"
+    shown = "" if declared["secret"] else f" {text!r}"
     if PLACEHOLDER.fullmatch(text):
-        raise ValueError(f"{name} is still the placeholder {text!r}: write {declared['help']}")
+        raise ValueError(f"{name} is still the placeholder{shown}: write {declared['help']}")
     try:
         return declared["kind"].parse(text)
     except ValueError:
-        raise ValueError(f"{name} {shown}: write {declared['kind'].write}") from None
+        wrong = f"is{shown}" if shown else "has a value that cannot be right"
+        raise ValueError(f"{name} {wrong}: write {declared['kind'].write}") from None
 
 
 def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, str]) -> str:
@@ -610,8 +612,8 @@ def message_for(reminder: Reminder, settings: Settings) -> str:
 def judge(user: User, days: Mapping[bytes, Days]) -> Reminder | Skip | None:
     """The reminder that is due to a user, or why there can be none; None when nothing is due."""
     if user.zone_key is None:
-        reason = f"time zone {user.raw_zone!r} is unknown: correct User.time_zone or set DEFAULT_TIME_ZONE"
-        return Skip(Outcome.BAD_ZONE, reason)
+        wrong = f"time zone {user.raw_zone!r} is unknown" if user.raw_zone else "there is no time zone"
+        return Skip(Outcome.BAD_ZONE, f"{wrong}: correct User.time_zone or set DEFAULT_TIME_ZONE")
     rule = rule_for(day1=user.logged_day1, day2=user.logged_day2)
     if rule and not E164.fullmatch(user.phone):
         reason = f"phone number {user.phone!r} is not E.164, such as +14155550123: correct User.phone_number"
@@ -716,6 +718,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1927: (Remedy.RECONNECT, "the connection was killed"),
     2003: (Remedy.RECONNECT, "it cannot be reached: check DB_HOST, DB_PORT, the server and the NetworkPolicy"),
     2006: (Remedy.RECONNECT, "the connection was lost"),
+    2026: (Remedy.FIX, "it offers no TLS: switch it on there, or remove DB_SSL_CA"),
     2013: (Remedy.RECONNECT, "the connection was lost, or it did not answer in time"),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
@@ -920,33 +923,35 @@ class Store:
         """How many users with a phone number there are for each stored zone, as its UTF-8 bytes."""
         return dict(self._run(f"SELECT {ZONE_KEY}, COUNT(*) FROM `User` u WHERE {HAS_PHONE} GROUP BY 1"))
 
-    def pages(self, days: Mapping[bytes, Days], total: int, now: datetime) -> Iterator[list[User]]:
-        """The users who may be due, a list for every PAGE_USERS users with a phone number.
+    def pages(self, days: Mapping[bytes, Days], total: int, now: datetime) -> Iterator[tuple[int, list[User]]]:
+        """For each PAGE_USERS users with a phone number their count, and those who may be due.
 
-        Starts at another place each day, so that a deadline does not starve the same users day after day.
+        Starts at another place each day, so that a deadline does not starve the same people day after day.
         """
-        golden = now.timestamp() // 86_400 * 0.618_033_988_75  # steps that spread evenly however many
-        start = self._run("SELECT u.id FROM `User` u ORDER BY u.id LIMIT 1 OFFSET %s", [int(golden % 1 * total)])
-        middle = start[0][0] if start else None
-        slices = chain(self._slices(middle, None), self._slices(None, middle)) if start else self._slices(None, None)
-        for after, through in slices:
-            yield self._page(days, after, through)
+        golden = now.timestamp() // 86_400 * 0.618_033_988_75  # steps that spread evenly, however many
+        [(middle,)] = self._run(
+            "SELECT (SELECT id FROM `User` ORDER BY id LIMIT 1 OFFSET %s)", [int(golden % 1 * total)]
+        )
+        for low, through in [(middle, None), (None, middle)] if middle is not None else [(None, None)]:
+            for count, after, last in self._slices(low, through):
+                yield count, self._page(days, after, last)
 
-    def _slices(self, after: UserId | None, through: UserId | None) -> Iterator[tuple[UserId | None, UserId | None]]:
-        """Cut the ids in (after, through] into ranges that hold PAGE_USERS users with a phone number each."""
-        while True:
-            within, args = id_range(after, through)
-            last = self._run(
-                f"SELECT u.id FROM `User` u WHERE {within} AND {HAS_PHONE} ORDER BY u.id LIMIT 1 OFFSET %s",
-                [*args, PAGE_USERS - 1],
+    def _slices(self, low: UserId | None, through: UserId | None) -> Iterator[tuple[int, UserId | None, UserId]]:
+        """Cut (low, through] into ranges (low, high] of ids that hold PAGE_USERS users with a phone number each."""
+        count = PAGE_USERS
+        while count == PAGE_USERS:
+            within, args = id_range(low, through)
+            [(count, high)] = self._run(
+                f"""SELECT COUNT(*), MAX(id) FROM (SELECT u.id FROM `User` u WHERE {within} AND {HAS_PHONE}
+                                                   ORDER BY u.id LIMIT {PAGE_USERS}) slice""",
+                args,
             )
-            if not last:
-                yield after, through
-                return
-            yield after, (after := last[0][0])
+            if count:
+                yield count, low, high
+            low = high
 
-    def _page(self, days: Mapping[bytes, Days], after: UserId | None, through: UserId | None) -> list[User]:
-        within, args = id_range(after, through)
+    def _page(self, days: Mapping[bytes, Days], low: UserId | None, high: UserId) -> list[User]:
+        within, args = id_range(low, high)
         zones, bounds = zones_table(days)
         rows = self._run(
             f"""SELECT u.id, u.name, u.phone_number, u.time_zone, z.zone, {LOGGED.format(start="day1", end="day2")}
@@ -957,15 +962,7 @@ class Store:
             [*bounds, *args],
         )
         return [
-            User(
-                user_id,
-                clean(name)[:NAME_LENGTH].strip(),
-                clean(phone),
-                clean(raw),
-                zone,
-                logged_day1=bool(day1),
-                logged_day2=False,
-            )
+            User(user_id, clean(name)[:NAME_LENGTH].strip(), clean(phone), clean(raw), zone, bool(day1), False)
             for user_id, name, phone, raw, zone, day1 in rows
         ]
 
@@ -1280,7 +1277,7 @@ class Gate:
             pause = max(least, min(least * 2**self._doublings, LONGEST_PAUSE) if asked is None else asked)
             opens = max(self._opens, now + pause * random.uniform(1.0, 1.2))  # noqa: S311 - jitter
             self._spent += opens - max(self._opens, now)
-            self._doublings, self._opens = self._doublings + 1, opens
+            self._doublings, self._opens = min(self._doublings + 1, 10), opens
             log.warning("All texts wait for %.0f s: %s", opens - now, answer.words)
             if self._spent > PAUSE_BUDGET:
                 self._brake.pull(RetryLater(f"Twilio asks for more than the {PAUSE_BUDGET:g} s that a run may wait"))
@@ -1378,10 +1375,8 @@ class Sender:
             raise
         except Exception as error:  # noqa: BLE001 - around a POST, whatever is not understood is uncertain
             return understand(error, http.last)
-        segments = str(getattr(resource, "num_segments", ""))
-        return Answer(
-            Action.ACCEPT, sid=getattr(resource, "sid", None), segments=int(segments) if segments.isdecimal() else None
-        )
+        sid, segments = str(getattr(resource, "sid", "")), str(getattr(resource, "num_segments", ""))
+        return Answer(Action.ACCEPT, sid=sid, segments=int(segments) if segments.isdecimal() else None)
 
     def _client(self) -> tuple[Client, Http]:
         """This thread's client."""
@@ -1470,7 +1465,7 @@ def retry_after(response: Response) -> float | None:
         return float(value)
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -1479,13 +1474,12 @@ def surely_not_sent(error: Exception) -> bool:
 
     Only these are sure. Every other error of TLS, time-out or cut connection can come after the whole request.
     """
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    if isinstance(error, requests.exceptions.SSLError):
-        return isinstance(getattr(reason, "args", [None])[0], ssl.SSLCertVerificationError)
-    never_connected = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
-    return isinstance(error, requests.exceptions.ProxyError | requests.exceptions.ConnectTimeout) or isinstance(
-        reason, never_connected
-    )
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    reason = getattr(reason, "original_error", reason)  # what urllib3 calls a failed proxy may be a lost answer
+    if isinstance(reason, urllib3.exceptions.SSLError):
+        reason = reason.args[0]
+    never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
+    return isinstance(reason, (*never_connected, ssl.SSLCertVerificationError))
 
 
 def cause(error: Exception) -> str:
@@ -1554,11 +1548,11 @@ def days_by_zone(zones: Iterable[bytes], settings: Settings, now: datetime) -> d
 
 
 def due_reminders(
-    pages: Iterable[list[User]], days: Mapping[bytes, Days], store: Store, report: Report, retry_days: int
+    pages: Iterable[tuple[int, list[User]]], days: Mapping[bytes, Days], store: Store, report: Report, retry_days: int
 ) -> Iterator[Reminder]:
     """The reminders to claim, page by page; who gets none although something is due is reported."""
-    for page in pages:
-        report.page()
+    for count, page in pages:
+        report.page(count)
         verdicts = [(user, judge(user, days)) for user in page]
         reminders = [verdict for _, verdict in verdicts if isinstance(verdict, Reminder)]
         report.skipped((user, verdict) for user, verdict in verdicts if isinstance(verdict, Skip))
@@ -1702,9 +1696,9 @@ class Report:
         """The exit codes that the outcomes ask for."""
         return [outcome.exit_code for outcome, count in self._counts.items() if count]
 
-    def page(self) -> None:
+    def page(self, users: int) -> None:
         """Count a page of users, and tell the progress every PROGRESS_SECONDS."""
-        self._looked_at = min(self.users, self._looked_at + PAGE_USERS)
+        self._looked_at += users
         self._progress()
 
     def _progress(self) -> None:
@@ -1754,7 +1748,7 @@ class Report:
         for line in failure.args if failure else ():
             log.error("%s", line)
         if self._looked_at < self.users:
-            log.warning("%d users were not looked at", self.users - self._looked_at)
+            log.warning("%d users were not looked at: the run ended before", self.users - self._looked_at)
         if uncertain := self._counts[Outcome.UNCERTAIN]:
             log.warning(
                 "%d texts are uncertain: they may have been sent, and are not sent again today. The next run, or "
