@@ -421,7 +421,7 @@ def first_batch(environ: dict[str, str]) -> list[Any]:
     with habit_notifier.Store(habit_notifier.Settings.read(environ), Stop()) as store:
         store.open()
         days = habit_notifier.days_by_zone(store.users_by_zone(), store._settings, NOON)
-        return [user.id for page in store.pages(days, USERS, NOON) for user in page][:IN_FLIGHT]
+        return [user.id for _, page in store.pages(days, USERS, NOON) for user in page][:IN_FLIGHT]
 
 
 def lock_waits(database: Database) -> int:
