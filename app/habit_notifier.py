@@ -1571,7 +1571,7 @@ def deliver(due: Iterator[Reminder], store: Store, sender: Sender, report: Repor
     results: list[Result] = []
     streak = Streak()
     try:
-        while (claims := [] if brake.pulled else next_claims(due, sender.free, clock())) or sender.busy:
+        while (not brake.pulled and draw(due, claims, sender.free, clock())) or sender.busy:
             ours, others = store.claim(claims)
             report.claimed(ours, others)
             sender.submit(ours)
@@ -1587,10 +1587,12 @@ def deliver(due: Iterator[Reminder], store: Store, sender: Sender, report: Repor
     report.not_tried(due)
 
 
-def next_claims(due: Iterator[Reminder], free: int, now: datetime) -> list[Claim]:
-    """Claims for the next reminders, with a token of their own."""
+def draw(due: Iterator[Reminder], claims: list[Claim], free: int, now: datetime) -> bool:
+    """Add claims for the next reminders, which have a token of their own; whether there were any."""
     token = secrets.token_hex(16)
-    return [Claim(reminder, token, now) for reminder in islice(due, free)]
+    for reminder in islice(due, free):  # one by one: the query of the next page may fail in between
+        claims.append(Claim(reminder, token, now))  # noqa: PERF401
+    return bool(claims)
 
 
 def land(
