@@ -42,6 +42,8 @@ class Part:
     joins_at_post: int = 0
     """The text at which the other runs start; 0: all at once."""
     environ: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+    """Seconds that each way to the database takes: the longer, the more do runs at the same moment meet."""
 
 
 @dataclass
@@ -95,7 +97,7 @@ def draw(seed: int, index: int) -> Scene:
     shape = rng.choices(SHAPES, [4, 4, 4, 4, 2])[0]
     steps = shape(rng, focus, around, processes, tls)
     default_zone = "Europe/Berlin" if rng.random() < 0.1 else None
-    people = [person(rng, number, focus, steps[0].at) for number in range(rng.choice([3, 8, 14, 14, 24, 40]))]
+    people = [person(rng, number, focus, steps[0].at) for number in range(rng.choice([3, 8, 12, 14, 20, 32]))]
     id_type: Literal["INT", "CHAR(36)"] = "CHAR(36)" if rng.random() < 0.2 else "INT"
     ids = sorted(str(uuid.UUID(int=rng.getrandbits(128))) for _ in people)
     for number, each in enumerate(people):
@@ -262,6 +264,7 @@ def midnight(rng: Rng, focus: str, around: datetime, processes: bool, tls: bool)
         first.parts[0].faults.append(f.TimePasses(nth, before + timedelta(seconds=rng.choice([0, 1, 30, 700]))))
         if rng.random() < 0.7:
             first.parts[0].runs, first.parts[0].joins_at_post = 2, nth
+            first.parts[0].delay = rng.choice([0.0, 0.006])
     second = step(rng, end + timedelta(seconds=rng.choice([1, 800, 3600])), processes, tls, chance=0.3)
     return [first, second, *calm(rng, end, 0)]
 
@@ -302,6 +305,7 @@ def step(
     parts = [Part(runs, draw_faults(rng, processes, tls, chance), argv or [])]
     for _ in range(2):
         parts.append(Part(1, draw_faults(rng, processes, tls, 0.35), argv or []))
+    parts[0].delay = rng.choice([0.0, 0.006, 0.012]) if runs > 1 else 0.0
     for part in parts:
         if rng.random() < 0.03 and not argv:
             part.environ["RUN_DEADLINE"] = rng.choice(["1", "2", "3"])
@@ -451,5 +455,5 @@ INLINE_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
 PROCESS_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
     (10, ended(kill=True)),
     (7, ended(kill=False)),
-    (4, at_query(f.ServerRestart, kill=lambda rng: rng.random() < 0.6, seconds=lambda rng: rng.choice([0.0, 0.3, 1.5]))),
+    (6, at_query(f.ServerRestart, kill=lambda rng: rng.random() < 0.6, seconds=lambda rng: rng.choice([0.0, 0.3, 1.5]))),
 ]

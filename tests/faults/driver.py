@@ -17,6 +17,7 @@ from typing import Any
 from tests.faults import draw as drawing
 from tests.faults.draw import draw
 from tests.faults.invariants import NAMES, Judge
+from tests.faults.mutants import MUTANTS, Mutant
 from tests.faults.program import KILLED, Replacements
 from tests.faults.scene import due, has_odd_day
 from tests.faults.stage import Record, Stage
@@ -100,21 +101,47 @@ def play_some(seed: int, indices: Sequence[int]) -> Result:
 
 
 _STAGE: list[Stage] = []
-_REPLACEMENTS: list[tuple[str, str]] = []
 
 
 def _stage() -> Stage:
-    if not _STAGE:
-        _STAGE.append(Stage(_REPLACEMENTS).__enter__())
     return _STAGE[0]
 
 
-def play_all(runs: Sequence[int], seed: int, workers: int) -> Iterator[Result]:
+def _set_stage(replacements: Replacements) -> None:
+    _STAGE.append(Stage().__enter__())
+    _STAGE[0].use(replacements)
+
+
+def play_all(runs: Sequence[int], seed: int, workers: int, replacements: Replacements = ()) -> Iterator[Result]:
     """Play scenes on several processes; a result for each few of them."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_set_stage, initargs=(replacements,)
+    ) as pool:
         parts = [runs[start : start + CHUNK] for start in range(0, len(runs), CHUNK)]
         for done in as_completed(pool.submit(play_some, seed, part) for part in parts):
             yield done.result()
+
+
+def hunt(stage: Stage, mutant: Mutant, seed: int, most: int) -> tuple[int, str] | None:
+    """Play the broken program until an invariant tells: after how many runs, and what it says."""
+    stage.use(mutant.replacements)
+    for index in range(most):
+        result = play(stage, seed, index)
+        told = [f"{NAMES[name]}: {words}" for _, name, words in result.problems if name in mutant.sees]
+        if told:
+            return index + 1, told[0]
+    return None
+
+
+def hunt_all(seed: int, most: int) -> int:
+    """Show that the driver sees each of the ways in which the program was broken."""
+    missed = 0
+    with Stage() as stage:
+        for mutant in MUTANTS:
+            found = hunt(stage, mutant, seed, most)
+            missed += found is None
+            print(f"{mutant.name}: " + (f"caught by run {found[0]}\n    {found[1][:300]}" if found else "NOT CAUGHT"), flush=True)
+    return 1 if missed else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,12 +152,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", type=int, help="play just the run of this number")
     parser.add_argument("--times", type=int, default=1, help="how often, with --only")
     parser.add_argument("--workers", type=int, default=4 * (os.cpu_count() or 1))
+    parser.add_argument("--mutants", action="store_true", help="play broken copies of the program until each is caught")
     told = parser.parse_args(argv)
+    if told.mutants:
+        return hunt_all(told.seed, max(told.runs, 300))
     began = time.monotonic()
     total = Result()
     indices = [told.only] * told.times if told.only is not None else list(range(told.runs))
     last = 0.0
-    for result in play_all(indices, told.seed, min(told.workers, len(indices))):
+    replacements = []
+    if os.environ.get("SCRATCH"):
+        replacements = eval(open(os.environ["SCRATCH"]).read())
+    for result in play_all(indices, told.seed, min(told.workers, len(indices)), replacements):
         total.add(result)
         if time.monotonic() - last > 10:
             last = time.monotonic()

@@ -338,6 +338,7 @@ class Judge:
                 "refused": {"refused", None} if streak else {"refused"},
                 "uncertain": {"uncertain", "sending", "sent"},  # a settlement may have found it
                 "already handled today": {"sent", "refused", "uncertain", "sending"},
+                "refused earlier": {None, "refused"},
             }.get(named[0], {None})
             if named[0] == "refused" and told.completed is None:
                 right = {"refused", None}

@@ -76,11 +76,15 @@ class Record:
 class Stage:
     """Everything that scenes need, made once and emptied for each of them."""
 
-    def __init__(self, replacements: Replacements = ()) -> None:
-        self._replacements = list(replacements)
+    def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="habit-faults-")
-        self._copies = [program.load(f"copy_{name}", [*replacements, LOCK_WAIT]) for name in "abc"]
         self._stray = _catch_stray_output()
+        self.use(())
+
+    def use(self, replacements: Replacements) -> None:
+        """From now on play the program with these texts replaced."""
+        self._replacements = list(replacements)
+        self._copies = [program.load(f"copy_{name}", [*replacements, LOCK_WAIT]) for name in "abc"]
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -223,6 +227,7 @@ class Stage:
         for fault in part.faults:
             fault.begin(group)
         self.twilio.hook, self.wire.hook = direction.answer, direction.judge
+        self.wire.delay = part.delay
         group.actors[0].start()
         for other in group.actors[1:]:
             if part.joins_at_post:
@@ -235,6 +240,7 @@ class Stage:
         for fault in part.faults:
             fault.end()
         self.wire.hook = self.twilio.hook = None
+        self.wire.delay = 0.0
         self.wire.rules.clear()
         time.sleep(max(0.0, group.extra_wait - time.monotonic()))
         stray = list(self._stray)
