@@ -1,0 +1,48 @@
+"""`make bench` measures, prints the table, and writes docs/bench.md and docs/bench.svg. FULL=1: a million users."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from tests.bench import evaluation, process, report, sending
+from tests.bench.measure import ROOT, Bench
+
+PARTS = ("evaluation", "memory", "start", "sending")
+OLD_LOGS = [0, 5, 10]  # of each user; 20 are the end of the curve over users
+
+
+def main() -> None:
+    """Measure the parts that are named, or all; only all of them are written to the documents."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when none is named")
+    parser.add_argument("--app", type=Path, default=ROOT / "app", help="the folder of another version of the program")
+    parser.add_argument("--users", type=int, nargs="+", help="the numbers of users, instead of the usual ones")
+    told = parser.parse_args()
+    if unknown := set(told.parts) - set(PARTS):
+        parser.error(f"unknown: {', '.join(unknown)}")
+    parts = told.parts or PARTS
+    full = os.environ.get("FULL", "") not in ("", "0")
+    sizes = told.users or [10_000, 50_000, 200_000, *([1_000_000] if full else [])]
+    bench = Bench(told.app.resolve(), full=full)
+    results = report.Results(f"make bench{' FULL=1' if full else ''}", bench.look_at_server())
+    if "start" in parts:
+        results.starts = [process.start(bench)]
+    if "sending" in parts:
+        results.speeds = sending.run(bench)
+    if "memory" in parts:
+        results.memory = process.memory(bench, [sizes[0], sizes[-1]])
+    if "evaluation" in parts:
+        results.cases = evaluation.run(bench, sizes, OLD_LOGS)
+    text = report.table(results)
+    print(text)
+    if set(parts) == set(PARTS) and not told.users and told.app == ROOT / "app":
+        docs = ROOT / "docs"
+        docs.mkdir(exist_ok=True)
+        (docs / "bench.md").write_text(text)
+        report.picture(results, docs / "bench.svg")
+
+
+if __name__ == "__main__":
+    main()

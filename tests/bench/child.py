@@ -1,0 +1,166 @@
+"""What is measured in a process of its own: `python -m tests.bench.child ROLE ARGUMENTS` prints one line of JSON.
+
+Settings come by the environment, as for the program itself. Only what a role says is changed in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from itertools import chain, islice, pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pymysql
+import pytz
+from twilio.http.http_client import TwilioHttpClient
+from twilio.rest import Client
+
+import habit_notifier as notifier
+from tests.bench.population import NOW
+
+Figures = dict[str, float]
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had, in MiB."""
+    status = Path("/proc/self/status").read_text()  # getrusage would tell of the parent's memory before exec
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) / 1024
+
+
+def evaluate() -> Figures:
+    """The whole job, but Twilio is not asked and the due users are counted instead of texted."""
+    due_users = 0
+
+    def count(due: Iterator[Any], *_: object) -> None:
+        nonlocal due_users
+        due_users = sum(1 for _ in due)
+
+    with patch.multiple(notifier, deliver=count, clean_up=_nothing), patch.object(notifier.Sender, "probe", _nothing):
+        cpu = time.process_time()
+        seconds = _timed(_run)
+        cpu = time.process_time() - cpu
+    return {"seconds": seconds, "cpu": cpu, "due": due_users, "mib": peak_mib()}
+
+
+def loop(sample: int) -> Figures:
+    """The plain way: one query for each user and day. Of the users only every so many, that there are `sample`."""
+    connection = pymysql.connect(
+        host=os.environ["DB_HOST"],
+        port=int(os.environ["DB_PORT"]),
+        user=os.environ["DB_USER"],
+        password=os.environ["DB_PASSWORD"],
+        database=os.environ["DB_NAME"],
+        autocommit=True,
+        init_command="SET time_zone = '+00:00'",
+    )
+    logged = """SELECT COUNT(*) FROM Log l JOIN Habit h ON h.id = l.habit_id
+                WHERE h.user_id = %s AND l.created_at >= %s AND l.created_at < %s"""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT id, name, phone_number, time_zone FROM User WHERE phone_number IS NOT NULL")
+        users = list(cursor.fetchall())
+        users = users[:: max(1, len(users) // sample)]
+        started = time.perf_counter()
+        due = 0
+        for user_id, _name, _phone, zone in users:
+            if zone not in pytz.all_timezones_set:
+                continue
+            today = NOW.astimezone(pytz.timezone(zone)).replace(hour=0, minute=0, second=0, tzinfo=None)
+            bounds = [pytz.timezone(zone).localize(today - timedelta(days=n)).astimezone(pytz.utc) for n in (2, 1, 0)]
+            counts = []
+            for start, end in pairwise(bounds):
+                cursor.execute(logged, (user_id, start, end))
+                counts.append(cursor.fetchone()[0])  # type: ignore[index]
+            due += not counts[1]
+        seconds = time.perf_counter() - started
+    return {"seconds": seconds, "users": len(users), "due": due}
+
+
+def send(texts: int, ledger: str) -> Figures:
+    """The whole job, for so many texts; with `without` the ledger's statements are left out."""
+    deliver, figures = notifier.deliver, Figures()
+
+    def some(due: Iterator[Any], *rest: Any) -> None:
+        first = next(due)  # the first page is not what is measured here
+        figures["seconds"] = _timed(lambda: deliver(islice(chain([first], due), texts), *rest))
+        figures["texts"] = rest[2]._counts[notifier.Outcome.SENT]
+
+    no_ledger: dict[str, Any] = {
+        "history": lambda _store, _reminders: defaultdict(list),
+        "claim": lambda _store, claims: (claims, []),
+        "record": _nothing,
+        "release": _nothing,
+    }
+    left_out: AbstractContextManager[object] = (
+        patch.multiple(notifier.Store, **no_ledger) if ledger == "without" else nullcontext()
+    )
+    with patch.multiple(notifier, deliver=some, clean_up=_nothing), left_out:
+        cpu = time.process_time()
+        _run()
+        figures["cpu"] = time.process_time() - cpu
+    return figures
+
+
+def bare(texts: int, threads: int) -> Figures:
+    """Nothing but twilio's client, one for each of so many threads."""
+    clients = threading.local()
+
+    def post(number: int) -> str:
+        if not hasattr(clients, "client"):
+            clients.client = Client(  # type: ignore[no-untyped-call]
+                os.environ["TWILIO_ACCOUNT_SID"],
+                os.environ["TWILIO_AUTH_TOKEN"],
+                http_client=TwilioHttpClient(timeout=10),
+            )
+            clients.client.api.base_url = os.environ["TWILIO_API_URL"]
+        message = clients.client.messages.create(
+            to=f"+1{2_000_000_000 + number}",
+            from_=os.environ["TWILIO_FROM_NUMBER"],
+            body="Hi User, no habits logged in the past 2 days. Reply STOP to opt out.",
+        )
+        return str(message.sid)
+
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = _timed(lambda: list(pool.map(post, range(texts))))
+    return {"seconds": seconds, "texts": texts}
+
+
+def _run() -> None:
+    if code := notifier.main([], os.environ, lambda: NOW):
+        sys.exit(f"the program ended with exit code {code}")
+
+
+def _timed(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def _nothing(*_: object) -> None:
+    """Instead of a function that is left out."""
+
+
+def main() -> None:
+    """Take the part that the arguments name."""
+    role, *arguments = sys.argv[1:]
+    roles: dict[str, Callable[[], Figures]] = {
+        "evaluate": evaluate,
+        "loop": lambda: loop(int(arguments[0])),
+        "send": lambda: send(int(arguments[0]), arguments[1]),
+        "bare": lambda: bare(int(arguments[0]), int(arguments[1])),
+    }
+    print(json.dumps(roles[role]()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Evaluation: the whole job but the sends, against the C client with one grouped query, and against the plain loop."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.measure import Bench, c_client, in_turn, median, ratio, seconds_of
+from tests.bench.population import Population
+
+REFERENCE = Path(__file__).with_name("reference.sql").read_text()
+OLD_LOGS = 20  # for each user, where the number of users is what grows
+LOOP_SAMPLE = 3_000
+TURNS = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    index: bool
+    users: int
+    old_logs: int
+    """Of each user."""
+    due: int
+    client_seconds: float
+    seconds: float
+    to_client: float
+    """The program's time, in times of the client's."""
+    to_loop: float
+    """The users that the program judges in a second, in times of the loop's."""
+    mib: float
+
+    @property
+    def bound(self) -> float:
+        """What `to_client` may be."""
+        return 1.5 if self.index else 1.1
+
+    @property
+    def loop_bound(self) -> float:
+        """What `to_loop` must be."""
+        return 25 if self.index else 7
+
+
+def run(bench: Bench, sizes: list[int], old: list[int]) -> list[Case]:
+    """The curves over users, and over the old logs of as many users as `sizes` ends with."""
+    cases = []
+    for index in (True, False):
+        words = "with the index" if index else "with the foreign keys' indexes"
+        with bench.server() as server:
+            with server.database(log_index=index) as database:
+                population = Population(database)
+                for users in sizes:
+                    bench.say(f"filling in {users:,} users, {words}")
+                    population.grow(users, OLD_LOGS)
+                    cases.append(_measure(bench, population, index, OLD_LOGS))
+            with server.database(log_index=index) as database:
+                population = Population(database)
+                population.grow(sizes[-1])
+                for old_logs in old:
+                    bench.say(f"filling in {sizes[-1] * old_logs:,} old logs, {words}")
+                    population.add_old_logs(old_logs)
+                    cases.append(_measure(bench, population, index, old_logs))
+    return cases
+
+
+def _measure(bench: Bench, population: Population, index: bool, old_logs: int) -> Case:
+    database = population.database
+    client = c_client(database, REFERENCE)
+    if not client:
+        raise RuntimeError("This machine has no mariadb or mysql client: install one to measure against")
+    environ = bench.environ(database.environ(), NO_TWILIO)
+    reference = subprocess.run(client, check=True, capture_output=True, text=True).stdout.count("\n")
+    found = in_turn(
+        TURNS,
+        {
+            "client": lambda: {"seconds": seconds_of(client)},
+            "program": lambda: bench.child(environ, "evaluate"),
+            "loop": lambda: bench.child(environ, "loop", LOOP_SAMPLE),
+        },
+    )
+    due = {int(figures["due"]) for figures in found["program"]}
+    if due != {reference}:
+        raise RuntimeError(f"The program finds {due} due users, the reference {reference}: one of them is wrong")
+    seconds = {name: [each["seconds"] for each in figures] for name, figures in found.items()}
+    per_user = [each["seconds"] / each["users"] for each in found["loop"]]
+    case = Case(
+        index=index,
+        users=population.users,
+        old_logs=old_logs,
+        due=reference,
+        client_seconds=median(found["client"], "seconds"),
+        seconds=median(found["program"], "seconds"),
+        to_client=ratio(seconds["program"], seconds["client"]),
+        to_loop=ratio(per_user, [each / population.users for each in seconds["program"]]),
+        mib=median(found["program"], "mib"),
+    )
+    bench.say(f"{case.users:,} users: {case.to_client:.2f} x the C client's time, {case.to_loop:.0f} x the loop")
+    return case
+
+
+NO_TWILIO = {
+    "TWILIO_ACCOUNT_SID": "AC" + "0" * 32,
+    "TWILIO_AUTH_TOKEN": "none",
+    "TWILIO_FROM_NUMBER": "+15005550006",
+    "TWILIO_API_URL": "http://127.0.0.1:9",
+}

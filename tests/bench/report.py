@@ -1,0 +1,208 @@
+"""The results as a table in words and ratios, and as a picture."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tests.bench.evaluation import Case
+from tests.bench.measure import ROOT
+from tests.bench.process import Memory, Start
+from tests.bench.sending import LATENCY, Speed
+
+START_BOUND = 1.3  # times the imports
+MEMORY_BOUND = 90  # MiB
+PRICE_BOUND = 0.10  # of the speed at 32
+
+HOW = """Ratios are medians of measurements taken turn about; the times stand beside them to give the scale. A ratio
+that is out of its bound is **bold**."""
+EVALUATION = """The whole job but the sends (the due users are counted instead), against the server's own C client with
+one grouped query ([reference.sql](../tests/bench/reference.sql)), and against a loop of one query for each user and
+day."""
+MEMORY = (
+    f"""The most of a whole run at the default concurrency, database and Twilio over TLS; at most {MEMORY_BOUND} MiB."""
+)
+SENDING = f"""Against a Twilio in a process of its own that takes {LATENCY * 1000:.0f} ms for a text. The limit is
+concurrency / latency; *bare* is a loop over twilio's client with as many threads; the ledger's price is the share of
+the speed that its statements cost."""
+
+
+@dataclass
+class Results:
+    """All that was measured."""
+
+    command: str
+    server: str
+    cases: list[Case] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
+    speeds: list[Speed] = field(default_factory=list)
+
+
+def table(results: Results) -> str:
+    """The document, in Markdown. A bound that is not kept is in bold."""
+    parts = [
+        "# Benchmarks",
+        f"`{results.command}` on {datetime.now(UTC):%Y-%m-%d}, {_machine(results)}. {HOW}",
+        "![Time, memory and speed](bench.svg)",
+    ]
+    if results.cases:
+        parts += [
+            "## Evaluation",
+            EVALUATION,
+            _rows(
+                "index on Log(habit_id, created_at) | users | old logs | due | C client | program | ratio | at most | "
+                "users/s, times the loop's | at least",
+                (_case(case) for case in results.cases),
+            ),
+        ]
+    if results.memory:
+        parts += [
+            "## Memory",
+            MEMORY,
+            _rows(
+                "users | texts | MiB",
+                (
+                    [f"{m.users:,}", f"{m.texts:,}", _bold(f"{m.mib:.0f}", m.mib <= MEMORY_BOUND)]
+                    for m in results.memory
+                ),
+            ),
+        ]
+    if results.starts:
+        parts += [
+            "## Start",
+            "To the first query, against importing `twilio.rest` and `pymysql` alone.",
+            _rows("imports | first query | ratio | at most", (_start(start) for start in results.starts)),
+        ]
+    if results.speeds:
+        parts += [
+            "## Sending",
+            SENDING,
+            _rows(
+                "SEND_CONCURRENCY | to the database and back | texts/s | of the limit | of bare | ledger's price | "
+                "CPU per text",
+                (_speed(speed) for speed in results.speeds),
+            ),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _case(case: Case) -> list[str]:
+    return [
+        "yes" if case.index else "no",
+        f"{case.users:,}",
+        f"{case.users * case.old_logs:,}",
+        f"{case.due:,}",
+        f"{case.client_seconds:.2f} s",
+        f"{case.seconds:.2f} s",
+        _bold(f"{case.to_client:.2f}", case.to_client <= case.bound),
+        f"{case.bound}",
+        _bold(f"{case.to_loop:.1f}", case.to_loop >= case.loop_bound),
+        f"{case.loop_bound}",
+    ]
+
+
+def _start(start: Start) -> list[str]:
+    kept = start.to_imports <= START_BOUND
+    imports, seconds = f"{start.import_seconds * 1000:.0f} ms", f"{start.seconds * 1000:.0f} ms"
+    return [imports, seconds, _bold(f"{start.to_imports:.2f}", kept), f"{START_BOUND}"]
+
+
+def _speed(speed: Speed) -> list[str]:
+    large = speed.concurrency > 32  # there, this machine is the limit
+    return [
+        f"{speed.concurrency}",
+        f"{speed.round_trip * 1000:.0f} ms",
+        f"{speed.texts:.0f}",
+        _bold(f"{speed.to_limit:.2f}", speed.to_limit >= 0.9 or large or speed.round_trip > 0),
+        _bold(f"{speed.to_bare:.2f}", speed.to_bare >= 0.8 or not large),
+        _bold(f"{speed.price:.1%}", speed.price <= PRICE_BOUND or speed.concurrency != 32),
+        f"{speed.cpu * 1000:.1f} ms",
+    ]
+
+
+def _bold(text: str, kept: bool) -> str:
+    return text if kept else f"**{text}**"
+
+
+def _rows(head: str, rows: Iterable[Sequence[str]]) -> str:
+    columns = head.split(" | ")
+    lines = [columns, ["---:"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _machine(results: Results) -> str:
+    described = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2].strip() for line in described.splitlines() if line.startswith("model name")]
+    load = f"{os.getloadavg()[0]:.1f}"
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    return (
+        f"commit {commit.strip() or 'unknown'}: {os.cpu_count()} cores ({names[0] if names else platform.machine()}), "
+        f"load {load} at the end, Python {platform.python_version()}, {results.server} beside it, "
+        f"PyMySQL {version('PyMySQL')}, twilio {version('twilio')}"
+    )
+
+
+def picture(results: Results, path: Path) -> None:
+    """Draw the four curves."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bench", "font.size": 9, "axes.grid": True})
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
+    over_users, over_old, over_memory, over_threads = axes.flat
+    users, old = _curves(results.cases)
+    for index, colour in ((True, "tab:blue"), (False, "tab:orange")):
+        words = "with the index" if index else "without it"
+        for axis, curve, along in ((over_users, users, "users"), (over_old, old, "old_logs")):
+            points = sorted((case for case in curve if case.index is index), key=lambda case: getattr(case, along))
+            xs = [case.users if along == "users" else case.old_logs * case.users for case in points]
+            axis.plot(
+                xs, [case.seconds / case.users * 1e6 for case in points], "o-", c=colour, label=f"program, {words}"
+            )
+            clients = [case.client_seconds / case.users * 1e6 for case in points]
+            axis.plot(xs, clients, "x--", c=colour, label=f"C client, {words}")
+    _label(over_users, "Evaluation", "users", "µs per user", logarithmic=True)
+    _label(over_old, "Evaluation and old logs", "old logs", "µs per user")
+    over_memory.plot(
+        [m.users for m in results.memory], [m.mib for m in results.memory], "o-", label="a whole run over TLS"
+    )
+    grown = [case for case in users if case.index]
+    over_memory.plot([case.users for case in grown], [case.mib for case in grown], "o-", label="evaluation alone")
+    over_memory.axhline(MEMORY_BOUND, ls=":", c="gray", label="bound")
+    over_memory.set_ylim(0)
+    _label(over_memory, "Memory", "users", "MiB", logarithmic=True)
+    near = [speed for speed in results.speeds if not speed.round_trip]
+    threads = [speed.concurrency for speed in near]
+    over_threads.plot(threads, [speed.texts for speed in near], "o-", label="program")
+    over_threads.plot(threads, [speed.without_ledger for speed in near], "x--", label="without its ledger")
+    over_threads.plot(threads, [speed.bare for speed in near], "+--", label="twilio's client alone")
+    over_threads.plot(threads, [n / LATENCY for n in threads], ":", c="gray", label="concurrency / latency")
+    _label(over_threads, f"Sending at {LATENCY * 1000:.0f} ms", "SEND_CONCURRENCY", "texts per second")
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def _label(axis: Any, title: str, x: str, y: str, *, logarithmic: bool = False) -> None:
+    axis.set(title=title, xlabel=x, ylabel=y)
+    axis.set_ylim(0)
+    if logarithmic:
+        axis.set_xscale("log")
+    else:
+        axis.set_xlim(0)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.legend(fontsize="small")
+
+
+def _curves(cases: list[Case]) -> tuple[list[Case], list[Case]]:
+    """The cases over users, all with the most old logs, and those over old logs, all with the most users."""
+    most_old, most_users = (max((getattr(c, name) for c in cases), default=0) for name in ("old_logs", "users"))
+    return [c for c in cases if c.old_logs == most_old], [c for c in cases if c.users == most_users]

@@ -1,0 +1,94 @@
+"""Sending: texts a second against a Twilio that takes 100 ms for each, and what the ledger costs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.bench.measure import Bench, Figures, in_turn, median, ratio
+from tests.bench.population import Population
+from tests.sandbox.database import Database
+from tests.sandbox.fake_twilio import FakeTwilioProcess
+from tests.sandbox.proxy import Proxy
+
+LATENCY = 0.1  # seconds that Twilio takes for a text
+ROUND_TRIP = 0.005  # seconds to the distant database and back
+CONCURRENCIES = (1, 8, 32, 64)
+SECONDS = 5  # that one measurement takes, about
+TURNS = 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One row of the table: texts a second."""
+
+    concurrency: int
+    round_trip: float
+    """Seconds to the database and back."""
+    texts: float
+    without_ledger: float
+    bare: float
+    to_bare: float
+    price: float
+    """The share of the speed that the ledger costs."""
+    cpu: float
+    """Seconds of the program's CPU for a text."""
+
+    @property
+    def to_limit(self) -> float:
+        """The speed, in times of concurrency / latency."""
+        return self.texts / (self.concurrency / LATENCY)
+
+
+def run(bench: Bench) -> list[Speed]:
+    """Every concurrency on a local database, and 32 on a distant one."""
+    with bench.server() as server, server.database() as database, FakeTwilioProcess(latency=LATENCY) as twilio:
+        Population(database).add_lapsed(int(max(CONCURRENCIES) / LATENCY * SECONDS))
+        environ = bench.environ(database.environ(), twilio.environ())
+        speeds = [_measure(bench, database, twilio, environ, concurrency) for concurrency in CONCURRENCIES]
+        with Proxy((server.host, server.port), delay=ROUND_TRIP / 2) as proxy:
+            distant = environ | {"DB_HOST": proxy.host, "DB_PORT": str(proxy.port)}
+            speeds += [_measure(bench, database, twilio, distant, 32, ROUND_TRIP)]
+    return speeds
+
+
+def _measure(
+    bench: Bench,
+    database: Database,
+    twilio: FakeTwilioProcess,
+    environ: dict[str, str],
+    concurrency: int,
+    round_trip: float = 0.0,
+) -> Speed:
+    texts = int(concurrency / LATENCY * SECONDS)
+    environ = environ | {"SEND_CONCURRENCY": str(concurrency)}
+
+    def afresh(role: str, *arguments: object) -> Callable[[], Figures]:
+        def measure() -> Figures:
+            database.execute("DROP TABLE IF EXISTS HabitNotification")
+            twilio.reset()
+            figures = bench.child(environ, role, *arguments)
+            if (accepted := twilio.stats()["accepted"]) != texts:
+                raise RuntimeError(f"{texts} texts were to be sent, {accepted} were")
+            return figures | {"speed": texts / figures["seconds"]}
+
+        return measure
+
+    contenders = {"with": afresh("send", texts, "with"), "without": afresh("send", texts, "without")}
+    found = in_turn(TURNS, contenders | {"bare": afresh("bare", texts, concurrency)})
+    speeds = {name: [each["speed"] for each in figures] for name, figures in found.items()}
+    speed = Speed(
+        concurrency=concurrency,
+        round_trip=round_trip,
+        texts=median(found["with"], "speed"),
+        without_ledger=median(found["without"], "speed"),
+        bare=median(found["bare"], "speed"),
+        to_bare=ratio(speeds["with"], speeds["bare"]),
+        price=1 - ratio(speeds["with"], speeds["without"]),
+        cpu=median(found["with"], "cpu") / texts,
+    )
+    bench.say(
+        f"{concurrency} at a time, {round_trip * 1000:.0f} ms to the database: {speed.texts:.0f} texts/s, "
+        f"{speed.to_limit:.2f} x limit, {speed.to_bare:.2f} x bare, ledger {speed.price:.1%}"
+    )
+    return speed
