@@ -62,17 +62,27 @@ ENVIRON = {
 }
 
 
+def copied(record: Any, **changes: Any) -> Any:
+    """The record with these changes and with strings of its own: equal ones are not the same, as from a database."""
+    copy = dataclasses.replace(record, **changes)
+    own = {f.name: getattr(copy, f.name) for f in dataclasses.fields(copy) if type(getattr(copy, f.name)) is str}
+    return dataclasses.replace(copy, **{name: "".join(list(text)) for name, text in own.items()})
+
+
 def a_reminder(rule: Rule = NO_LOGS, **changes: Any) -> Reminder:
-    return dataclasses.replace(Reminder(42, "John Doe", PHONE, rule, TODAY), **changes)
+    reminder: Reminder = copied(Reminder(42, "John Doe", PHONE, rule, TODAY), **changes)
+    return reminder
 
 
 def a_row(state: State = State.SENT, **changes: Any) -> Row:
-    row = Row(42, TODAY, PHONE, state, "theirs", NOW, NOW if state is not State.SENDING else None, None, None)
-    return dataclasses.replace(row, **changes)
+    finished = NOW if state is not State.SENDING else None
+    row: Row = copied(Row(42, TODAY, PHONE, state, "theirs", NOW, finished, None, None), **changes)
+    return row
 
 
 def a_claim(**changes: Any) -> Claim:
-    return dataclasses.replace(Claim(a_reminder(), "ours", NOW), **changes)
+    claim: Claim = copied(Claim(a_reminder(), "ours", NOW), **changes)
+    return claim
 
 
 def outcome(skip: Skip | None) -> Outcome | None:
@@ -132,6 +142,15 @@ def test_whoever_has_no_zone_is_skipped_with_the_zone_and_the_remedy(phone: str,
     assert isinstance(skip, Skip)
     assert skip.outcome is Outcome.BAD_ZONE
     assert "'Mars/Olympus'" in skip.reason
+    assert "User.time_zone" in skip.reason
+    assert "DEFAULT_TIME_ZONE" in skip.reason
+
+
+def test_whoever_has_an_empty_zone_is_told_apart_from_whoever_has_an_unknown_one() -> None:
+    skip = judge(a_user(zone_key=None, raw_zone=""), DAYS)
+    assert isinstance(skip, Skip)
+    assert skip.outcome is Outcome.BAD_ZONE
+    assert "no time zone" in skip.reason
     assert "User.time_zone" in skip.reason
     assert "DEFAULT_TIME_ZONE" in skip.reason
 
@@ -280,7 +299,8 @@ def test_our_own_row_alone_may_be_posted() -> None:
 def test_a_claim_that_left_no_row_is_not_posted() -> None:
     """Another run held the day for a moment and released it: who was due was not texted, and this must show."""
     assert outcome(not_ours(a_claim(), [], DEADLINE)) is Outcome.NOT_TRIED
-    assert outcome(not_ours(a_claim(), [a_row(local_day=TODAY - DAY)], DEADLINE)) is Outcome.NOT_TRIED
+    for days in (-1, 1):
+        assert outcome(not_ours(a_claim(), [a_row(local_day=TODAY + days * DAY)], DEADLINE)) is Outcome.NOT_TRIED
 
 
 @pytest.mark.parametrize(
@@ -375,7 +395,8 @@ SLACK = timedelta(minutes=1)
 
 
 def a_message(sid: str = "SM1", **changes: Any) -> Message:
-    return dataclasses.replace(Message(sid, PHONE, "delivered", None, NOW), **changes)
+    message: Message = copied(Message(sid, PHONE, "delivered", None, NOW), **changes)
+    return message
 
 
 def test_a_text_that_is_known_by_its_sid_is_found_by_it_alone() -> None:
@@ -410,8 +431,8 @@ def test_a_finished_row_needs_no_deadline(after: timedelta, found: bool) -> None
 
 
 def test_texts_to_others_and_of_other_rows_are_no_candidates() -> None:
-    listed = [a_message("SM1", to=OTHER_PHONE), a_message("SM2"), a_message("SM3")]
-    assert candidates(a_row(State.SENDING), listed, {"SM2"}, DEADLINE) == {"SM3": listed[2]}
+    listed = [a_message("SM1"), a_message("SM2"), a_message("SM3", to=OTHER_PHONE), a_message("SM4", to="+1234567")]
+    assert candidates(a_row(State.SENDING), listed, {"SM1"}, DEADLINE) == {"SM2": listed[1]}
 
 
 def settled(found: Iterable[tuple[Row, list[Message]]], now: datetime = NOW + timedelta(hours=1)) -> list[Settlement]:
