@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 import pytz
 
+from tests.faults import faults as f
+from tests.faults.faults import Fault
+from tests.faults.scene import Person, start_of
 from tests.sandbox import fake_twilio as ft
 from tests.sandbox.fake_twilio import Answer, Door, refuse, server_error, slow, throttle
 from tests.sandbox.people import zone_named
 from tests.sandbox.proxy import Verdict
-
-from tests.faults import faults as f
-from tests.faults.faults import Fault
-from tests.faults.scene import Person, start_of
 
 Rng = random.Random
 
@@ -143,7 +142,7 @@ def settings(rng: Rng, default_zone: str | None) -> dict[str, str]:
 def constants(rng: Rng, steps: list[Step]) -> dict[str, Any]:
     """The program's patience, as short as the faults allow, and small pages."""
     all_faults = [fault for step in steps for part in step.parts for fault in part.faults]
-    is_slow = any(isinstance(fault, f.BadAnswers) and fault.answer.before + fault.answer.after > 0 for fault in all_faults)
+    is_slow = any(isinstance(fault, f.BadAnswers) and fault.answer.before + fault.answer.after for fault in all_faults)
     is_silent = any(
         isinstance(fault, f.Away) or (isinstance(fault, f.Cut) and fault.verdict in HANGS) for fault in all_faults
     )
@@ -168,10 +167,9 @@ def changes() -> list[tuple[str, datetime]]:
     """Zones, and instants at which their clocks are changed."""
     found = []
     for name in pytz.common_timezones:
+        first = 2009 if name in ("Pacific/Apia", "America/Sao_Paulo") else 2019  # a day left out; changes at midnight
         times = getattr(pytz.timezone(name), "_utc_transition_times", [])
-        found += [(name, t.replace(tzinfo=UTC)) for t in times if 2019 <= t.year <= 2027]
-    found += [(name, t.replace(tzinfo=UTC)) for name in ("Pacific/Apia", "America/Sao_Paulo")
-              for t in pytz.timezone(name)._utc_transition_times if 2009 <= t.year <= 2018]  # type: ignore[union-attr]
+        found += [(name, instant.replace(tzinfo=UTC)) for instant in times if first <= instant.year <= 2027]
     return found
 
 
@@ -303,8 +301,7 @@ def step(
 ) -> Step:
     """A Job with its retries, and with faults as chance will have it."""
     parts = [Part(runs, draw_faults(rng, processes, tls, chance), argv or [])]
-    for _ in range(2):
-        parts.append(Part(1, draw_faults(rng, processes, tls, 0.35), argv or []))
+    parts += [Part(1, draw_faults(rng, processes, tls, 0.35), argv or []) for _ in range(2)]
     parts[0].delay = rng.choice([0.0, 0.006, 0.012]) if runs > 1 else 0.0
     for part in parts:
         if rng.random() < 0.03 and not argv:
@@ -391,16 +388,17 @@ def door(kind: str, state: Door) -> Callable[[Rng, bool], Fault]:
     return make
 
 
+ANYTIME = ["any", "sometime"]
+
+
 def ended(kill: bool) -> Callable[[Rng, bool], Fault]:
     """kill -9 or SIGTERM."""
 
     def make(rng: Rng, _tls: bool) -> Fault:
-        at = rng.choice(["post", "post", "claim", "claim", "record", "record", "release", "read back", "any", "sometime"])
+        at = rng.choice(["post", "post", "claim", "claim", "record", "record", "release", "read back", *ANYTIME])
         nth = rng.randrange(1, 30) if at == "any" else early(rng)
         seconds = rng.uniform(0, 0.2)
-        return f.Ended(
-            kill=kill, at=at, nth=nth, before=rng.random() < 0.5, seconds=seconds, again=rng.random() < 0.3
-        )
+        return f.Ended(kill=kill, at=at, nth=nth, before=rng.random() < 0.5, seconds=seconds, again=rng.random() < 0.3)
 
     return make
 
@@ -455,5 +453,5 @@ INLINE_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
 PROCESS_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
     (10, ended(kill=True)),
     (7, ended(kill=False)),
-    (6, at_query(f.ServerRestart, kill=lambda rng: rng.random() < 0.6, seconds=lambda rng: rng.choice([0.0, 0.3, 1.5]))),
+    (6, at_query(f.ServerRestart, kill=lambda rng: rng.random() < 0.6, seconds=lambda rng: rng.choice([0, 0.3, 1.5]))),
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 import traceback
 from collections import Counter
@@ -12,18 +11,55 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import Any
 
-from tests.faults import draw as drawing
 from tests.faults.draw import draw
 from tests.faults.invariants import NAMES, Judge
 from tests.faults.mutants import MUTANTS, Mutant
-from tests.faults.program import KILLED, Replacements
 from tests.faults.scene import due, has_odd_day
-from tests.faults.stage import Record, Stage
+from tests.faults.stage import Played, Record, Stage
 
-CHUNK = 10
+CHUNK = 10  # scenes that a process plays before it tells
 SHOWN = 5  # failures told in full
+PROGRESS = 10.0  # seconds
+ENOUGH = 50  # how often each kind must have hit in 10,000 runs
+
+# What must hit, in the order of the table. Whatever else is drawn comes after them.
+KINDS = (
+    "kill -9",
+    "SIGTERM",
+    "connection cut before a statement",
+    "connection cut during a statement",
+    "connection cut within an answer",
+    "connection cut after a statement",
+    "connection killed by the server",
+    "server restarted",
+    "deadlock",
+    "lock wait timeout",
+    "read-only server",
+    "silent server",
+    "database refuses connections",
+    "Twilio refuses connections",
+    "Twilio resets connections",
+    "Twilio resets in the handshake",
+    "bad TLS record after accepting",
+    "reset before accepting",
+    "reset after accepting",
+    "closed after accepting",
+    "201 with a broken body",
+    "5xx before accepting",
+    "5xx after accepting",
+    "429 storm",
+    "answer slower than the timeout",
+    "credentials that turn wrong",
+    "refused for this person",
+    "sender refused",
+    "a person must act",
+    "unknown 4xx",
+    "run deadline",
+    "clock at a DST change",
+    "local midnight while a run is at work",
+    "overlapping runs",
+)
 
 
 @dataclass
@@ -49,87 +85,83 @@ class Result:
         self.problems += other.problems
         self.stories |= other.stories
 
+    def count(self, record: Record) -> None:
+        """Add up what happened in a scene."""
+        self.texts += len(record.final_book)
+        for group in record.groups:
+            self.runs += len(group.runs)
+            self.exits.update(run.exit_code for run in group.runs if run.exit_code is not None)
+            self.hits.update({fault.kind: fault.hits for fault in group.faults if fault.hits})
+            self.hits["overlapping runs"] += len(group.runs) > 1
+            for run in group.runs:
+                self.hits["clock at a DST change"] += is_at_change(group, run.now, record.scene.default_zone)
+                self.hits["run deadline"] += "RUN_DEADLINE (" in run.output
+
+
+def is_at_change(group: Played, now: object, default: str | None) -> bool:
+    """Whether a run judged somebody who is due by a day that has not 24 hours."""
+    instants = [run.now for run in group.runs if run.now is now and run.now]
+    return any(due(who, at, default) and has_odd_day(who, at, default) for at in instants for who in group.people)
+
 
 def play(stage: Stage, seed: int, index: int) -> Result:
     """Play one scene, and judge it."""
     scene = draw(seed, index)
     result = Result(scenes=1, processes=int(scene.processes))
     judge = Judge(scene)
-    record = None
+    records = []
     try:
         for record in stage.play(scene):
+            records = [record]
             result.problems += [(index, *problem) for problem in judge.judge(record)]
             if result.problems:
                 break
-    except Exception:  # noqa: BLE001 - a run that hangs, or the driver's own failure: told like any other
+    except Exception:  # noqa: BLE001 - a run that hangs, or a failure of the driver: told like any other
         result.problems.append((index, "traceback", traceback.format_exc()))
-    if record:
-        _count(record, result)
+    for record in records:
+        result.count(record)
     if result.problems:
-        logs = [f"--- exit {run.exit_code}, now {run.now}\n{run.output}" for g in record.groups for run in g.runs] if record else []
+        runs = [run for record in records for group in record.groups for run in group.runs]
+        logs = [f"--- now {run.now}, exit code {run.exit_code} {run.crash}\n{run.output}" for run in runs]
         result.stories[index] = "\n".join([scene.story, *logs])
     return result
 
 
-def _count(record: Record, result: Result) -> None:
-    result.texts += len(record.final_book)
-    for group in record.groups:
-        result.runs += len(group.runs)
-        result.exits.update(run.exit_code if run.exit_code is not None else -1 for run in group.runs)
-        for fault in group.faults:
-            if fault.hits:
-                result.hits[fault.kind] += fault.hits
-        if len(group.runs) > 1:
-            result.hits["overlapping runs"] += 1
-        for run in group.runs:
-            if now := run.now:
-                odd = any(
-                    due(who, now, record.scene.default_zone) and has_odd_day(who, now, record.scene.default_zone)
-                    for who in group.people
-                )
-                result.hits["clock at a DST change"] += odd
-            result.hits["run deadline"] += "RUN_DEADLINE (" in run.output
-        result.hits["deferred"] += sum(run.output.count("gets no text, deferred") for run in group.runs)
+# --- many, on several processes
+
+_STAGES: list[Stage] = []
+
+
+def _make_stage() -> None:
+    _STAGES.append(Stage().__enter__())
 
 
 def play_some(seed: int, indices: Sequence[int]) -> Result:
     """Play scenes on this process's stage."""
     result = Result()
     for index in indices:
-        result.add(play(_stage(), seed, index))
+        result.add(play(_STAGES[0], seed, index))
     return result
 
 
-_STAGE: list[Stage] = []
-
-
-def _stage() -> Stage:
-    return _STAGE[0]
-
-
-def _set_stage(replacements: Replacements) -> None:
-    _STAGE.append(Stage().__enter__())
-    _STAGE[0].use(replacements)
-
-
-def play_all(runs: Sequence[int], seed: int, workers: int, replacements: Replacements = ()) -> Iterator[Result]:
+def play_all(indices: Sequence[int], seed: int, workers: int) -> Iterator[Result]:
     """Play scenes on several processes; a result for each few of them."""
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_set_stage, initargs=(replacements,)
-    ) as pool:
-        parts = [runs[start : start + CHUNK] for start in range(0, len(runs), CHUNK)]
+    parts = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_make_stage) as pool:
         for done in as_completed(pool.submit(play_some, seed, part) for part in parts):
             yield done.result()
 
 
+# --- the ways to break the program
+
+
 def hunt(stage: Stage, mutant: Mutant, seed: int, most: int) -> tuple[int, str] | None:
     """Play the broken program until an invariant tells: after how many runs, and what it says."""
-    stage.use(mutant.replacements)
+    stage.use(list(mutant.replacements.items()))
     for index in range(most):
-        result = play(stage, seed, index)
-        told = [f"{NAMES[name]}: {words}" for _, name, words in result.problems if name in mutant.sees]
-        if told:
-            return index + 1, told[0]
+        for _, name, words in play(stage, seed, index).problems:
+            if name in mutant.sees:
+                return index + 1, f"{NAMES[name]}: {words}"
     return None
 
 
@@ -140,47 +172,60 @@ def hunt_all(seed: int, most: int) -> int:
         for mutant in MUTANTS:
             found = hunt(stage, mutant, seed, most)
             missed += found is None
-            print(f"{mutant.name}: " + (f"caught by run {found[0]}\n    {found[1][:300]}" if found else "NOT CAUGHT"), flush=True)
+            words = f"caught by run {found[0]}\n    not so: {found[1][:300]}" if found else "NOT CAUGHT"
+            print(f"{mutant.name}: {words}", flush=True)
     return 1 if missed else 0
 
 
+# --- the command
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the command line, play, tell."""
+    """Read the command line, play, tell. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("runs", nargs="?", type=int, default=100)
     parser.add_argument("seed", nargs="?", type=int, default=1)
-    parser.add_argument("--only", type=int, help="play just the run of this number")
-    parser.add_argument("--times", type=int, default=1, help="how often, with --only")
-    parser.add_argument("--workers", type=int, default=4 * (os.cpu_count() or 1))
-    parser.add_argument("--mutants", action="store_true", help="play broken copies of the program until each is caught")
+    parser.add_argument("--only", type=int, metavar="NUMBER", help="play the run of this number alone")
+    parser.add_argument("--times", type=int, default=1, help="with --only: how often")
+    parser.add_argument("--workers", type=int, default=4 * (os.cpu_count() or 1), help="most of the time they wait")
+    parser.add_argument("--mutants", action="store_true", help="break the program in five ways, until each is caught")
     told = parser.parse_args(argv)
     if told.mutants:
         return hunt_all(told.seed, max(told.runs, 300))
-    began = time.monotonic()
+    indices = list(range(told.runs)) if told.only is None else [told.only] * told.times
+    began = spoken = time.monotonic()
     total = Result()
-    indices = [told.only] * told.times if told.only is not None else list(range(told.runs))
-    last = 0.0
-    replacements = []
-    if os.environ.get("SCRATCH"):
-        replacements = eval(open(os.environ["SCRATCH"]).read())
-    for result in play_all(indices, told.seed, min(told.workers, len(indices)), replacements):
+    for result in play_all(indices, told.seed, min(told.workers, -(-len(indices) // CHUNK))):
         total.add(result)
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            print(f"{total.scenes} of {len(indices)} runs, {last - began:.0f} s, {len(total.problems)} problems", flush=True)
+        if time.monotonic() - spoken > PROGRESS:
+            spoken = time.monotonic()
+            failed = f", {len(total.stories)} of them failed" if total.stories else ""
+            print(f"{total.scenes} of {len(indices)} runs in {spoken - began:.0f} s{failed}", flush=True)
     print("\n".join(table(total, time.monotonic() - began)))
-    for index in list(total.stories)[:SHOWN]:
-        print(f"\nRun {index} failed. Again: python -m tests.faults --only {index} --times 20 1 {told.seed}")
-        print("\n".join(f"  {name}: {words}" for number, name, words in total.problems if number == index))
-        print(total.stories[index])
+    print("\n".join(failures(total, told.seed)))
     return 1 if total.problems else 0
 
 
-def table(total: Result, seconds: float) -> list[str]:
+def table(total: Result, seconds: float) -> Iterator[str]:
     """What hit, and what held."""
-    lines = [f"{total.scenes} runs ({total.processes} with real processes) of {total.runs} executions, {total.texts} texts, {seconds:.0f} s"]
-    lines += [f"  {hits:7} {kind}" for kind, hits in sorted(total.hits.items(), key=lambda pair: -pair[1])]
-    lines += ["exit codes: " + ", ".join(f"{code}: {count}" for code, count in sorted(total.exits.items()))]
+    yield f"{total.scenes} runs in {seconds:.0f} s, {total.processes} of them with real processes"
+    yield f"the program was started {total.runs} times and sent {total.texts} texts; it ended with "
+    yield "  " + ", ".join(f"{code} {count} times" for code, count in sorted(total.exits.items()))
+    yield "what hit, how often:"
+    for kind in (*KINDS, *sorted(total.hits.keys() - set(KINDS))):
+        few = total.hits[kind] * 10_000 < ENOUGH * total.scenes
+        yield f"  {total.hits[kind]:6} {kind}{' (too rarely)' if few else ''}"
+    yield "what must hold:"
     broken = Counter(name for _, name, _ in total.problems)
-    lines += [f"  {'FAILED ' + str(broken[name]) if broken[name] else 'held':10} {words}" for name, words in NAMES.items()]
-    return lines
+    for name, words in NAMES.items():
+        yield f"  {f'BROKEN {broken[name]} TIMES' if broken[name] else 'held'}: {words}"
+
+
+def failures(total: Result, seed: int) -> Iterator[str]:
+    """The first failures, and how to see them again."""
+    for index, story in sorted(total.stories.items())[:SHOWN]:
+        yield f"\nRun {index} failed. Once more: python -m tests.faults --only {index} --times 20 1 {seed}"
+        yield from (f"  {NAMES[name]}: {words}" for number, name, words in total.problems if number == index)
+        yield story
+    if rest := sorted(total.stories)[SHOWN:]:
+        yield f"\nSo did the runs {', '.join(map(str, rest))}."

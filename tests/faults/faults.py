@@ -15,20 +15,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pymysql
-
-from tests.sandbox.database import LEDGER, Database
-from tests.sandbox.fake_twilio import Answer, Door, FakeTwilio, Request
-from tests.sandbox.proxy import Rule, Verdict
 
 from tests.faults.program import Actor, ProcessActor
 from tests.faults.scene import SceneClock
 from tests.faults.wire import Wire
-
-if TYPE_CHECKING:
-    from tests.sandbox.database import Server
+from tests.sandbox.database import LEDGER, Database, Server
+from tests.sandbox.fake_twilio import Answer, Door, FakeTwilio, Request
+from tests.sandbox.proxy import Rule, Verdict
 
 # What tells the program's statements apart.
 CLAIM = "rule, state, run_token, claimed_at)"
@@ -238,9 +234,7 @@ class KilledConnection(AtQuery):
     def strike(self, text: str) -> Verdict:  # noqa: ARG002
         group = self._group
         with group.server.connect() as admin, admin.cursor() as cursor:
-            cursor.execute(
-                "SELECT id FROM information_schema.processlist WHERE user IN %s", (tuple(group.accounts),)
-            )
+            cursor.execute("SELECT id FROM information_schema.processlist WHERE user IN %s", (tuple(group.accounts),))
             for (thread,) in cursor.fetchall():
                 with contextlib.suppress(pymysql.err.MySQLError):
                     cursor.execute(f"KILL {thread}")

@@ -1,4 +1,4 @@
-"""What must hold whatever goes wrong, with the fake's book as the witness. Each check yields what is wrong, in words."""
+"""What must hold whatever goes wrong, with the fake's book as the witness. A check yields what is wrong, in words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.faults.program import KILLED, Run
 from tests.faults.scene import DEADLINE, SPACING, Due, Person, due
 from tests.faults.stage import Played, Record, Row
 from tests.sandbox.database import Id
-from tests.sandbox.fake_twilio import Message
+from tests.sandbox.fake_twilio import Message, Request
 from tests.sandbox.people import MISSED_YESTERDAY, NO_LOGS
 
 NAMES = {
@@ -40,8 +40,8 @@ SKIPPED = re.compile(
 )
 NEEDS = re.compile(r"User .* \(ID: (\S+?)\) needs notification: (.*)$")
 FOUND = re.compile(r"Found (\d+) users with phone numbers$")
-NOT_LOOKED_AT = re.compile(r"(\d+) users were not looked at$")
-LOOKED_AT = re.compile(r"Looked at (\d+) of (\d+) users(.*)$")
+NOT_LOOKED_AT = re.compile(r"(\d+) users were not looked at")
+LOOKED_AT = re.compile(r"Looked at \d+ of \d+ users(.*)$")
 COMPLETED = re.compile(r"Job completed\. Notifications sent: (\d+), Failed: (\d+)$")
 UNRECORDED = "could not be recorded"
 
@@ -87,29 +87,33 @@ def read(run: Run) -> Told:
     """Understand the log of a run."""
     told = Told(run)
     for line in run.output.splitlines():
-        if not (match := LINE.match(line)):
+        if match := LINE.match(line):
+            told.lines.append((match[1], match[2]))
+            understand(match[1], match[2], told)
+        else:
             told.strange.append(line)
-            continue
-        level, words = match.groups()
-        told.lines.append((level, words))
-        if level == "ERROR":
-            told.errors.append(words)
-        if match := SENT.match(words):
-            told.sids.append(match.groups())  # type: ignore[arg-type]
-        elif match := RESULT.match(words) or SKIPPED.match(words):
-            told.outcomes[match[1]].append(match[2])
-        elif match := NEEDS.match(words):
-            told.needs[match[1]] = match[2]
-        elif match := FOUND.match(words):
-            told.found = int(match[1])
-        elif match := NOT_LOOKED_AT.match(words):
-            told.not_looked_at = int(match[1])
-        elif match := LOOKED_AT.match(words):
-            totals = [part.rpartition(" ") for part in match[3].split(", ")[1:]]
-            told.totals = {what: int(count) for what, _, count in totals}
-        elif match := COMPLETED.match(words):
-            told.completed = int(match[1]), int(match[2])
     return told
+
+
+def understand(level: str, words: str, told: Told) -> None:
+    """Take in a line of the log."""
+    if level == "ERROR":
+        told.errors.append(words)
+    if match := SENT.match(words):
+        told.sids.append((match[1], match[2], match[3]))
+    elif match := RESULT.match(words) or SKIPPED.match(words):
+        told.outcomes[match[1]].append(match[2])
+    elif match := NEEDS.match(words):
+        told.needs[match[1]] = match[2]
+    elif match := FOUND.match(words):
+        told.found = int(match[1])
+    elif match := NOT_LOOKED_AT.match(words):
+        told.not_looked_at = int(match[1])
+    elif match := LOOKED_AT.match(words):
+        totals = [part.rpartition(" ") for part in match[1].split(", ")[1:]]
+        told.totals = {what: int(count) for what, _, count in totals}
+    elif match := COMPLETED.match(words):
+        told.completed = int(match[1]), int(match[2])
 
 
 class Judge:
@@ -182,7 +186,8 @@ class Judge:
             yield "traceback", f"lines that are not the log's: {told.strange[:5]}"
         for secret in record.secrets:
             if secret in run.output or secret in run.crash:
-                yield "secrets", f"a secret is in the output: …{run.output[max(0, run.output.find(secret) - 200):][:300]}"
+                where = max(0, run.output.find(secret) - 200)
+                yield "secrets", f"a secret is in the output: …{run.output[where:][:300]}"
         yield from self._sent_lines(told, record)
         if run.killed and run.exit_code == KILLED:
             return
@@ -281,7 +286,7 @@ class Judge:
         for key, texts in self._days.items():
             person = next(person for person in group.people if person.key == key)
             for text, days in texts:
-                of_text = [row for day in days if (row := rows.get((person.id, day)))]
+                of_text = [rows[person.id, day] for day in days if (person.id, day) in rows]
                 if not any(row.state != "refused" and row.claimed_at <= text.accepted_at for row in of_text):
                     yield "ledger", f"{key} got {text.sid} for one of {days}, the ledger says {of_text}"
         yield from self._left_sending(group, told)
@@ -321,8 +326,9 @@ class Judge:
             return
         by_sid = {row.sid: row for row in group.ledger_after if row.sid}
         for _, _, sid in told.sids:
-            if (row := by_sid.get(sid)) is None or row.state != "sent":
-                yield "ledger", f"the log says that {sid} was sent, the ledger says {row}"
+            of_sid = by_sid.get(sid)
+            if of_sid is None or of_sid.state != "sent":
+                yield "ledger", f"the log says that {sid} was sent, the ledger says {of_sid}"
         if len(group.runs) > 1 or not told.run.now:
             return
         streak = any("texts in a row failed" in line for line in told.errors)
@@ -363,9 +369,10 @@ class Judge:
             rows[row.user_id].append(row)
         for person in group.people:
             found = due(person, now, self._default)
-            if found and person.phone_is_good and self._is_free(person, found, rows[person.id], now):
-                if not any(re.search(rf"\b{person.key}\b", body) for body in posted):
-                    yield "nobody is lost", f"{person} was due for {found}, free to be texted, and is not: {rows[person.id]}"
+            if not found or not person.phone_is_good or not self._is_free(person, found, rows[person.id], now):
+                continue
+            if not any(re.search(rf"\b{person.key}\b", body) for body in posted):
+                yield "nobody is lost", f"{person} was due for {found}, and not texted: {rows[person.id]}"
 
     def _is_free(self, person: Person, found: Due, rows: list[Row], now: datetime) -> bool:
         """Whether nothing in the ledger speaks against a text; in doubt something does."""
@@ -400,9 +407,9 @@ def code_of(line: str, group: Played) -> int | None:
     return next((code for start, code in starts.items() if line.startswith(start)), 99)
 
 
-def is_only_lists(requests: list[object]) -> bool:
+def is_only_lists(requests: list[Request]) -> bool:
     """Whether only looking up earlier texts was refused, which can wait and fails nobody."""
-    return all(getattr(request, "operation", "") != "send" and getattr(request, "number", 0) > 1 for request in requests)
+    return all(request.operation == "list" and request.params.get("PageSize") != "1" for request in requests)
 
 
 def is_hang(fault: f.Fault) -> bool:

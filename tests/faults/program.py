@@ -280,7 +280,8 @@ def play(spec: dict[str, Any]) -> None:
     os.dup2(output, 2)
     (folder / "ready").touch()
     replacements = [tuple(pair) for pair in spec["replacements"]]
-    module = load("mutated", replacements) if replacements else importlib.import_module("tests.faults.preloaded").PROGRAM
+    preloaded = importlib.import_module("tests.faults.preloaded")
+    module = load("mutated", replacements) if replacements else preloaded.PROGRAM
     stop = module.__dict__["Stop"]()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop.request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from tests.sandbox.database import Id
@@ -82,7 +83,7 @@ def has_odd_day(person: Person, now: datetime, default: str | None) -> bool:
         return False
     today = now.astimezone(zone).date()
     starts = [start_of(zone, today + timedelta(days=days)) for days in (-2, -1, 0, 1)]
-    return any(b - a != timedelta(hours=24) for a, b in zip(starts, starts[1:], strict=False))
+    return any(b - a != timedelta(hours=24) for a, b in pairwise(starts))
 
 
 @dataclass

@@ -17,16 +17,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from tests.sandbox.database import LEDGER, Database, Id, Server
-from tests.sandbox.fake_twilio import Answer, FakeTwilio, Message, Request, refuse, self_signed_certificate
-from tests.sandbox.proxy import Verdict
-
 from tests.faults import program
 from tests.faults.draw import Part, Scene, Step
 from tests.faults.faults import Fault, Group
 from tests.faults.program import LOCK_WAIT, Actor, InlineActor, Orders, ProcessActor, Replacements, Run
 from tests.faults.scene import Person, SceneClock
+from tests.faults.wire import Wire
+from tests.sandbox.database import LEDGER, Id, Server
+from tests.sandbox.fake_twilio import Answer, FakeTwilio, Message, Request, refuse, self_signed_certificate
+from tests.sandbox.proxy import Verdict
 
+ENVIRON = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 RETRIED = {1, 143, program.KILLED}  # what a Job tries again: podFailurePolicy excepts 2
 
 
@@ -89,8 +90,8 @@ class Stage:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             certificate = self_signed_certificate(Path(self._folder.name))
-            os.environ["REQUESTS_CA_BUNDLE"] = certificate[0]  # requests looks for it in the environment alone
-            os.environ |= {"SSL_CERT_FILE": certificate[0], "SSL_CERT_DIR": self._folder.name}  # else 25 ms a connection
+            # requests looks for this in the environment alone; the authorities of the machine cost 25 ms a connection.
+            os.environ |= dict(zip(ENVIRON, (certificate[0], certificate[0], self._folder.name), strict=True))
             os.environ["PYTHONPATH"] = str(program.ROOT)
             os.environ["TMPDIR"] = self._folder.name  # a server that starts sweeps the temporary tables of others there
             self.server = stack.enter_context(Server())
@@ -103,8 +104,9 @@ class Stage:
                 self.accounts[name] = database.environ(), database.least_account(create=True)
                 database.execute("CREATE TABLE Ballast (n INT NOT NULL) ENGINE=InnoDB")
                 database.execute(f"INSERT INTO Ballast VALUES {', '.join(['(0)'] * 200)}")
-            self.wire = stack.enter_context(program_wire(self.server))
-            self.fakes = {False: stack.enter_context(FakeTwilio()), True: stack.enter_context(FakeTwilio(tls=certificate))}
+            self.wire = stack.enter_context(Wire((self.server.host, self.server.port)))
+            fakes = FakeTwilio(), FakeTwilio(tls=certificate)
+            self.fakes = {bool(fake.tls): stack.enter_context(fake) for fake in fakes}
             self._stack = stack.pop_all()
         return self
 
@@ -123,7 +125,7 @@ class Stage:
             self._edit(rng, scene, step)
             self.clock.go_to(step.at)
             for part in step.parts:
-                played = self._play(rng, scene, part, record)
+                played = self._play(rng, scene, part)
                 record.groups.append(played)
                 record.final_book = list(self.twilio.book)
                 yield record
@@ -199,7 +201,7 @@ class Stage:
 
     # --- a group of runs
 
-    def _play(self, rng: random.Random, scene: Scene, part: Part, record: Record) -> Played:
+    def _play(self, rng: random.Random, scene: Scene, part: Part) -> Played:
         owner, least = self.accounts[scene.id_type]
         account = least if scene.least else owner
         group = Group(
@@ -213,7 +215,8 @@ class Stage:
         environ = {
             **self.database.environ(),
             **account,
-            **{"DB_HOST": self.wire.host, "DB_PORT": str(self.wire.port)},
+            "DB_HOST": self.wire.host,
+            "DB_PORT": str(self.wire.port),
             **self.twilio.environ(),
             **scene.environ,
             **part.environ,
@@ -260,7 +263,7 @@ class Stage:
 
     def _actor(self, scene: Scene, orders: Orders, module: ModuleType, number: int) -> Actor:
         if scene.processes:
-            orders.environ |= {name: os.environ[name] for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")}
+            orders.environ |= {name: os.environ[name] for name in ENVIRON}
             orders.replacements = self._replacements
             return ProcessActor(orders, self.clock.offset, from_scratch=scene.from_scratch and number == 0)
         return InlineActor(orders, module, self.clock)
@@ -269,20 +272,14 @@ class Stage:
         if not self.database.rows("SHOW TABLES LIKE %s", (LEDGER,)):
             return []
         found = self.database.rows(
-            f"SELECT user_id, local_day, phone_number, state, run_token, claimed_at, finished_at, message_sid, error_code,"
-            f" final_status FROM {LEDGER} ORDER BY user_id, local_day"
+            "SELECT user_id, local_day, phone_number, state, run_token, claimed_at, finished_at, message_sid,"
+            f" error_code, final_status FROM {LEDGER} ORDER BY user_id, local_day"
         )
-        return [
-            Row(*row[:5], row[5].replace(tzinfo=UTC), row[6].replace(tzinfo=UTC) if row[6] else None, *row[7:])
-            for row in found
-        ]
+        return [Row(*map(_aware, row)) for row in found]
 
 
-def program_wire(server: Server) -> Any:
-    """The wire to the server."""
-    from tests.faults.wire import Wire
-
-    return Wire((server.host, server.port))
+def _aware(value: Any) -> Any:
+    return value.replace(tzinfo=UTC) if isinstance(value, datetime) else value
 
 
 def _copy(person: Person) -> Person:
@@ -294,7 +291,9 @@ class _Direction:
 
     def __init__(self, scene: Scene, part: Part, group: Group) -> None:
         self._part, self._group = part, group
-        self._refusals = {p.refused_phone: replace(refuse(p.refusal), kind="opted out") for p in scene.people if p.refusal}
+        self._refusals = {
+            p.refused_phone: replace(refuse(p.refusal), kind="opted out") for p in scene.people if p.refusal
+        }
         self._posts = 0
         self.joined = threading.Event()
 
