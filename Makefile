@@ -101,7 +101,7 @@ faults: .venv/.ready ## break the job at random places; RUNS=100 SEED=1
 	@.venv/bin/python -m tests.faults $(RUNS) $(SEED)
 
 e2e: .venv/.ready ## walk through the documents on a real cluster: needs KUBECONFIG and more, see tests/e2e/README.md
-	.venv/bin/python -m pytest tests/e2e
+	E2E=required .venv/bin/python -m pytest tests/e2e
 
 lock: .venv-scan/.ready ## resolve the dependencies anew: app/requirements.txt and those of development
 	@set -e; for name in app/requirements requirements-dev requirements-scan; do \

@@ -1,0 +1,460 @@
+"""A new user walks through the documents on a real cluster; what the cluster, the fake and the ledger say is judged.
+
+Tests run in this order and build on what the ones before them left, so one alone runs as well: `pytest tests/e2e -k
+drain`. Commands are as the documents have them: tests/test_doc_commands.py looks for them here.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.e2e.probe import PROBE
+from tests.e2e.stage import CREDENTIALS, NAMESPACE, Cluster, Due, Outside, User, Watch, eventually
+
+pytestmark = pytest.mark.timeout(600)
+
+CONCURRENCY = 8  # the default of SEND_CONCURRENCY
+
+
+def job_in(said: str) -> str:
+    """The Job that `make test` started."""
+    (job,) = re.findall(r"^Job (\S+) started", said, flags=re.MULTILINE)
+    return str(job)
+
+
+def summary(said: str) -> tuple[int, int]:
+    """Sent and failed, as the last run in a log sums up."""
+    sent, failed = re.findall(r"Job completed\. Notifications sent: (\d+), Failed: (\d+)$", said, flags=re.MULTILINE)[
+        -1
+    ]
+    return int(sent), int(failed)
+
+
+# --- 1. deploy -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("pushed")
+def test_1_deploy_tells_all_that_is_missing_and_applies_nothing(user: User, cluster: Cluster) -> None:
+    said = user.does("make deploy", code=2)
+    for problem in ("There is no Secret habit-notifier-secrets", "make secret", "TWILIO_FROM_NUMBER", "The image is"):
+        assert problem in said
+    assert f"namespace/{NAMESPACE}" not in cluster.names("namespaces")
+
+
+@pytest.mark.usefixtures("configured")
+def test_1_deploy_refuses_as_long_as_only_the_secret_is_missing(user: User, cluster: Cluster) -> None:
+    said = user.does("make deploy", code=2)
+    assert re.findall(r"^  - (.*)$", said, flags=re.MULTILINE) == [
+        f"There is no Secret habit-notifier-secrets in namespace {NAMESPACE}. Make it: make secret"
+    ]
+    assert f"namespace/{NAMESPACE}" not in cluster.names("namespaces")
+
+
+def test_1_secret_asks_for_the_values_and_shows_no_password(secret: str, cluster: Cluster) -> None:
+    _, _, data = cluster.secret()
+    assert {name: base64.b64decode(value).decode() for name, value in data.items()} == CREDENTIALS
+    assert CREDENTIALS["DB_PASSWORD"] not in secret
+    assert CREDENTIALS["TWILIO_AUTH_TOKEN"] not in secret
+    labels = cluster.get("namespace", NAMESPACE)["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.usefixtures("secret")
+def test_1_kubectl_and_a_file_make_the_same_secret(user: User, cluster: Cluster) -> None:
+    _, _, data = cluster.secret()
+    cluster.here("delete", "secret", "habit-notifier-secrets")
+    user.does("kubectl apply -f k8s/namespace.yaml")
+    user.does(
+        """
+        kubectl create secret generic habit-notifier-secrets \\
+          --namespace=habit-tracker \\
+          --from-literal=DB_USER='your-db-user' \\
+          --from-literal=DB_PASSWORD='your-db-password' \\
+          --from-literal=TWILIO_ACCOUNT_SID='your-sid' \\
+          --from-literal=TWILIO_AUTH_TOKEN='your-token'
+        """
+    )
+    assert cluster.secret()[2] == data
+    cluster.here("delete", "secret", "habit-notifier-secrets")
+    (user.clone.parent / "habit-notifier.env").write_text("".join(f"{n}={v}\n" for n, v in CREDENTIALS.items()))
+    user.does("make secret FILE=/path/outside/of/git/habit-notifier.env")
+    assert cluster.secret()[2] == data
+
+
+def test_1_applying_again_leaves_the_secret_as_it_was(deployed: str, user: User, cluster: Cluster) -> None:
+    assert f"Image: {user.tag('v1.0.0')}" in deployed
+    before = cluster.secret()
+    user.does("make deploy IMAGE_NAME=your-registry/habit-notifier IMAGE_TAG=v1.0.0")
+    assert 'no matches for kind "Kustomization"' in user.does("kubectl apply -f k8s/", code=1)
+    assert cluster.get("configmap", "habit-notifier-config")["data"]["DB_HOST"] == "mysql.example.com"
+    user.does("kubectl apply -k k8s")
+    assert user.does("kubectl diff -k k8s") == ""
+    assert cluster.secret() == before
+    user.does("make deploy")
+    assert cluster.secret() == before
+    assert cluster.get("configmap", "habit-notifier-config")["data"]["DB_HOST"] == os.environ["MYSQL_TEST_HOST"]
+
+
+# --- 2. runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_2_everybody_due_gets_one_text_and_nobody_a_second_one(
+    due: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    said = user.does("make test")
+    assert outside.texts() == due
+    assert summary(said) == (due.total(), 1)
+    assert outside.ledger() == {"sent": due.total(), "refused": 1}
+    assert (watch.exits(job_in(said)), cluster.outcome(job_in(said))) == ([0], "Complete")
+    assert summary(user.does("make logs")) == (due.total(), 1)
+
+    # The ledger is there: the account may lose the right to make it, as DEPLOYMENT.md says.
+    outside.call("administrator", "REVOKE CREATE ON habit_tracker.`HabitNotification` FROM 'habit_notifier'@'%'")
+    assert summary(user.does("make test")) == (0, 0)
+    assert outside.texts() == due
+
+
+def test_2_a_scheduled_run_texts_who_is_new_and_nobody_twice(
+    due: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    user.does("make test")
+    new = outside.newcomer()
+    jobs = cluster.names("jobs")
+    start = datetime.now(UTC) + timedelta(seconds=70 if datetime.now(UTC).second > 50 else 60)
+    try:
+        user.edit("k8s/cronjob.yaml", schedule=f'"{start:%M %H} * * *"')
+        assert f"Schedule: {start:%M %H} * * *" in user.does("make deploy")
+        (scheduled,) = eventually(lambda: cluster.names("jobs") - jobs, 150, "the cluster starts the scheduled run")
+        job = scheduled.removeprefix("job.batch/")
+        assert eventually(lambda: cluster.outcome(job), 60, f"{job} ends") == "Complete"
+    finally:
+        user.edit("k8s/cronjob.yaml", schedule='"0 9 * * *"')
+        user.does("make deploy")
+    watch.ended(job, [0])
+    assert outside.texts() == due + Counter([new])
+    assert re.fullmatch(r"habit-notifier-\d+", job)
+    assert summary(user.does("kubectl logs -n habit-tracker -l job-name=habit-notifier-28123456".replace(
+        "habit-notifier-28123456", job))) == (1, 0)  # fmt: skip
+
+
+@pytest.mark.usefixtures("deployed")
+def test_2_what_is_suspended_stays_so_over_a_deploy(user: User, cluster: Cluster) -> None:
+    assert "no scheduled run starts" in user.does("make suspend")
+    assert cluster.cronjob()["suspend"] is True
+    assert "It is still suspended: make resume" in user.does("make deploy")
+    assert cluster.cronjob()["suspend"] is True
+    assert "It is suspended: make resume" in user.does("make status")
+    user.does("make resume")
+    assert cluster.cronjob()["suspend"] is False
+
+
+@pytest.mark.usefixtures("deployed")
+def test_2_deploy_keeps_the_image_that_update_image_chose(user: User, cluster: Cluster) -> None:
+    user.does("make build-push IMAGE_TAG=v1.1.0", seconds=500)
+    said = user.does("make update-image IMAGE_TAG=v1.1.0")
+    assert f"{user.tag('v1.0.0')} -> {user.tag('v1.1.0')}" in said
+    assert "the cluster's image was kept" in user.does("make deploy")
+    assert cluster.image() == user.tag("v1.1.0")
+    user.does("make update-image IMAGE_TAG=v1.0.0")
+    user.does("make deploy")
+    assert cluster.image() == user.tag("v1.0.0")
+
+
+# --- 3. the pod ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def neighbour(deployed: str, cluster: Cluster) -> Iterator[None]:  # noqa: ARG001
+    """A service beside the job, of which its pods must not be told."""
+    cluster.here("create", "service", "clusterip", "neighbour", "--tcp=80")
+    yield
+    cluster.here("delete", "service", "neighbour")
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_3_the_pod_can_do_nothing_that_the_job_does_not_need(user: User) -> None:
+    said = user.inside(
+        """
+        id -u; id -g
+        touch /root-file /app/file /opt/venv/file 2>/dev/null && echo writable || echo read-only
+        touch /tmp/file && echo tmp
+        ls /var/run/secrets/kubernetes.io 2>/dev/null || echo no token
+        grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status
+        env | grep NEIGHBOUR_ || echo no links
+        """
+    )
+    status = dict(re.findall(r"^(\w+):\s+(\w+)$", said, flags=re.MULTILINE))
+    assert {name for name in status if name.startswith("Cap")} == {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
+    assert all(int(mask, 16) == 0 for name, mask in status.items() if name.startswith("Cap"))
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    words = [line.strip() for line in said.splitlines()]
+    assert words[:2] == ["1000", "1000"]
+    assert words[2:5] == ["read-only", "tmp", "no token"]
+    assert words[-1] == "no links"
+
+
+@pytest.mark.usefixtures("due")
+def test_3_the_job_s_pod_is_what_the_shell_shows(user: User, watch: Watch) -> None:
+    job = job_in(user.does("make test"))
+    shells = [pod.spec for pod in watch.pods.values() if not pod.job] or pytest.skip("no shell was there before")
+    (pod,) = watch.of(job)
+    for name in ("securityContext", "automountServiceAccountToken", "enableServiceLinks", "serviceAccountName"):
+        assert pod.spec[name] == shells[0][name]
+    (ours,), (shell,) = pod.spec["containers"], shells[0]["containers"]
+    for name in ("image", "securityContext", "volumeMounts", "envFrom", "resources"):
+        assert ours[name] == shell[name]
+    assert not any("projected" in volume for volume in pod.spec["volumes"])
+
+
+# --- 4. the network --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def others(deployed: str, cluster: Cluster) -> Iterator[str]:  # noqa: ARG001
+    """Two pods like the job's without its label: `control`, and `listener`, whose address this is."""
+    template = cluster.template()
+    (container,) = template["containers"]
+    listen = "import socket, time; s = socket.create_server(('', 8080)); time.sleep(3600)"
+    for name, command in (("control", ["sleep", "3600"]), ("listener", ["python", "-c", listen])):
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name},
+            "spec": template | {"containers": [container | {"command": command}]},
+        }
+        cluster.here("create", "-f", "-", typed=json.dumps(pod))
+    cluster.here("wait", "--for=condition=Ready", "--timeout=60s", "pod/control", "pod/listener")
+    yield cluster.get("pod", "listener")["status"]["podIP"]
+    cluster.here("delete", "pod", "control", "listener", "--now")
+
+
+def test_4_the_job_s_pods_reach_names_twilio_and_mysql_and_nothing_else(
+    others: str, user: User, cluster: Cluster
+) -> None:
+    twilio, mysql = os.environ["TWILIO_TEST_HOST"], os.environ["MYSQL_TEST_HOST"]
+    allowed = {
+        "names over UDP": ["udp", "api.twilio.com", 53],
+        "names over TCP": ["dns", "api.twilio.com", 53],
+        "Twilio": ["tcp", "api.twilio.com", 443],
+        "MySQL": ["tcp", mysql, 3306],
+    }
+    refused = {
+        "the API server": ["tcp", "kubernetes.default.svc", 443],
+        "another pod": ["tcp", others, 8080],
+        "port 80 of a public address": ["tcp", twilio, 80],
+        "port 443 of a private address": ["tcp", mysql, 443],
+    }
+
+    def probe(open_: list[str]) -> str:
+        told = {name: [*target, name in open_] for name, target in (allowed | refused).items()}
+        return f"python - {shlex.quote(json.dumps(told))} <<'END'\n{PROBE}\nEND\n"
+
+    def reached(said: str) -> set[str]:
+        return {name for name, is_open in json.loads(said.split("PROBE ")[1]).items() if is_open}
+
+    everything = [*allowed, *refused]
+    assert reached(cluster.here("exec", "-i", "control", "--", "sh", typed=probe(everything))) == set(everything)
+    assert reached(user.inside(probe([*allowed]))) == set(allowed)
+
+
+# --- 5. failures -----------------------------------------------------------------------------------------------------
+
+
+def test_5_a_wrong_password_fails_at_once_and_is_not_tried_again(
+    due: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    change = """
+        read -rsp 'New password: ' DB_PASSWORD && export DB_PASSWORD
+        make secret
+        unset DB_PASSWORD
+        """
+    user.does(change, typed="not the password\n")
+    try:
+        said = user.does("make test", code=2)
+        job = job_in(said)
+        assert cluster.outcome(job) == "Failed: PodFailurePolicy"
+        assert watch.exits(job) == [2]
+        assert "Exit code 2" in said
+        assert not outside.texts()
+    finally:
+        user.does(change, typed=CREDENTIALS["DB_PASSWORD"] + "\n")
+    user.does("make test")
+    assert outside.texts() == due
+
+
+def test_5_a_database_that_comes_back_serves_the_second_attempt(
+    due: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    outside.call("stop_database")
+    try:
+        run = user.start("make test")
+        (job,) = eventually(lambda: working(cluster), 30, "the Job is there")
+        watch.ended(job, [1], seconds=90)
+        assert outside.call("requests") == 0
+    finally:
+        outside.call("start_database")
+    done = user.ends(run)
+    assert (done.code, cluster.outcome(job)) == (0, "Complete"), done.said
+    watch.ended(job, [1, 0])
+    assert outside.texts() == due
+
+
+# --- 6. interruptions ------------------------------------------------------------------------------------------------
+
+
+def working(cluster: Cluster) -> list[str]:
+    """The Jobs that have not ended."""
+    jobs = [name.removeprefix("job.batch/") for name in cluster.names("jobs")]
+    return [job for job in jobs if not cluster.outcome(job)]
+
+
+@pytest.fixture
+def slow(due: Due, outside: Outside) -> Iterator[Due]:
+    """The same day with a slow Twilio: there is time in the middle of the sends."""
+    outside.call("latency", 3.0)
+    yield due
+    outside.call("latency", 0.0)
+
+
+def in_the_middle(outside: Outside, due: Due) -> None:
+    """Wait until some texts are out and others are not."""
+    eventually(lambda: len(outside.call("book")) > CONCURRENCY, 60, "the second handful of texts is out")
+    assert len(outside.call("book")) < due.total()
+
+
+def test_6_a_drained_node_ends_the_run_in_order_and_the_replacement_goes_on(
+    slow: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    run = user.start("make test")
+    in_the_middle(outside, slow)
+    (job,) = working(cluster)
+    node = watch.of(job)[0].spec["nodeName"]
+    try:
+        # Of a node that others use too, only our pods: as on a cluster with more nodes, they do not come back to it.
+        cluster.kubectl("drain", node, "--delete-emptydir-data", "--pod-selector=app=habit-notifier", "--timeout=60s")
+        assert outside.ledger()["sending"] == 0
+    finally:
+        cluster.kubectl("uncordon", node)
+        outside.call("latency", 0.0)
+    done = user.ends(run)
+    assert (done.code, cluster.outcome(job)) == (0, "Complete"), done.said
+    assert "--- replaced by" in done.said
+    first, _ = watch.ended(job, [143, 0])
+    assert first.disrupted
+    assert not cluster.get("job", job)["status"].get("failed"), "an eviction counts as no attempt"
+    assert outside.texts() == slow
+    assert outside.ledger() == {"sent": slow.total(), "refused": 1}
+
+
+@pytest.mark.skipif("NODE_KILL" not in os.environ, reason="NODE_KILL is not set: tests/e2e/README.md tells what it is")
+def test_6_a_real_kill_leaves_nobody_with_a_second_text(
+    slow: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    run = user.start("make test")
+    in_the_middle(outside, slow)
+    (job,) = working(cluster)
+    user.does(f"{os.environ['NODE_KILL']} {watch.of(job)[0].container.split('://')[1]}")
+    outside.call("latency", 0.0)
+    done = user.ends(run)
+    assert (done.code, cluster.outcome(job)) == (0, "Complete"), done.said
+    watch.ended(job, [137, 0])
+    states = outside.ledger()
+    assert 0 < states["sending"] <= CONCURRENCY
+    assert states["sent"] + states["sending"] + states["refused"] == slow.total() + 1
+    texts = outside.texts()
+    assert texts <= slow, "nobody twice"
+    assert (slow - texts).total() <= states["sending"]
+    assert "Looked up" in user.does("echo 'python /app/habit_notifier.py --settle' | make shell")
+    assert outside.texts() == texts
+
+
+def test_6_a_run_ends_itself_at_its_deadline_and_the_next_attempt_goes_on(
+    slow: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    deadline = '{"data": {"RUN_DEADLINE": "5"}}'
+    cluster.here("patch", "configmap", "habit-notifier-config", "--patch", deadline)
+    try:
+        run = user.start("make test")
+        (job,) = eventually(lambda: working(cluster), 30, "the Job is there")
+        watch.ended(job, [1], seconds=60)
+        served = outside.texts()
+    finally:
+        user.does("make deploy")
+        outside.call("latency", 0.0)
+    done = user.ends(run)
+    assert (done.code, cluster.outcome(job)) == (0, "Complete"), done.said
+    assert 0 < served.total() < slow.total()
+    assert outside.texts() == slow
+    assert outside.ledger() == {"sent": slow.total(), "refused": 1}
+
+
+# --- 7. looking, and cleaning up -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("due")
+def test_7_logs_status_and_events_show_the_newest_run(user: User, cluster: Cluster) -> None:
+    job = job_in(user.does("make test"))
+    assert f"Job {job}, made " in user.does("make logs")
+    status = user.does("make status")
+    assert re.search(rf"^{job}-\S+ +Succeeded +0 Completed", status, flags=re.MULTILINE), status
+    assert cluster.get("cronjob", "habit-notifier")["status"]["lastSuccessfulTime"] in status
+    assert job in user.does("make events")
+
+
+def test_7_the_readme_s_kubectl_commands_show_the_runs(due: Due, user: User, cluster: Cluster) -> None:
+    user.does("kubectl create job --from=cronjob/habit-notifier habit-notifier-manual -n habit-tracker")
+    eventually(lambda: cluster.outcome("habit-notifier-manual"), 60, "the run ends")
+    assert summary(user.does("kubectl logs -n habit-tracker -l job-name=habit-notifier-manual -f")) == (due.total(), 1)
+    assert "habit-notifier" in user.does("kubectl get cronjob -n habit-tracker")
+    jobs = user.does("kubectl get jobs -n habit-tracker --sort-by=.metadata.creationTimestamp")
+    assert jobs.splitlines()[-1].startswith("habit-notifier-manual ")
+    assert "Notifications sent" in user.does("kubectl logs -n habit-tracker -l app=habit-notifier --tail=100")
+    assert "Notifications sent" in user.does(
+        "kubectl logs -n habit-tracker -l app=habit-notifier -f --max-log-requests=20"
+    )
+    pod = next(line.split()[0] for line in user.does("kubectl get pods -n habit-tracker").splitlines()[1:])
+    assert "Exit Code:" in user.does("kubectl describe pod <pod-name> -n habit-tracker".replace("<pod-name>", pod))
+    user.does("kubectl logs <pod-name> -n habit-tracker".replace("<pod-name>", pod))
+
+
+def test_7_clean_jobs_deletes_finished_runs_and_leaves_one_at_work(
+    slow: Due, user: User, cluster: Cluster, outside: Outside
+) -> None:
+    outside.call("latency", 0.0)
+    finished = job_in(user.does("make test"))
+    outside.morning()
+    outside.call("latency", 3.0)
+    run = user.start("make test")
+    in_the_middle(outside, slow)
+    assert finished in user.does("make clean-jobs")
+    assert len(cluster.names("jobs")) == len(working(cluster)) == 1
+    outside.call("latency", 0.0)
+    done = user.ends(run)
+    assert done.code == 0, done.said
+    user.does("make clean-jobs")
+    assert cluster.names("jobs,pods") == set()
+
+
+def test_7_undeploy_keeps_namespace_and_secret_and_purge_takes_them(
+    due: Due, user: User, cluster: Cluster, outside: Outside
+) -> None:
+    user.does("make test")
+    before = cluster.secret()
+    assert "PURGE=yes" in user.does("make undeploy")
+    kinds = "cronjobs,jobs,pods,networkpolicies,configmaps,serviceaccounts,services,secrets"
+    left = cluster.names(kinds) - {"configmap/kube-root-ca.crt", "serviceaccount/default"}
+    assert left == {"secret/habit-notifier-secrets"}
+    assert cluster.secret() == before
+    user.does("make undeploy PURGE=yes")
+    assert f"namespace/{NAMESPACE}" not in cluster.names("namespaces")
+    assert outside.ledger()["sent"] == due.total()
+    assert outside.texts() == due
