@@ -272,7 +272,7 @@ def test_a_database_that_is_gone_after_the_sends_fails_nobody(
     [
         (CLAIM, 5_000),
         (CLAIM, 3),
-        pytest.param(PAGE, 3, marks=pytest.mark.xfail(reason="a batch that waits for the next page is forgotten")),
+        (PAGE, 3),
         pytest.param(HISTORY, 3, marks=pytest.mark.xfail(reason="a page whose history is lost is forgotten")),
     ],
 )
