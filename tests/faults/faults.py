@@ -404,7 +404,7 @@ class Ended(Fault):
     def begin(self, group: Group) -> None:
         super().begin(group)
         if self.at == "sometime":
-            self.in_background(self._strike, self.seconds)
+            self.in_background(self._strike_sometime)
 
     def post(self, request: Request, number: int) -> Answer | None:  # noqa: ARG002
         if self.at != "post" or number != self.nth:
@@ -423,6 +423,11 @@ class Ended(Fault):
             return Verdict.PASS
         self._strike()
         return Verdict.CUT_BEFORE if self.before and self._kill else Verdict.PASS
+
+    def _strike_sometime(self) -> None:
+        if self._group.actors[0].started.wait(5.0):
+            time.sleep(self.seconds)
+            self._strike()
 
     def _strike(self) -> None:
         for actor in self._group.actors[:1]:

@@ -263,10 +263,8 @@ class Judge:
         if run.term_at:
             codes.add(143)
         allowed = {max(codes, key=WEIGHT.index)}
-        if run.term_at and told.completed:  # it may have come too late
-            allowed.add(max(codes - {143}, key=WEIGHT.index))
-        if run.term_at and not told.lines:
-            allowed.add(-signal.SIGTERM)  # before Python ran
+        if run.term_at and told.completed:  # it may have come too late, even when Python had taken its handlers down
+            allowed |= {max(codes - {143}, key=WEIGHT.index), -signal.SIGTERM}
         if run.exit_code not in allowed:
             yield "exit code", f"exit code {run.exit_code}, not {allowed}: {told.errors}, {run.term_at}"
         refused = [request for request in group.requests if request.answer == "refuse"]

@@ -117,6 +117,7 @@ class Actor:
 
     def __init__(self, orders: Orders) -> None:
         self.run = Run(orders)
+        self.started = threading.Event()
 
     def start(self) -> None:
         """Begin."""
@@ -143,6 +144,7 @@ class InlineActor(Actor):
 
     def start(self) -> None:
         self._thread.start()
+        self.started.set()
 
     def join(self) -> None:
         self._thread.join(LONGEST)
@@ -214,6 +216,7 @@ class ProcessActor(Actor):
         ready = Path(self._folder.name, "ready")
         while not ready.exists() and self._exit_code() is None:
             time.sleep(0.002)
+        self.started.set()
 
     def join(self) -> None:
         until = time.monotonic() + LONGEST
