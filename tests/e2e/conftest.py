@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.stage import CREDENTIALS, MARK, NAMESPACE, ROOT, Cluster, Due, Outside, User, Watch, missing
+from tests.e2e.stage import CREDENTIALS, MARK, NAMESPACE, Cluster, Due, Outside, User, Watch, blocks, missing
 from tests.sandbox.fake_twilio import FakeTwilio
 
 
@@ -81,6 +80,7 @@ def configured(user: User) -> None:
     """The files have the user's values, as the quick start says under "Update configuration"."""
     user.edit("k8s/configmap.yaml", DB_HOST="mysql.example.com", TWILIO_FROM_NUMBER=f'"{FakeTwilio.FROM_NUMBER}"')
     user.edit("k8s/cronjob.yaml", image=user.tag("v1.0.0"))
+    user.quiet()
     user.edit("tests/e2e/overlay/kustomization.yaml", DB_HOST=os.environ["MYSQL_TEST_HOST"])
 
 
@@ -95,8 +95,7 @@ def secret(cluster: Cluster, user: User) -> str:
 @pytest.fixture(scope="session")
 def account(outside: Outside) -> None:
     """The database's account, made with the statements of DEPLOYMENT.md."""
-    section = (ROOT / "DEPLOYMENT.md").read_text().split("## 1. The database account")[1]
-    (statements, *_) = re.findall(r"^```sql\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    (statements,) = (sql for sql in blocks("DEPLOYMENT.md", "sql") if "CREATE USER" in sql)
     outside.call("administrator", statements)
 
 

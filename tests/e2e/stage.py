@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -51,6 +52,11 @@ Due = Counter[tuple[str, str]]
 def missing() -> dict[str, str]:
     """What the test needs and does not have, and what to write into it."""
     return {name: what for name, what in NEEDED.items() if not os.environ.get(name)}
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The blocks of a document in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def eventually(check: Callable[[], T], seconds: float, what: str) -> T:
@@ -118,18 +124,30 @@ class User:
             text = text.replace(found[0], f"{found[0].split(name)[0]}{name}: {value}")
         path.write_text(text)
 
-    def start(self, documented: str, **environ: str) -> subprocess.Popen[str]:
+    def quiet(self) -> None:
+        """Schedule the job for an hour that is far away: no run starts by itself in the middle of a test."""
+        self.edit("k8s/cronjob.yaml", schedule=f'"0 {(datetime.now(UTC).hour + 12) % 24} * * *"')
+
+    def start(self, documented: str, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """A command of the documents, at work."""
         for said, meant in self.replaced.items():
             documented = documented.replace(said, meant)
         return subprocess.Popen(
-            ["bash", "-euo", "pipefail", "-c", documented], cwd=self.clone, env=self.environ | environ, text=True,
+            ["bash", "-euo", "pipefail", "-c", documented],
+            cwd=self.clone, env={**self.environ, **(environ or {})}, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def does(self, documented: str, typed: str = "", code: int | None = 0, seconds: float = 120, **environ: str) -> str:
+    def does(
+        self,
+        documented: str,
+        typed: str = "",
+        code: int | None = 0,
+        seconds: float = 120,
+        environ: Mapping[str, str] | None = None,
+    ) -> str:
         """Run a command of the documents to its end; what it said. It must end with this code."""
-        done = self.ends(self.start(documented, **environ), typed, seconds)
+        done = self.ends(self.start(documented, environ), typed, seconds)
         assert code in (None, done.code), f"{documented} ended with {done.code}, not {code}:\n{done.said}"
         return done.said
 

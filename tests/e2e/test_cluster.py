@@ -11,14 +11,17 @@ import json
 import os
 import re
 import shlex
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.probe import PROBE
-from tests.e2e.stage import CREDENTIALS, NAMESPACE, Cluster, Due, Outside, User, Watch, eventually
+from tests.e2e.stage import CREDENTIALS, NAMESPACE, Cluster, Due, Outside, User, Watch, blocks, eventually
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -137,7 +140,7 @@ def test_2_a_scheduled_run_texts_who_is_new_and_nobody_twice(
         job = scheduled.removeprefix("job.batch/")
         assert eventually(lambda: cluster.outcome(job), 60, f"{job} ends") == "Complete"
     finally:
-        user.edit("k8s/cronjob.yaml", schedule='"0 9 * * *"')
+        user.quiet()
         user.does("make deploy")
     watch.ended(job, [0])
     assert outside.texts() == due + Counter([new])
@@ -219,26 +222,27 @@ def test_3_the_job_s_pod_is_what_the_shell_shows(user: User, watch: Watch) -> No
 
 
 @pytest.fixture
-def others(deployed: str, cluster: Cluster) -> Iterator[str]:  # noqa: ARG001
-    """Two pods like the job's without its label: `control`, and `listener`, whose address this is."""
+def others(deployed: str, cluster: Cluster) -> Iterator[dict[str, str]]:  # noqa: ARG001
+    """Three pods like the job's: `control` and `listener` lack its label, `labelled` has it. Their addresses."""
     template = cluster.template()
     (container,) = template["containers"]
     listen = "import socket, time; s = socket.create_server(('', 8080)); time.sleep(3600)"
-    for name, command in (("control", ["sleep", "3600"]), ("listener", ["python", "-c", listen])):
+    names = ["control", "listener", "labelled"]
+    for name in names:
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": name},
-            "spec": template | {"containers": [container | {"command": command}]},
+            "metadata": {"name": name, "labels": {"app": "habit-notifier"} if name == "labelled" else {}},
+            "spec": template | {"containers": [container | {"command": ["python", "-c", listen]}]},
         }
         cluster.here("create", "-f", "-", typed=json.dumps(pod))
-    cluster.here("wait", "--for=condition=Ready", "--timeout=60s", "pod/control", "pod/listener")
-    yield cluster.get("pod", "listener")["status"]["podIP"]
-    cluster.here("delete", "pod", "control", "listener", "--now")
+    cluster.here("wait", "--for=condition=Ready", "--timeout=60s", *(f"pod/{name}" for name in names))
+    yield {name: cluster.get("pod", name)["status"]["podIP"] for name in names}
+    cluster.here("delete", "pod", *names, "--now")
 
 
 def test_4_the_job_s_pods_reach_names_twilio_and_mysql_and_nothing_else(
-    others: str, user: User, cluster: Cluster
+    others: dict[str, str], user: User, cluster: Cluster
 ) -> None:
     twilio, mysql = os.environ["TWILIO_TEST_HOST"], os.environ["MYSQL_TEST_HOST"]
     allowed = {
@@ -249,21 +253,31 @@ def test_4_the_job_s_pods_reach_names_twilio_and_mysql_and_nothing_else(
     }
     refused = {
         "the API server": ["tcp", "kubernetes.default.svc", 443],
-        "another pod": ["tcp", others, 8080],
+        "another pod": ["tcp", others["listener"], 8080],
         "port 80 of a public address": ["tcp", twilio, 80],
         "port 443 of a private address": ["tcp", mysql, 443],
     }
+    everything = allowed | refused
+    control = cluster.here("exec", "-i", "control", "--", "sh", typed=probe(everything, expected=[*everything]))
+    assert reached(control) == set(everything)
+    assert reached(user.inside(probe(everything, expected=[*allowed]))) == set(allowed)
 
-    def probe(open_: list[str]) -> str:
-        told = {name: [*target, name in open_] for name, target in (allowed | refused).items()}
-        return f"python - {shlex.quote(json.dumps(told))} <<'END'\n{PROBE}\nEND\n"
 
-    def reached(said: str) -> set[str]:
-        return {name for name, is_open in json.loads(said.split("PROBE ")[1]).items() if is_open}
+def test_4_nothing_reaches_the_job_s_pods(others: dict[str, str], cluster: Cluster) -> None:
+    targets = {name: ["tcp", others[name], 8080] for name in ("listener", "labelled")}
+    said = cluster.here("exec", "-i", "control", "--", "sh", typed=probe(targets, expected=["listener"]))
+    assert reached(said) == {"listener"}
 
-    everything = [*allowed, *refused]
-    assert reached(cluster.here("exec", "-i", "control", "--", "sh", typed=probe(everything))) == set(everything)
-    assert reached(user.inside(probe([*allowed]))) == set(allowed)
+
+def probe(targets: dict[str, list[Any]], expected: list[str]) -> str:
+    """A shell's input that tries to reach the targets: kind, host and port each."""
+    told = {name: [*target, name in expected] for name, target in targets.items()}
+    return f"python - {shlex.quote(json.dumps(told))} <<'END'\n{PROBE}\nEND\n"
+
+
+def reached(said: str) -> set[str]:
+    """Which of them were."""
+    return {name for name, is_open in json.loads(said.split("PROBE ")[1]).items() if is_open}
 
 
 # --- 5. failures -----------------------------------------------------------------------------------------------------
@@ -305,6 +319,42 @@ def test_5_a_database_that_comes_back_serves_the_second_attempt(
     done = user.ends(run)
     assert (done.code, cluster.outcome(job)) == (0, "Complete"), done.said
     watch.ended(job, [1, 0])
+    assert outside.texts() == due
+
+
+def test_5_a_run_that_cannot_start_is_explained_within_a_minute_and_taken_back(
+    due: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    def start() -> tuple[str, subprocess.Popen[str]]:
+        before = cluster.names("jobs")
+        run = user.start("make test")
+        (job,) = eventually(lambda: cluster.names("jobs") - before, 30, "the Job is there")
+        return job.removeprefix("job.batch/"), run
+
+    runs = []
+    try:
+        user.does("make update-image IMAGE_TAG=no-such-tag")
+        runs.append((*start(), "ErrImagePull|ImagePullBackOff", "is it pushed"))
+        eventually(lambda: watch.of(runs[0][0]), 30, "the first pod is there")
+        user.does("make update-image IMAGE_TAG=v1.0.0")
+        cluster.here("delete", "secret", "habit-notifier-secrets")
+        runs.append((*start(), 'secret "habit-notifier-secrets" not found', "make secret"))
+        eventually(lambda: watch.of(runs[1][0]), 30, "the second pod is there")
+        cluster.here("create", "quota", "full", "--hard=pods=0")
+        runs.append((*start(), "exceeded quota: full", "ResourceQuota"))
+        for job, run, trouble, remedy in runs:
+            done = user.ends(run, seconds=60)
+            assert done.code == 2, done.said
+            assert re.search(f"the run cannot start: .*({trouble})", done.said), done.said
+            assert re.search(f"^Remedy: .*{remedy}", done.said, flags=re.MULTILINE), done.said
+            eventually(lambda name=job: f"job.batch/{name}" not in cluster.names("jobs"), 30, "the Job is taken back")  # type: ignore[misc]
+    finally:
+        for _, run, *_ in runs:
+            run.kill()
+        cluster.here("delete", "quota", "full", "--ignore-not-found")
+        user.does("make update-image IMAGE_TAG=v1.0.0")
+        user.does("make secret", environ=CREDENTIALS)
+    user.does("make test")
     assert outside.texts() == due
 
 
@@ -373,22 +423,27 @@ def test_6_a_real_kill_leaves_nobody_with_a_second_text(
     texts = outside.texts()
     assert texts <= slow, "nobody twice"
     assert (slow - texts).total() <= states["sending"]
-    assert "Looked up" in user.does("echo 'python /app/habit_notifier.py --settle' | make shell")
+
+    # Twenty minutes later, as the ledger has it, the program asks Twilio about those whose end it does not know.
+    later = "UPDATE HabitNotification SET claimed_at = claimed_at - INTERVAL 20 MINUTE WHERE state = 'sending'"
+    outside.call("administrator", later)
+    said = user.does("echo 'python /app/habit_notifier.py --settle' | make shell")
+    assert f"Looked up {states['sending']} earlier texts" in said
     assert outside.texts() == texts
 
 
 def test_6_a_run_ends_itself_at_its_deadline_and_the_next_attempt_goes_on(
     slow: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
 ) -> None:
-    deadline = '{"data": {"RUN_DEADLINE": "5"}}'
-    cluster.here("patch", "configmap", "habit-notifier-config", "--patch", deadline)
+    patch = ["patch", "configmap", "habit-notifier-config", "--patch"]
+    cluster.here(*patch, '{"data": {"RUN_DEADLINE": "5"}}')
     try:
         run = user.start("make test")
         (job,) = eventually(lambda: working(cluster), 30, "the Job is there")
         watch.ended(job, [1], seconds=60)
         served = outside.texts()
     finally:
-        user.does("make deploy")
+        cluster.here(*patch, '{"data": {"RUN_DEADLINE": null}}')  # a deploy leaves what it did not make
         outside.call("latency", 0.0)
     done = user.ends(run)
     assert (done.code, cluster.outcome(job)) == (0, "Complete"), done.said
@@ -424,6 +479,26 @@ def test_7_the_readme_s_kubectl_commands_show_the_runs(due: Due, user: User, clu
     pod = next(line.split()[0] for line in user.does("kubectl get pods -n habit-tracker").splitlines()[1:])
     assert "Exit Code:" in user.does("kubectl describe pod <pod-name> -n habit-tracker".replace("<pod-name>", pod))
     user.does("kubectl logs <pod-name> -n habit-tracker".replace("<pod-name>", pod))
+
+
+def test_7_who_may_only_look_sees_status_logs_and_events(
+    due: Due, user: User, cluster: Cluster, tmp_path: Path
+) -> None:
+    user.does("make test")
+    (role,) = (yaml for yaml in blocks("DEPLOYMENT.md", "yaml") if "kind: Role\n" in yaml)
+    cluster.kubectl("apply", "-f", "-", typed=role)
+    cluster.here("create", "rolebinding", "viewer", "--role=habit-notifier-viewer", "--user=viewer")
+    config = json.loads(cluster.kubectl("config", "view", "--raw", "--flatten", "--output=json"))
+    for each in config["users"]:
+        each["user"]["as"] = "viewer"
+    (tmp_path / "viewer").write_text(json.dumps(config))
+    viewer = {"KUBECONFIG": str(tmp_path / "viewer")}
+    assert "Completed" in user.does("make status", environ=viewer)
+    assert summary(user.does("make logs", environ=viewer)) == (due.total(), 1)
+    assert "SuccessfulCreate" in user.does("make events", environ=viewer)
+    assert "cannot patch" in user.does("make suspend", code=2, environ=viewer)
+    cluster.here("delete", "rolebinding", "viewer")
+    cluster.here("delete", "role", "habit-notifier-viewer")
 
 
 def test_7_clean_jobs_deletes_finished_runs_and_leaves_one_at_work(
