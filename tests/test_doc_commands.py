@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.e2e.stage import NEEDED
 from tests.manifests import ROOT, kubectl
 from tests.test_makefile import SECRETS, Cluster
 
@@ -124,6 +125,11 @@ def test_every_block_of_commands_is_marked_as_shell() -> None:
         for language, block in re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S):
             looks = re.search(r"^(\$ |make |kubectl |docker |pip |python )", block, re.M)
             assert not looks or language == "bash", f"{document}: {block}"
+
+
+def test_the_cluster_test_s_readme_names_what_it_needs() -> None:
+    cells = re.findall(r"^\| (`[A-Z_`, ]+`) \|", (ROOT / "tests/e2e/README.md").read_text(), re.M)
+    assert set(re.findall(r"[A-Z_]+", " ".join(cells))) == {*NEEDED, "NODE_KILL"}
 
 
 # --- run here ---------------------------------------------------------------------------------------------------------
