@@ -65,7 +65,7 @@ import ssl
 import sys
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -74,7 +74,7 @@ from datetime import time as time_of_day
 from email.utils import parsedate_to_datetime
 from enum import Enum, IntEnum, StrEnum
 from functools import cache
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -103,6 +103,7 @@ PROGRESS_SECONDS = 10.0
 DATABASE_CONNECT_TIMEOUT = 5  # seconds
 DATABASE_TIMEOUT = 10  # seconds, for one statement
 DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
+LAST_TIMEOUT, LAST_PATIENCE = 3, 1.0  # the same two after SIGTERM
 HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
 PROBE_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds: a new pod can be faster than its network policy
 LONGEST_PAUSE = 120.0  # seconds, when Twilio says "too many" but not for how long
@@ -658,8 +659,33 @@ def not_ours(claim: Claim, rows: Iterable[Row], deadline: timedelta) -> Skip | N
     return None
 
 
-def candidates(row: Row, messages: Iterable[Message], taken: set[str], deadline: timedelta) -> dict[str, Message]:
-    """The messages, by SID, that may be a row's text; 'taken' are the SIDs of other rows."""
+def settlements(
+    found: Sequence[tuple[Row, list[Message]]], rivals: Sequence[Row], now: datetime, deadline: timedelta
+) -> Iterator[Settlement]:
+    """What Twilio's messages say of the rows. What is not one to one stays uncertain, and nothing ever frees a day.
+
+    :param rivals: every row, of these numbers, that may have a message of its own among them
+    """
+    taken = {row.sid for row in rivals if row.sid}
+    claimants: Counter[str] = Counter()
+    messages = {message.sid: message for _, listed in found for message in listed}
+    for rival in rivals:
+        claimants.update(candidates(rival, messages.values(), taken, deadline).keys())
+    for row, listed in found:
+        own = candidates(row, listed, taken, deadline)
+        age = now - row.claimed_at
+        if len(own) == 1 and (row.sid or claimants[next(iter(own))] == 1):
+            [message] = own.values()
+            final = message.status in FINAL_STATUSES or age > SETTLE_FINAL
+            yield Settlement(row, State.SENT, message.sid, message.code, message.status if final else None)
+        elif age > SETTLE_NOT_FOUND:
+            yield Settlement(row, State.SENT if row.sid else State.UNCERTAIN, row.sid, row.code, "unknown")
+
+
+def candidates(
+    row: Row, messages: Iterable[Message], taken: Collection[str], deadline: timedelta
+) -> dict[str, Message]:
+    """The messages, by SID, that may be a row's text; 'taken' are the SIDs that rows carry."""
     if row.sid:
         return {message.sid: message for message in messages if message.sid == row.sid}
     first, last = row.claimed_at - SETTLE_SLACK, row.last_possible_text(deadline) + SETTLE_SLACK
@@ -668,19 +694,6 @@ def candidates(row: Row, messages: Iterable[Message], taken: set[str], deadline:
         for message in messages
         if message.to == row.phone and message.sid not in taken and message.created and first <= message.created <= last
     }
-
-
-def settlements(found: Sequence[tuple[Row, dict[str, Message]]], now: datetime) -> Iterator[Settlement]:
-    """What the candidates say of their rows. Whatever is not one to one stays uncertain, and never frees a day."""
-    claimants = Counter(chain.from_iterable(messages for _, messages in found))
-    for row, messages in found:
-        age = now - row.claimed_at
-        if len(messages) == 1 and claimants[next(iter(messages))] == 1:
-            [message] = messages.values()
-            final = message.status in FINAL_STATUSES or age > SETTLE_FINAL
-            yield Settlement(row, State.SENT, message.sid, message.code, message.status if final else None)
-        elif age > SETTLE_NOT_FOUND:
-            yield Settlement(row, State.SENT if row.sid else State.UNCERTAIN, row.sid, row.code, "unknown")
 
 
 # --- store: MySQL -----------------------------------------------------------------------------------------------------
@@ -695,7 +708,11 @@ class Remedy(Enum):
     FIX = "by a person"
 
 
+READ_ONLY = "it is read-only: set DB_HOST to the primary"
+EXPIRED = "the password of DB_USER has expired: give the account a new one"
+LOCKED = "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK"
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
+    -1: (Remedy.RECONNECT, "what answers is not MySQL: check DB_HOST and DB_PORT"),
     0: (Remedy.RECONNECT, "the connection was lost"),
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
     1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name, or grant the account access"),
@@ -703,6 +720,8 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1049: (Remedy.FIX, "it has no database of the name DB_NAME: correct the name"),
     1053: (Remedy.RECONNECT, "it is shutting down"),
     1054: (Remedy.FIX, "a column is missing: the tables must be those of the README's schema"),
+    1129: (Remedy.FIX, "it blocks this host after too many failed connections: FLUSH HOSTS there"),
+    1130: (Remedy.FIX, "it lets DB_USER in from other hosts only: give the account this host, or '%'"),
     1142: (Remedy.FIX, "DB_USER lacks a grant on this table: see the grants in DEPLOYMENT.md"),
     1143: (Remedy.FIX, "DB_USER lacks a grant on this column: see the grants in DEPLOYMENT.md"),
     1146: (Remedy.FIX, "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"),
@@ -710,18 +729,25 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1205: (Remedy.REPEAT, "another transaction holds a lock"),
     1213: (Remedy.REPEAT, "a deadlock"),
     1226: (Remedy.RECONNECT, "the account has used up its hourly resources"),
-    1290: (Remedy.FIX, "it is read-only: set DB_HOST to the primary"),
+    1290: (Remedy.FIX, READ_ONLY),
     1317: (Remedy.REPEAT, "the statement was interrupted"),
     1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
-    1792: (Remedy.FIX, "it is read-only: set DB_HOST to the primary"),
-    1836: (Remedy.FIX, "it is read-only: set DB_HOST to the primary"),
+    1792: (Remedy.FIX, READ_ONLY),
+    1820: (Remedy.FIX, EXPIRED),
+    1836: (Remedy.FIX, READ_ONLY),
+    1862: (Remedy.FIX, EXPIRED),
     1927: (Remedy.RECONNECT, "the connection was killed"),
     2003: (Remedy.RECONNECT, "it cannot be reached: check DB_HOST, DB_PORT, the server and the NetworkPolicy"),
     2006: (Remedy.RECONNECT, "the connection was lost"),
     2026: (Remedy.FIX, "it offers no TLS: switch it on there, or remove DB_SSL_CA"),
     2013: (Remedy.RECONNECT, "the connection was lost, or it did not answer in time"),
+    2059: (Remedy.FIX, "it wants a way to authenticate that this program lacks: use caching_sha2_password"),
+    2061: (Remedy.FIX, "it wants a way to authenticate that this program lacks: use caching_sha2_password"),
+    3118: (Remedy.FIX, LOCKED),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
+    3989: (Remedy.FIX, READ_ONLY),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
+    4151: (Remedy.FIX, LOCKED),
 }
 NO_SUCH_GRANT_OR_TABLE = {1142, 1146}
 
@@ -734,7 +760,7 @@ class DatabaseError(NotifierError):
         self.remedy, words = MYSQL_ERRORS.get(self.number, (Remedy.RERUN, "it refused a statement"))
         if isinstance(getattr(error, "original_exception", None), ssl.SSLCertVerificationError):
             self.remedy, words = Remedy.FIX, "DB_SSL_CA does not vouch for its certificate and for the name DB_HOST"
-        said = "" if self.number in (0, 1045, 1698) else f": {error.args[-1] if error.args else error}"
+        said = "" if self.number in (0, 1045, 1698, 3118, 4151) else f": {error.args[-1] if error.args else error}"
         self.exit_code = Exit.ACT if self.remedy is Remedy.FIX else Exit.RETRY
         super().__init__(f"MySQL: {words} (error {self.number}{said})")
 
@@ -745,7 +771,7 @@ TABLES = {
     "Log": ("id", "habit_id", "created_at"),
 }
 LEDGER = "HabitNotification"
-LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `HabitNotification` (
+LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
   `user_id` {user_id} NOT NULL,
   `local_day` DATE NOT NULL,
   `phone_number` VARCHAR(16) NOT NULL,
@@ -775,8 +801,7 @@ LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id 
 class Store:
     """The habit tracker's tables, and the ledger. Belongs to the main thread.
 
-    Every statement may be repeated after a lost answer. Every method raises DatabaseError, or Terminated when SIGTERM
-    came while it waited for the database.
+    Every statement may be repeated after a lost answer. Every method raises DatabaseError.
     """
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
@@ -792,7 +817,7 @@ class Store:
     # connection
 
     def _connect(self) -> pymysql.Connection[Any]:
-        s = self._settings
+        s, timeout = self._settings, LAST_TIMEOUT if self._stop.requested else DATABASE_TIMEOUT
         tls: dict[str, Any] = (
             {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True} if s.db_ssl_ca else {}
         )
@@ -805,8 +830,8 @@ class Store:
             charset="utf8mb4",
             autocommit=True,
             connect_timeout=DATABASE_CONNECT_TIMEOUT,
-            read_timeout=DATABASE_TIMEOUT,
-            write_timeout=DATABASE_TIMEOUT,
+            read_timeout=timeout,
+            write_timeout=timeout,
             init_command="SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', innodb_lock_wait_timeout = 5",
             **tls,
         )
@@ -820,20 +845,19 @@ class Store:
 
     def _run(self, sql: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows; repeat it, or reconnect and repeat it, as MYSQL_ERRORS says."""
-        give_up = time.monotonic() + DATABASE_PATIENCE
-        for pause in chain((0.0, 0.2, 0.5, 1.0, 2.0), iter(lambda: 4.0, None)):
+        start, pauses = time.monotonic(), chain((0.0, 0.2, 0.5, 1.0, 2.0), repeat(4.0))
+        while True:
             try:
                 return self._run_once(sql, args)
             except pymysql.err.MySQLError as error:
                 failure = DatabaseError(error)
-            if failure.remedy not in (Remedy.REPEAT, Remedy.RECONNECT) or time.monotonic() + pause > give_up:
-                break
             if failure.remedy is Remedy.RECONNECT:
                 self._disconnect()
+            pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else DATABASE_PATIENCE
+            if failure.remedy in (Remedy.FIX, Remedy.RERUN) or time.monotonic() + pause > start + patience:
+                raise failure
             log.debug("Once more in %.1f s: %s", pause, failure)
-            if pause and not self._stop.sleep(pause * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
-                raise Terminated(f"SIGTERM came while the database was away. {failure}")
-        raise failure
+            self._stop.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     def _run_once(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
         if self._connection is None:
@@ -882,7 +906,7 @@ class Store:
         except DatabaseError as error:
             if error.number not in NO_SUCH_GRANT_OR_TABLE:
                 raise
-            self._create_ledger(LEDGER_DDL.format(user_id=id_type))
+            self._create_ledger(LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type))
 
     def _check_ledger(self) -> None:
         """Statements that touch no row, but fail when a column or a grant is missing or the server is read-only."""
@@ -901,14 +925,15 @@ class Store:
             raise FixFirst(
                 f"DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:",
                 " ".join(ddl.split()) + ";",
-                f"GRANT SELECT, INSERT, UPDATE, DELETE ON {self._ledger_for_grant()};",
+                f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{self._settings.db_name}`.`{LEDGER}` TO {self._account()};",
             ) from None
         log.info("Created the ledger %s", LEDGER)
 
-    def _ledger_for_grant(self) -> str:
-        [(database, account)] = self._run("SELECT DATABASE(), CURRENT_USER()")
+    def _account(self) -> str:
+        """The account of MySQL that the session runs as, quoted."""
+        [(account,)] = self._run("SELECT CURRENT_USER()")
         user, _, host = account.rpartition("@")
-        return f"`{database}`.`{LEDGER}` TO '{user}'@'{host}'"
+        return f"'{user}'@'{host}'"
 
     # reading
 
@@ -1034,7 +1059,7 @@ class Store:
         """Delete rows that say nothing any more."""
         self._delete([(row.user_id, row.local_day, row.token) for row in rows])
 
-    def _delete(self, keys: Sequence[tuple[UserId, date, str]]) -> None:
+    def _delete(self, keys: Sequence[tuple[Any, ...]]) -> None:
         for part in chunks(keys, KEYS):
             self._run(f"DELETE FROM {LEDGER} WHERE {any_of(part)}", list(chain.from_iterable(part)))
 
@@ -1047,9 +1072,14 @@ class Store:
         )
         return [as_row(values) for values in rows]
 
-    def sids_since(self, day: date) -> set[str]:
-        """The SIDs that rows of this local day and later carry."""
-        return {sid for (sid,) in self._run(f"SELECT message_sid FROM {LEDGER} WHERE local_day >= %s", [day]) if sid}
+    def rivals(self, rows: Sequence[Row]) -> list[Row]:
+        """All rows, these too, that may claim a message that one of these may claim: those of the same numbers."""
+        found: list[Row] = []
+        for part in chunks([row for row in rows if not row.sid], IN_LIST):
+            since = min(row.local_day for row in part) - timedelta(days=2)  # the next number's local day may lag behind
+            sql = f"SELECT {ROW} FROM {LEDGER} WHERE local_day >= %s AND phone_number IN ({holes(part)})"
+            found += [as_row(values) for values in self._run(sql, [since, *(row.phone for row in part)])]
+        return found
 
     def settle(self, settled: Iterable[Settlement]) -> None:
         """Write what Twilio says of rows, those of which it says the same by one statement."""
@@ -1069,17 +1099,20 @@ class Store:
     def purge(self, before: date) -> int:
         """Delete settled rows of days before, except each user's newest refusal; how many."""
         deleted = 0
-        while keys := self._run(
+        while not self._stop.requested and (keys := self._outlived(before)):
+            self._delete(keys)
+            deleted += len(keys)
+        return deleted
+
+    def _outlived(self, before: date) -> list[tuple[Any, ...]]:
+        return self._run(
             f"""SELECT n.user_id, n.local_day, n.run_token FROM {LEDGER} n
                 WHERE n.local_day < %s AND n.final_status IS NOT NULL AND NOT (n.state = 'refused' AND NOT EXISTS (
                   SELECT 1 FROM {LEDGER} m
                   WHERE m.user_id = n.user_id AND m.local_day > n.local_day AND m.state = 'refused'))
                 ORDER BY n.local_day LIMIT {KEYS}""",
             [before],
-        ):
-            self._delete(keys)
-            deleted += len(keys)
-        return deleted
+        )
 
 
 def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[UserId]]:
@@ -1175,7 +1208,7 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
 }
 QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
 MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
-NOT_POSTED = Answer(Action.UNREACHED, "the run ended before it was posted")
+NOT_POSTED = Answer(Action.PAUSE, "the run ended before it was posted")
 FINAL_STATUSES = {"delivered", "undelivered", "failed", "canceled", "read"}
 
 
@@ -1237,6 +1270,11 @@ class Brake:
             *([self.failure.exit_code] if self.failure else []),
             *([Exit.TERMINATED] if self._stop.requested else []),
         ]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether SIGTERM came."""
+        return self._stop.requested
 
     def unless_pulled(self, items: Iterator[T]) -> Iterator[T]:
         """The items, while more work may be taken."""
@@ -1417,17 +1455,24 @@ class Sender:
         search = {"to": to, "date_sent_after": str(day)} if to else {"date_sent": str(day)}
         sender = {} if to else {"from_": self._settings.twilio_from_number}
 
+        def check() -> None:
+            if self._brake.stopped:
+                raise Terminated("SIGTERM came while texts were looked up")
+            if time.monotonic() > until:
+                raise RetryLater("looking up texts takes too long, the rest waits")
+
         def read(client: Any) -> None:
+            check()
             for message in client.messages.stream(page_size=1_000, **search, **sender):
-                if time.monotonic() > until or self._brake.pulled:
-                    raise RetryLater("looking up texts takes too long, the rest waits")
+                check()
                 if message.sid in wanted or message.to in wanted:
                     created = message.date_created
                     kept.append(Message(message.sid, message.to, message.status, message.error_code, created))
 
         answer = self._ask(read)
         if answer.action is not Action.ACCEPT:
-            raise RetryLater(f"Twilio's list of messages could not be read: {answer.words}")
+            kind = FixFirst if answer.action is Action.STOP else RetryLater
+            raise kind(f"Twilio's list of messages could not be read: {answer.words}")
         return kept
 
 
@@ -1436,6 +1481,10 @@ def understand(error: Exception, response: Response | None) -> Answer:
     if response is None:
         if surely_not_sent(error):
             return Answer(Action.UNREACHED, f"Twilio cannot be reached ({cause(error)})")
+        if isinstance(error, requests.exceptions.InvalidURL) or (type(error) is OSError and error.errno is None):
+            return Answer(
+                Action.STOP, "HTTPS_PROXY or REQUESTS_CA_BUNDLE cannot be used: correct it"
+            )  # nothing was sent
         return Answer(Action.UNCERTAIN, f"no answer from Twilio ({cause(error)})")
     if not 400 <= response.status_code < 500:  # a 5xx may have been sent, whatever code it carries
         return Answer(Action.UNCERTAIN, f"Twilio answered HTTP {response.status_code} ({type(error).__name__})")
@@ -1455,7 +1504,8 @@ def error_body(response: Response) -> tuple[int | None, str]:
     if not isinstance(body, dict):
         return None, ""
     code = body.get("code")
-    return code if isinstance(code, int) else None, clean(body.get("message") or body.get("title"))
+    known = isinstance(code, int) and 0 < code < 1_000_000  # what the ledger's column holds
+    return code if known else None, clean(body.get("message") or body.get("title"))
 
 
 def retry_after(response: Response) -> float | None:
@@ -1483,7 +1533,7 @@ def surely_not_sent(error: Exception) -> bool:
 
 
 def cause(error: Exception) -> str:
-    """The innermost cause of an exception of requests, in its own words."""
+    """The kind and the innermost cause of an exception of requests."""
     inner: object = error
     while isinstance(inner, Exception):
         outer, inner = inner, getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
@@ -1552,12 +1602,12 @@ def due_reminders(
 ) -> Iterator[Reminder]:
     """The reminders to claim, page by page; who gets none although something is due is reported."""
     for count, page in pages:
-        report.page(count)
         verdicts = [(user, judge(user, days)) for user in page]
         reminders = [verdict for _, verdict in verdicts if isinstance(verdict, Reminder)]
-        report.skipped((user, verdict) for user, verdict in verdicts if isinstance(verdict, Skip))
         history = store.history(reminders)
         store.forget([row for r in reminders for row in history[r.user_id] if is_outdated(row, r)])
+        report.page(count)
+        report.skipped((user, verdict) for user, verdict in verdicts if isinstance(verdict, Skip))
         for reminder in reminders:
             if skip := already(reminder, history[reminder.user_id], retry_days):
                 report.skipped([(reminder, skip)])
@@ -1627,14 +1677,13 @@ def settle_texts(store: Store, sender: Sender, settings: Settings, now: datetime
     rows = store.unsettled(now)
     if not rows:
         return
-    taken = store.sids_since(min((row.local_day for row in rows if not row.sid), default=date.max))
-    deadline = timedelta(seconds=settings.run_deadline)
-    found: list[tuple[Row, dict[str, Message]]] = []
+    rivals, deadline = store.rivals(rows), timedelta(seconds=settings.run_deadline)
+    found: list[tuple[Row, list[Message]]] = []
     try:
-        for row, messages in sender.look_up(rows):
-            found.append((row, candidates(row, messages, taken, deadline)))
+        for row_and_messages in sender.look_up(rows):
+            found.append(row_and_messages)  # noqa: PERF402 - what was found before a failure counts
     finally:
-        settled = list(settlements(found, now))
+        settled = list(settlements(found, rivals, now, deadline))
         store.settle(settled)
         report_settled(rows, settled)
 
@@ -1827,7 +1876,7 @@ def main(
         log.setLevel(settings.log_level)
         return mode(settings, clock, stop)
     except NotifierError as failure:
-        for line in failure.args:
+        for line in [*failure.args, *(["SIGTERM came: the next run goes on"] if stop.requested else [])]:
             log.error("%s", line)
         return Exit.worst([failure.exit_code, *([Exit.TERMINATED] if stop.requested else [])])
 

@@ -436,7 +436,8 @@ def test_texts_to_others_and_of_other_rows_are_no_candidates() -> None:
 
 
 def settled(found: Iterable[tuple[Row, list[Message]]], now: datetime = NOW + timedelta(hours=1)) -> list[Settlement]:
-    return list(settlements([(row, {m.sid: m for m in messages}) for row, messages in found], now))
+    found = list(found)
+    return list(settlements(found, [row for row, _ in found], now, DEADLINE))
 
 
 @pytest.mark.parametrize(
@@ -486,7 +487,8 @@ def test_several_candidates_stay_uncertain() -> None:
 def test_a_message_that_two_rows_claim_is_given_to_neither() -> None:
     """Two accounts may share a number: the text of one must not prove that of the other."""
     one, other, third = a_row(State.SENDING), a_row(State.UNCERTAIN, user_id=43), a_row(State.SENDING, user_id=44)
-    shared, own = a_message("SM1"), a_message("SM2")
+    shared, own = a_message("SM1"), a_message("SM2", to=OTHER_PHONE)
+    third = copied(third, phone=OTHER_PHONE)
     assert settled([(one, [shared]), (other, [shared]), (third, [own])]) == [
         Settlement(third, State.SENT, "SM2", None, "delivered")
     ]

@@ -349,9 +349,6 @@ def test_the_known_text_of_another_account_is_not_taken_for_the_lost_one(
     assert world.told(user) == expected
 
 
-@pytest.mark.xfail(
-    reason="the SIDs that are taken are those of the open rows' local days and later, not of a day earlier"
-)
 def test_the_known_text_of_an_account_in_a_zone_that_is_a_day_behind_is_not_taken_for_the_lost_one(
     world: World,
 ) -> None:
@@ -364,7 +361,6 @@ def test_the_known_text_of_an_account_in_a_zone_that_is_a_day_behind_is_not_take
     assert world.told(user) == ("uncertain", None, None, None)
 
 
-@pytest.mark.xfail(reason="rows that are too young to be looked up do not claim their texts either")
 def test_the_text_of_an_account_that_is_too_young_to_be_looked_up_is_not_taken_for_the_lost_one(world: World) -> None:
     now = NOON + HOUR
     user = world.row(claimed=now - 15.5 * MINUTE)
@@ -452,7 +448,6 @@ def test_the_look_up_of_a_run_has_a_budget_of_time(world: World, monkeypatch: py
 
 
 @senders
-@pytest.mark.xfail(reason="the budget is looked at for each message that is listed: empty lists go on for ever")
 def test_the_budget_holds_when_nothing_is_found(
     world: World, sender: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,7 +459,6 @@ def test_the_budget_holds_when_nothing_is_found(
     assert len(world.lists) <= 5
 
 
-@pytest.mark.xfail(reason="the deadline pulls the brake while texts are looked up, and its failure is that of the run")
 def test_a_deadline_that_comes_while_texts_are_looked_up_fails_nobody(world: World) -> None:
     for n in (4, 2):
         world.row(claimed=NOON - n * DAY)

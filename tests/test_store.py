@@ -266,7 +266,6 @@ def test_a_wrong_password_is_told_without_showing_account_or_password(
     assert environ["DB_USER"] not in problem
 
 
-@pytest.mark.xfail(reason="not in the table of errors: exit 1 and 'it refused a statement'")
 @pytest.mark.parametrize("change", ["ACCOUNT LOCK", "PASSWORD EXPIRE"])
 def test_an_account_that_is_locked_or_whose_password_has_expired_needs_a_person(
     database: Database, environ: dict[str, str], caplog: pytest.LogCaptureFixture, change: str
