@@ -166,14 +166,14 @@ def picture(results: Results, path: Path) -> None:
         words = "with the index" if index else "without it"
         for axis, curve, along in ((over_users, users, "users"), (over_old, old, "old_logs")):
             points = sorted((case for case in curve if case.index is index), key=lambda case: getattr(case, along))
-            xs = [case.users if along == "users" else case.old_logs * case.users for case in points]
+            xs = [case.users if along == "users" else case.old_logs * case.users / 1e6 for case in points]
             axis.plot(
                 xs, [case.seconds / case.users * 1e6 for case in points], "o-", c=colour, label=f"program, {words}"
             )
             clients = [case.client_seconds / case.users * 1e6 for case in points]
             axis.plot(xs, clients, "x--", c=colour, label=f"C client, {words}")
     _label(over_users, "Evaluation", "users", "µs per user", logarithmic=True)
-    _label(over_old, "Evaluation and old logs", "old logs", "µs per user")
+    _label(over_old, "Evaluation and old logs", "million old logs", "µs per user")
     over_memory.plot(
         [m.users for m in results.memory], [m.mib for m in results.memory], "o-", label="a whole run over TLS"
     )
@@ -199,7 +199,7 @@ def _label(axis: Any, title: str, x: str, y: str, *, logarithmic: bool = False) 
         axis.set_xscale("log")
     else:
         axis.set_xlim(0)
-    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.xaxis.set_major_formatter("{x:,.5g}" if not logarithmic else "{x:,.0f}")
     axis.legend(fontsize="small")
 
 
