@@ -435,9 +435,12 @@ def test_texts_to_others_and_of_other_rows_are_no_candidates() -> None:
     assert candidates(a_row(State.SENDING), listed, {"SM1"}, DEADLINE) == {"SM2": listed[1]}
 
 
-def settled(found: Iterable[tuple[Row, list[Message]]], now: datetime = NOW + timedelta(hours=1)) -> list[Settlement]:
+def settled(
+    found: Iterable[tuple[Row, list[Message]]], now: datetime = NOW + timedelta(hours=1), others: Iterable[Row] = ()
+) -> list[Settlement]:
+    """What is settled, where there are also other rows that nobody looked up."""
     found = list(found)
-    return list(settlements(found, [row for row, _ in found], now, DEADLINE))
+    return list(settlements(found, [*(row for row, _ in found), *others], now, DEADLINE))
 
 
 @pytest.mark.parametrize(
@@ -492,6 +495,40 @@ def test_a_message_that_two_rows_claim_is_given_to_neither() -> None:
     assert settled([(one, [shared]), (other, [shared]), (third, [own])]) == [
         Settlement(third, State.SENT, "SM2", None, "delivered")
     ]
+
+
+def test_a_message_may_be_of_a_row_that_nobody_looked_up() -> None:
+    """Such as one of the last minutes, or one that was settled long ago."""
+    row, message = a_row(State.SENDING), a_message("SM1")
+    for rival in (a_row(State.SENDING, user_id=43), a_row(State.UNCERTAIN, local_day=YESTERDAY)):
+        assert settled([(row, [message])], others=[rival]) == []
+    carrier = a_row(State.SENT, user_id=43, sid="SM1")
+    assert settled([(row, [message])], others=[carrier]) == []
+    assert settled([(row, [message, a_message("SM2")])], others=[carrier]) == [
+        Settlement(row, State.SENT, "SM2", None, "delivered")
+    ]
+
+
+def test_rows_of_other_numbers_and_other_hours_claim_no_message() -> None:
+    row, message = a_row(State.SENDING), a_message("SM1")
+    strangers = [
+        a_row(State.SENDING, user_id=43, phone=OTHER_PHONE),
+        a_row(State.SENDING, local_day=YESTERDAY, claimed_at=NOW - DEADLINE - SLACK - SECOND),
+        a_row(State.SENDING, local_day=TODAY + DAY, claimed_at=NOW + SLACK + SECOND),
+        a_row(State.SENT, user_id=44, sid="SM9"),
+    ]
+    assert settled([(row, [message])], others=strangers) == [Settlement(row, State.SENT, "SM1", None, "delivered")]
+
+
+def test_a_message_that_another_search_found_may_be_a_rows_too() -> None:
+    row, other = a_row(State.SENDING), a_row(State.SENDING, user_id=43)
+    assert settled([(row, []), (other, [a_message("SM1")])]) == [], "both may have sent it, wherever it was listed"
+
+
+def test_a_text_that_is_known_by_its_sid_is_settled_whoever_else_has_the_number() -> None:
+    row, message = a_row(sid="SM1"), a_message("SM1", status="undelivered", code=30003)
+    for rival in (a_row(State.SENDING, user_id=43), a_row(State.SENT, user_id=43, sid="SM1")):
+        assert settled([(row, [message])], others=[rival]) == [Settlement(row, State.SENT, "SM1", 30003, "undelivered")]
 
 
 def test_what_twilio_says_never_frees_a_day() -> None:
