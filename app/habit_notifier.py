@@ -12,17 +12,22 @@ Rules. In the user's own time zone, day 2 is yesterday and day 1 the day before:
     any      logged   nothing
 
 Promise. A text cannot be unsent. Before it is posted it is claimed: a row of the ledger, the table HabitNotification,
-one for each user and local day. A row exists exactly when a text may have been sent; it is deleted only when the text
-was surely not sent. So no retry, overlapping run, crash or lost answer leads to a second text that day, and nobody is
-texted within 11 h 30 min of their last text. Where the program cannot know, it sends nothing and says so.
+one for each user and local day. The row stays when the text may have been sent or was refused; it is deleted when the
+text was surely not sent and may be tried again. So no retry, overlapping run, crash or lost answer leads to a second
+text that day, and nobody is texted within 11 h 30 min of their last text. Where the program cannot know, it sends
+nothing and says so. The promise is per account: two accounts with one number get a text each.
 
-Failures. One bad row never stops the rest. Every user who could not be served is named, counted and explained.
-What concerns everybody (database, credentials, sender) ends the run, after what is in flight was recorded.
+Order. Judge a page of users, claim a few, post them, record the answers, and so on; in the end ask Twilio what became
+of earlier texts whose end is not known, and delete rows that are older than 90 days.
+
+Failures. One bad row never stops the rest. Of the pages that were looked at, every user who was due and not served is
+named, counted and explained; users beyond are counted. What concerns everybody (database, credentials, sender) ends
+the run, after what is in flight was recorded. "Failed" counts those due who got no text, or perhaps none.
 
 Exit codes: 0 done; 1 not everybody was served, a retry helps; 2 a person must act first, the log says how; 143 SIGTERM
 came: what was in flight is recorded, the next run goes on. The highest of 2 > 143 > 1 > 0 wins.
 
-Settings are environment variables; --help prints them all.
+Settings are environment variables, declared in the class Settings; --help prints them all.
 """
 
 from __future__ import annotations
@@ -95,7 +100,7 @@ T = TypeVar("T")
 SPACING = timedelta(hours=11, minutes=30)  # between two texts to one user, whatever their local day says
 RETENTION = timedelta(days=90)  # of the ledger's rows
 
-PAGE_USERS = 5_000  # users judged by one query
+PAGE_USERS = 10_000  # users judged by one query
 IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
 KEYS = 500  # ledger rows that one statement deletes or changes
 PROGRESS_SECONDS = 10.0
@@ -108,7 +113,8 @@ HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
 PROBE_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds: a new pod can be faster than its network policy
 LONGEST_PAUSE = 120.0  # seconds, when Twilio says "too many" but not for how long
 PAUSE_BUDGET = 600.0  # seconds that one run may spend in such pauses
-STREAK = 10  # like failures in a row that say: it's not this person, it's everybody
+STREAK = 10  # failures in a row that say: it's not these people, it's everybody
+STREAK_OF_ALL = 3  # refusals that say so when there was nothing else
 
 SETTLE_AFTER = timedelta(minutes=15)  # Twilio's list of messages lags behind
 SETTLE_NOT_FOUND = timedelta(hours=12)  # beyond the 10 h that Twilio may keep a text queued
@@ -192,11 +198,11 @@ def whole(low: int, high: int) -> Kind:
     return Kind(parse, f"a whole number from {low} to {high}")
 
 
-def readable_file(path: str) -> str:
-    """The path itself, if its file can be read."""
+def ca_file(path: str) -> str:
+    """The path itself, if its file holds a certificate."""
     try:
-        Path(path).read_bytes()
-    except OSError:
+        ssl.create_default_context(cafile=path)
+    except OSError:  # SSLError is one
         raise ValueError from None
     return path
 
@@ -219,15 +225,20 @@ def api_url(text: str) -> str:
     """The base URL; http, which would show the credentials to the network, is for this machine's own addresses."""
     url = urlsplit(text)
     local = re.fullmatch(r"localhost|127(\.[0-9]+){3}|::1", url.hostname or "") is not None
-    if url.scheme not in ({"https", "http"} if local else {"https"}) or not url.hostname or url.path.strip("/"):
+    port = "" if url.port is None else f":{url.port}"
+    if url.scheme not in ({"https", "http"} if local else {"https"}) or not url.hostname:
         raise ValueError
-    _ = url.port  # raises ValueError, too
+    if text.rstrip("/").lower() not in {f"{url.scheme}://{host}{port}" for host in (url.hostname, f"[{url.hostname}]")}:
+        raise ValueError  # credentials, a path, a query
     return text.rstrip("/")
 
 
 TEXT = Kind(str, "it")
-HOST = matching(r"[\w.-]+|[0-9a-fA-F]*(:[0-9a-fA-F.]*){2,7}", "a host name or an address, without scheme and port")
-SENDER = matching(r"\+[1-9][0-9]{6,14}|[0-9]{3,8}", "your Twilio number with its country code, such as +14155550123")
+HOST = matching(
+    r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-fA-F]*(:[0-9a-fA-F.]*){2,7}",
+    "a host name or an address, without scheme and port",
+)
+SENDER = matching(rf"{E164.pattern}|[0-9]{{3,8}}", "your Twilio number with its country code, such as +14155550123")
 ZONE = Kind(time_zone, "a tz database name such as Europe/Berlin")
 TEMPLATE = Kind(message_template, "a text of at most 1,500 characters with no braces but {name}")
 LEVEL = matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR")
@@ -250,7 +261,7 @@ class Settings:
     db_password: str = setting("its password", secret=True)
     db_ssl_ca: str = setting(
         "path of a CA certificate: MySQL is then spoken to by TLS alone, its certificate and name verified",
-        Kind(readable_file, "the path of a PEM file that this user can read"),
+        Kind(ca_file, "the path of a PEM file with certificates that this user can read"),
         "",
     )
     twilio_account_sid: str = setting(
@@ -332,7 +343,7 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
         raise ValueError(f"{name} is missing: write {declared['help']}")
     if text == "":
         return ""
-    shown = "" if declared["secret"] else f" {text!r}"
+    shown = "" if declared["secret"] or "@" in text else f" {text!r}"  # user:password@host, where a host was asked for
     if PLACEHOLDER.fullmatch(text):
         raise ValueError(f"{name} is still the placeholder{shown}: write {declared['help']}")
     try:
@@ -546,7 +557,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Settlement:
-    """What Twilio says of a row: its new state, the message found (None: keep), and Twilio's last word if it is one."""
+    """What Twilio says of a row: its state, SID and error code from now on, and Twilio's last word if it is one."""
 
     row: Row
     state: State
@@ -599,9 +610,12 @@ def resolve_zone(name: str) -> pytz.BaseTzInfo | None:
         return None
 
 
-def clean(text: object) -> str:
-    """The text on one line, without characters that don't print: what is read from the database can forge nothing."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text if text is not None else "")).split())
+def clean(value: object) -> str:
+    """The value as one line, without characters that don't print: what is read from the database can forge nothing."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str("" if value is None else value)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(text.split())
 
 
 def message_for(reminder: Reminder, settings: Settings) -> str:
@@ -613,6 +627,10 @@ def message_for(reminder: Reminder, settings: Settings) -> str:
 def judge(user: User, days: Mapping[bytes, Days]) -> Reminder | Skip | None:
     """The reminder that is due to a user, or why there can be none; None when nothing is due."""
     if user.zone_key is None:
+        if resolve_zone(user.raw_zone):
+            return Skip(
+                Outcome.BAD_ZONE, f"time zone {user.raw_zone!r} came in use during this run: the next one serves"
+            )
         wrong = f"time zone {user.raw_zone!r} is unknown" if user.raw_zone else "there is no time zone"
         return Skip(Outcome.BAD_ZONE, f"{wrong}: correct User.time_zone or set DEFAULT_TIME_ZONE")
     rule = rule_for(day1=user.logged_day1, day2=user.logged_day2)
@@ -649,13 +667,18 @@ def not_ours(claim: Claim, rows: Iterable[Row], deadline: timedelta) -> Skip | N
     today = {row.token: row.state for row in rows if row.local_day == claim.reminder.local_day}
     if claim.token not in today:
         if not today:  # another run held the day for a moment, and released it
-            return Skip(Outcome.NOT_TRIED, "another run tried in vain at the same moment")
+            return Skip(
+                Outcome.NOT_TRIED, "its claim is gone from the ledger: another run held the day and released it"
+            )
         sending = State.SENDING in today.values()
         return Skip(Outcome.UNCERTAIN if sending else Outcome.ALREADY, "another run texts this user at the same moment")
     others = (row for row in rows if row.token != claim.token and row.state is not State.REFUSED)
     last = max((row.last_possible_text(deadline) for row in others), default=None)
     if last and last > claim.at - SPACING:
-        return Skip(Outcome.DEFERRED, f"a text may have been sent at {last:%Y-%m-%d %H:%M} UTC, under 11 h 30 min ago")
+        return Skip(
+            Outcome.DEFERRED,
+            f"another text may have been posted as late as {last:%Y-%m-%d %H:%M} UTC, not 11 h 30 min ago",
+        )
     return None
 
 
@@ -782,7 +805,7 @@ LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
   `finished_at` DATETIME(6) NULL,
   `message_sid` CHAR(34) NULL,
   `error_code` INT NULL,
-  `final_status` VARCHAR(16) NULL,
+  `final_status` VARCHAR(32) NULL,
   `segments` SMALLINT NULL,
   PRIMARY KEY (`user_id`, `local_day`),
   KEY `local_day` (`local_day`),
@@ -801,7 +824,7 @@ LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id 
 class Store:
     """The habit tracker's tables, and the ledger. Belongs to the main thread.
 
-    Every statement may be repeated after a lost answer. Every method raises DatabaseError.
+    Every statement may be repeated after a lost answer. Every method raises DatabaseError; `open` raises FixFirst, too.
     """
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
@@ -825,7 +848,7 @@ class Store:
             host=s.db_host,
             port=s.db_port,
             user=s.db_user,
-            password=s.db_password,
+            password=s.db_password.encode(),  # of a str PyMySQL makes Latin-1, but MySQL expects UTF-8
             database=s.db_name,
             charset="utf8mb4",
             autocommit=True,
@@ -856,7 +879,7 @@ class Store:
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else DATABASE_PATIENCE
             if failure.remedy in (Remedy.FIX, Remedy.RERUN) or time.monotonic() + pause > start + patience:
                 raise failure
-            log.debug("Once more in %.1f s: %s", pause, failure)
+            log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
             self._stop.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     def _run_once(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
@@ -877,28 +900,20 @@ class Store:
         log.info("Database connection established")
         for table, columns in TABLES.items():
             self._run(f"SELECT {', '.join(columns)} FROM `{table}` LIMIT 0")
-        types = self._column_types()
-        if types["log.created_at"].split("(")[0] not in ("datetime", "timestamp"):
-            raise FixFirst(f"Log.created_at is {types['log.created_at']}: it must be a TIMESTAMP or a DATETIME in UTC")
-        self._open_ledger(types["user.id"])
-        if (ledger := self._column_types()[f"{LEDGER.lower()}.user_id"]) != types["user.id"]:
+        created_at, id_type = self._type_of("Log", "created_at"), self._type_of("User", "id")
+        if not created_at.startswith(("datetime", "timestamp")):
+            raise FixFirst(f"Log.created_at is {created_at}: it must be a TIMESTAMP or a DATETIME in UTC")
+        self._open_ledger(id_type)
+        if (ledger := self._type_of(LEDGER, "user_id")) != id_type:
             raise FixFirst(
-                f"{LEDGER}.user_id is {ledger}, but User.id is {types['user.id']}. Run as an administrator:",
-                f"ALTER TABLE `{LEDGER}` MODIFY `user_id` {types['user.id']} NOT NULL;",
+                f"{LEDGER}.user_id is {ledger}, but User.id is {id_type}. Run as an administrator:",
+                f"ALTER TABLE `{self._settings.db_name}`.`{LEDGER}` MODIFY `user_id` {id_type} NOT NULL;",
             )
 
-    def _column_types(self) -> dict[str, str]:
-        """The full type, as a CREATE TABLE writes it, of each column of our tables, by 'table.column' in lower case."""
-        rows = self._run(
-            """SELECT LOWER(table_name), LOWER(column_name), column_type, character_set_name, collation_name
-               FROM information_schema.columns
-               WHERE table_schema = DATABASE() AND LOWER(table_name) IN ('user', 'log', %s)""",
-            [LEDGER.lower()],
-        )
-        return {
-            f"{table}.{column}": kind + (f" CHARACTER SET {charset} COLLATE {collation}" if charset else "")
-            for table, column, kind, charset, collation in rows
-        }
+    def _type_of(self, table: str, column: str) -> str:
+        """The full type of a column, as a CREATE TABLE writes it."""
+        [(_, kind, collation, *_)] = self._run(f"SHOW FULL COLUMNS FROM `{table}` WHERE Field = %s", [column])
+        return f"{kind} COLLATE {collation}" if collation else str(kind)
 
     def _open_ledger(self, id_type: str) -> None:
         try:
@@ -920,7 +935,7 @@ class Store:
             self._run(ddl)
             self._check_ledger()
         except DatabaseError as error:
-            if error.exit_code is not Exit.ACT or error.number not in {1044, *NO_SUCH_GRANT_OR_TABLE}:
+            if error.number not in {1044, *NO_SUCH_GRANT_OR_TABLE}:
                 raise
             raise FixFirst(
                 f"DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:",
@@ -942,7 +957,7 @@ class Store:
         [(newest,)] = self._run(
             "SELECT MAX(created_at) FROM (SELECT created_at FROM `Log` ORDER BY id DESC LIMIT 100) l"
         )
-        return newest.replace(tzinfo=UTC) if newest else None
+        return newest.replace(tzinfo=UTC) if isinstance(newest, datetime) else None  # a zero date is a str
 
     def users_by_zone(self) -> dict[bytes, int]:
         """How many users with a phone number there are for each stored zone, as its UTF-8 bytes."""
@@ -1040,14 +1055,14 @@ class Store:
         """Write what became of the claims: keep the row of a text that may have been sent, delete the others'."""
         self.release([result.claim for result in results if result.outcome is Outcome.RELEASED])
         kept = [result for result in results if result.outcome is not Outcome.RELEASED]
+        written = "state", "finished_at", "message_sid", "error_code", "final_status", "segments"
+        ours = [f"{column} = IF(run_token = VALUES(run_token), VALUES({column}), {column})" for column in written]
         if kept:
             self._run(
                 f"""INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, run_token, claimed_at, finished_at,
                                           state, message_sid, error_code, final_status, segments)
                     VALUES {", ".join(["(" + ", ".join(["%s"] * 12) + ")"] * len(kept))}
-                    ON DUPLICATE KEY UPDATE state = VALUES(state), finished_at = VALUES(finished_at),
-                      message_sid = VALUES(message_sid), error_code = VALUES(error_code),
-                      final_status = VALUES(final_status), segments = VALUES(segments)""",
+                    ON DUPLICATE KEY UPDATE {", ".join(ours)}""",
                 list(chain.from_iterable(recorded(result, now) for result in kept)),
             )
 
@@ -1085,7 +1100,7 @@ class Store:
         """Write what Twilio says of rows, those of which it says the same by one statement."""
         alike = defaultdict(list)
         for s in settled:
-            sid = None if s.sid == s.row.sid else s.sid
+            sid = None if s.sid == s.row.sid else s.sid  # rows that keep theirs share a statement
             alike[s.state, sid, s.code, s.final_status].append((s.row.user_id, s.row.local_day, s.row.token))
         for said, keys in alike.items():
             for part in chunks(keys, KEYS):
@@ -1098,20 +1113,21 @@ class Store:
 
     def purge(self, before: date) -> int:
         """Delete settled rows of days before, except each user's newest refusal; how many."""
-        deleted = 0
-        while not self._stop.requested and (keys := self._outlived(before)):
+        deleted, since = 0, date.min
+        while not self._stop.requested and (keys := self._outlived(since, before)):
             self._delete(keys)
-            deleted += len(keys)
+            deleted, since = deleted + len(keys), keys[-1][1]
         return deleted
 
-    def _outlived(self, before: date) -> list[tuple[Any, ...]]:
+    def _outlived(self, since: date, before: date) -> list[tuple[Any, ...]]:
         return self._run(
             f"""SELECT n.user_id, n.local_day, n.run_token FROM {LEDGER} n
-                WHERE n.local_day < %s AND n.final_status IS NOT NULL AND NOT (n.state = 'refused' AND NOT EXISTS (
-                  SELECT 1 FROM {LEDGER} m
-                  WHERE m.user_id = n.user_id AND m.local_day > n.local_day AND m.state = 'refused'))
+                WHERE n.local_day >= %s AND n.local_day < %s AND n.final_status IS NOT NULL
+                  AND NOT (n.state = 'refused' AND NOT EXISTS (
+                    SELECT 1 FROM {LEDGER} m
+                    WHERE m.user_id = n.user_id AND m.local_day > n.local_day AND m.state = 'refused'))
                 ORDER BY n.local_day LIMIT {KEYS}""",
-            [before],
+            [since, before],
         )
 
 
@@ -1171,9 +1187,9 @@ def chunks(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 # https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
 TWILIO_CODES: dict[int, tuple[Action, str]] = {
     10001: (Action.STOP, "the Twilio account is not active: see its console"),
-    20003: (Action.STOP, "Twilio refused the credentials: correct TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN"),
+    20003: (Action.STOP, "the credentials were refused: correct TWILIO_ACCOUNT_SID and the auth token or API key"),
     20403: (Action.STOP, "the Twilio account or key may not do this: see its console"),
-    20404: (Action.STOP, "Twilio knows no such account: correct TWILIO_ACCOUNT_SID"),
+    20404: (Action.STOP, "there is no such account: correct TWILIO_ACCOUNT_SID"),
     20429: (Action.PAUSE, "too many requests"),
     21211: (Action.REFUSE, "not a valid phone number: correct User.phone_number"),
     21212: (Action.FAIL, "TWILIO_FROM_NUMBER is not valid for this recipient"),
@@ -1220,61 +1236,67 @@ class Http(HttpClient):
         self.session = requests.Session()
         self.last: Response | None = None
 
-    def request(
-        self,
-        method: str,
-        uri: str,
-        params: Any = None,
-        data: Any = None,
-        headers: dict[str, str] | None = None,
-        auth: tuple[str, str] | None = None,
-        timeout: float | None = None,  # noqa: ARG002
-        allow_redirects: bool = False,
-    ) -> Response:
+    def request(self, *request: Any, **options: Any) -> Response:
         """Send one request. urllib3 repeats nothing unless told to, and it isn't."""
         self.last = None
-        with self.session.request(
-            method, uri, params, data, headers, auth=auth, timeout=HTTP_TIMEOUT, allow_redirects=allow_redirects
-        ) as answer:
-            self.last = Response(answer.status_code, answer.content.decode(errors="replace"), answer.headers)
+        with self.session.request(*request, **options | {"timeout": HTTP_TIMEOUT, "stream": True}) as answer:
+            self.last = Response(answer.status_code, read_all(answer).decode(errors="replace"), answer.headers)
         return self.last
+
+
+def read_all(answer: requests.Response) -> bytes:
+    """The body, if all of it comes in time: the time-out of requests starts anew with every byte.
+
+    :raises requests.ReadTimeout: when it does not
+    """
+    until, body = time.monotonic() + HTTP_TIMEOUT[1], bytearray()
+    while part := answer.raw.read1(65_536, decode_content=True):
+        body += part
+        if time.monotonic() > until:
+            raise requests.ReadTimeout("the answer goes on for too long")
+    return bytes(body)
 
 
 class Brake:
     """What ends a run early: SIGTERM, the deadline, or the first failure that concerns everybody."""
 
     def __init__(self, stop: Stop, deadline: float) -> None:
-        self._stop, self._seconds = stop, deadline
+        self._stop, self._deadline = stop, deadline
         self._until = time.monotonic() + deadline
         self._lock = threading.Lock()
         self.failure: NotifierError | None = None
 
     def pull(self, failure: NotifierError) -> None:
-        """Take no more work, for this reason; the first one counts."""
+        """Take no more work, for this reason, which is told at once; the first one counts."""
         with self._lock:
-            self.failure = self.failure or failure
+            if self.failure is None:
+                self.failure = failure
+                tell(failure)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether SIGTERM came."""
+        return self._stop.requested
 
     @property
     def pulled(self) -> bool:
         """Whether no more work may be taken."""
-        if self._stop.requested:
+        return self.failure is not None or self.stopped or time.monotonic() > self._until
+
+    def blame(self, *, unfinished: bool) -> None:
+        """Name SIGTERM, or the deadline if it left work undone, as what ended the run."""
+        if self.stopped:
             self.pull(Terminated("SIGTERM came: no more texts are taken up, the next run goes on"))
-        elif time.monotonic() > self._until:
-            self.pull(RetryLater(f"RUN_DEADLINE ({self._seconds:g} s) is reached: the next run goes on"))
-        return self.failure is not None
+        elif unfinished and time.monotonic() > self._until:
+            self.pull(RetryLater(f"RUN_DEADLINE ({self._deadline:g} s) is reached: the next run goes on"))
 
     @property
     def exit_codes(self) -> list[Exit]:
         """The exit codes that what happened to the run asks for."""
         return [
             *([self.failure.exit_code] if self.failure else []),
-            *([Exit.TERMINATED] if self._stop.requested else []),
+            *([Exit.TERMINATED] if self.stopped else []),
         ]
-
-    @property
-    def stopped(self) -> bool:
-        """Whether SIGTERM came."""
-        return self._stop.requested
 
     def unless_pulled(self, items: Iterator[T]) -> Iterator[T]:
         """The items, while more work may be taken."""
@@ -1287,6 +1309,12 @@ class Brake:
         while not self.pulled and (left := until - time.monotonic()) > 0:
             self._stop.sleep(min(left, 0.2))
         return not self.pulled
+
+
+def tell(failure: NotifierError) -> None:
+    """Log a failure, a line for each of its arguments."""
+    for line in failure.args:
+        log.error("%s", line)
 
 
 class Gate:
@@ -1309,7 +1337,7 @@ class Gate:
         """Hold everybody for as long as Twilio says, else for twice as long as the last time, with jitter."""
         with self._lock:
             now, asked = time.monotonic(), answer.retry_after
-            if asked is None and now < self._opens:
+            if now < self._opens and (asked is None or now + asked <= self._opens):
                 return  # posted before the pause began
             least = QUEUE_PAUSE if answer.code == QUEUE_FULL else 1.0
             pause = max(least, min(least * 2**self._doublings, LONGEST_PAUSE) if asked is None else asked)
@@ -1337,7 +1365,9 @@ class Sender:
     def __enter__(self) -> Sender:
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, NotifierError):  # a fault of ours: post no more
+            self._brake.pull(RetryLater("the program failed: what is queued is not posted"))
         self._pool.shutdown()
 
     @property
@@ -1436,10 +1466,12 @@ class Sender:
         recipient.
 
         :raises RetryLater: when SETTLE_BUDGET is spent, or Twilio does not answer as it should
+        :raises FixFirst: when a person must act first
+        :raises Terminated: when SIGTERM came
         """
         until = time.monotonic() + SETTLE_BUDGET
         wanted = {row.sid or row.phone for row in rows}
-        lists: dict[tuple[str, date], list[Message]] = {}
+        lists: dict[tuple[str, date], dict[str, list[Message]]] = {}
         for row in rows:
             day = row.claimed_at.date()
             by_day = [("", day), ("", day + timedelta(days=1))]
@@ -1447,10 +1479,12 @@ class Sender:
             for search in searches:
                 if search not in lists:
                     lists[search] = self._list(*search, wanted, until)
-            yield row, [message for search in searches for message in lists[search]]
+            key = row.sid or row.phone
+            yield row, [message for search in searches for message in lists[search].get(key, ())]
 
-    def _list(self, to: str, day: date, wanted: set[str], until: float) -> list[Message]:
-        kept = []
+    def _list(self, to: str, day: date, wanted: set[str], until: float) -> dict[str, list[Message]]:
+        """The wanted messages to a number since a day, or to everybody on that day, by SID and by recipient."""
+        kept: dict[str, list[Message]] = defaultdict(list)
         # Dates go as text: twilio-python would write a datetime with a literal Z.
         search = {"to": to, "date_sent_after": str(day)} if to else {"date_sent": str(day)}
         sender = {} if to else {"from_": self._settings.twilio_from_number}
@@ -1465,9 +1499,9 @@ class Sender:
             check()
             for message in client.messages.stream(page_size=1_000, **search, **sender):
                 check()
-                if message.sid in wanted or message.to in wanted:
+                for key in wanted & {message.sid, message.to}:
                     created = message.date_created
-                    kept.append(Message(message.sid, message.to, message.status, message.error_code, created))
+                    kept[key].append(Message(message.sid, message.to, message.status, message.error_code, created))
 
         answer = self._ask(read)
         if answer.action is not Action.ACCEPT:
@@ -1566,7 +1600,8 @@ def run(settings: Settings, clock: Clock, stop: Stop) -> Exit:
         deliver(due, store, sender, report, brake, clock)
         if not brake.pulled:
             clean_up(store, sender, settings, clock())
-    report.close(brake.failure)
+    brake.blame(unfinished=False)
+    report.close(early=brake.failure is not None)
     return Exit.worst([*report.exit_codes, *brake.exit_codes])
 
 
@@ -1617,7 +1652,7 @@ def due_reminders(
 
 def deliver(due: Iterator[Reminder], store: Store, sender: Sender, report: Report, brake: Brake, clock: Clock) -> None:
     """Claim, post and record the due texts, never more in flight than SEND_CONCURRENCY."""
-    claims: list[Claim] = []
+    claims: list[Claim] = []  # these two are what `land` still has to account for
     results: list[Result] = []
     streak = Streak()
     try:
@@ -1630,11 +1665,14 @@ def deliver(due: Iterator[Reminder], store: Store, sender: Sender, report: Repor
             streak.add(results, brake)
             store.record(results, clock())
             results = []
+        streak.end(brake)
         store.release(report.taken_back(streak.doubtful))
     except NotifierError as failure:
         brake.pull(failure)
         land(claims, results, store, sender, report, clock)
-    report.not_tried(due)
+    left = list(due)
+    brake.blame(unfinished=bool(left) or report.unfinished)
+    report.not_tried(left)
 
 
 def draw(due: Iterator[Reminder], claims: list[Claim], free: int, now: datetime) -> bool:
@@ -1676,13 +1714,15 @@ def settle_texts(store: Store, sender: Sender, settings: Settings, now: datetime
     """Record what Twilio says of the texts that are not settled."""
     rows = store.unsettled(now)
     if not rows:
+        log.info("There are no earlier texts to look up")
         return
     rivals, deadline = store.rivals(rows), timedelta(seconds=settings.run_deadline)
     found: list[tuple[Row, list[Message]]] = []
     try:
         for row_and_messages in sender.look_up(rows):
-            found.append(row_and_messages)  # noqa: PERF402 - what was found before a failure counts
-    finally:
+            found.append(row_and_messages)  # noqa: PERF402
+    finally:  # what was found before a failure counts, and for what is too old there is nothing to find any more
+        found += [(row, []) for row in rows[len(found) :] if now - row.claimed_at > SETTLE_FINAL]
         settled = list(settlements(found, rivals, now, deadline))
         store.settle(settled)
         report_settled(rows, settled)
@@ -1707,10 +1747,11 @@ STREAKS: dict[Action, type[NotifierError]] = {
 
 
 class Streak:
-    """Failures in a row. STREAK of them say: it's not these people, it's everybody."""
+    """Failures in a row. STREAK of them, or a few and nothing else, say: it's not these people, it's everybody."""
 
     def __init__(self) -> None:
         self._failed: list[Result] = []
+        self._broke = self._others = False
 
     def add(self, results: Iterable[Result], brake: Brake) -> None:
         """Count results, and pull the brake when the streak is long enough."""
@@ -1719,13 +1760,22 @@ class Streak:
                 self._failed.append(result)
             elif not self._broke:
                 self._failed.clear()
-        if self._broke:
-            last = self._failed[-1].answer
-            brake.pull(STREAKS[last.action](f"{len(self._failed)} texts in a row failed, the last one: {last.words}"))
+                self._others = True
+        if len(self._failed) >= STREAK:
+            self._stop(brake)
 
-    @property
-    def _broke(self) -> bool:
-        return len(self._failed) >= STREAK
+    def end(self, brake: Brake) -> None:
+        """Pull the brake, too, when all texts were refused, if they are not too few to tell."""
+        actions = {result.answer.action for result in self._failed}
+        if actions == {Action.FAIL} and not self._others and len(self._failed) >= STREAK_OF_ALL:
+            self._stop(brake)
+
+    def _stop(self, brake: Brake) -> None:
+        self._broke = True
+        last, count = self._failed[-1].answer, len(self._failed)
+        brake.pull(
+            STREAKS[last.action](f"{count} texts in a row failed, the last one: {last.words}. No more are posted")
+        )
 
     @property
     def doubtful(self) -> list[Result]:
@@ -1781,7 +1831,8 @@ class Report:
                 name = reminder.name or "(no name)"
                 log.info("Notification sent to %s (%s). Message SID: %s", name, reminder.phone, answer.sid)
             else:
-                log.log(outcome.level, "Notification to %s %s: %s", reminder, outcome.words, answer.words)
+                words = f"{reminder.phone}: {answer.words}"
+                log.log(outcome.level, "Notification to %s %s: %s", reminder, outcome.words, words)
         self._progress()
 
     def taken_back(self, results: Sequence[Result]) -> list[Claim]:
@@ -1794,11 +1845,14 @@ class Report:
         """Count and name whose turn did not come."""
         self.skipped((reminder, Skip(Outcome.NOT_TRIED, "the run ended before")) for reminder in due)
 
-    def close(self, failure: NotifierError | None) -> None:
+    @property
+    def unfinished(self) -> bool:
+        """Whether another run could serve somebody whom this one did not."""
+        return self._looked_at < self.users or Exit.RETRY in self.exit_codes
+
+    def close(self, *, early: bool) -> None:
         """Sum up."""
-        for line in failure.args if failure else ():
-            log.error("%s", line)
-        if self._looked_at < self.users:
+        if early and self._looked_at < self.users:  # without that, somebody left the table meanwhile
             log.warning("%d users were not looked at: the run ended before", self.users - self._looked_at)
         if uncertain := self._counts[Outcome.UNCERTAIN]:
             log.warning(
@@ -1827,7 +1881,7 @@ class OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record, with every character that does not print escaped."""
         line = super().format(record)
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -1876,9 +1930,13 @@ def main(
         log.setLevel(settings.log_level)
         return mode(settings, clock, stop)
     except NotifierError as failure:
-        for line in [*failure.args, *(["SIGTERM came: the next run goes on"] if stop.requested else [])]:
-            log.error("%s", line)
+        tell(failure)
+        if stop.requested:
+            tell(Terminated("SIGTERM came: the next run goes on"))
         return Exit.worst([failure.exit_code, *([Exit.TERMINATED] if stop.requested else [])])
+    except Exception:  # nobody is texted twice even so: the ledger has every claim
+        log.critical("A fault of the program, please report it", exc_info=True)
+        return Exit.RETRY
 
 
 if __name__ == "__main__":

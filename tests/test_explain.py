@@ -99,7 +99,7 @@ def fill(database: Database) -> None:
     recent = [(habit, yesterday) for habit in habits[: USERS * 49 // 50]]
     older = ((chance.choice(habits), NOON - chance.random() * 60 * DAY - 2 * DAY) for _ in range(LOGS - len(recent)))
     database.insert_logs([*older, *recent])
-    database.execute(habit_notifier.LEDGER_DDL.format(user_id="INT"))
+    database.execute(habit_notifier.LEDGER_DDL.format(database=database.name, user_id="INT"))
     with database.connect(autocommit=False) as connection, connection.cursor() as cursor:
         cursor.executemany(
             f"INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, state, run_token, claimed_at, finished_at,"

@@ -143,7 +143,7 @@ def test_twilio_is_asked_before_the_first_claim_and_nothing_is_claimed_when_it_i
 def test_wrong_credentials_need_a_person_and_are_not_tried_again(job: Job, credentials: dict[str, str]) -> None:
     job.people(3)
     assert job.run(**credentials) == 2
-    assert "ERROR Twilio: Twilio refused the credentials: correct TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN" in job.log
+    assert "ERROR Twilio: the credentials were refused: correct TWILIO_ACCOUNT_SID and" in job.log
     assert "https://www.twilio.com/docs/api/errors/20003" in job.log
     assert job.rows("*") == []
     assert len(job.twilio.requests) == 1
@@ -433,7 +433,7 @@ def test_a_refusal_is_recorded_with_its_code_and_explained_with_the_name(job: Jo
     assert job.run() == 0
     assert job.rows("state, error_code, final_status, message_sid") == [("refused", 21610, "refused", None)]
     assert re.search(
-        rf"^WARNING Notification to Due \{number} \(ID: 1\) refused: the recipient opted out \(STOP\).*errors/21610\)$",
+        rf"^WARNING Notification to Due \{number} \(ID: 1\) refused: \{number}: the recipient opted out \(STOP\).*errors/21610\)$",
         job.log,
         re.MULTILINE,
     )

@@ -103,7 +103,7 @@ def test_a_ledger_whose_user_id_is_of_another_type_is_told_with_the_statement_th
     database: Database, environ: dict[str, str], twilio: FakeTwilio, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_due(database)
-    database.execute(habit_notifier.LEDGER_DDL.format(user_id="BIGINT"))
+    database.execute(habit_notifier.LEDGER_DDL.format(database=database.name, user_id="BIGINT"))
     assert run(environ) == Exit.ACT
     problem, *remedy = errors(caplog)
     assert f"{LEDGER}.user_id is bigint" in problem
@@ -119,7 +119,7 @@ def test_the_same_type_in_another_collation_is_another_type(
 ) -> None:
     with server.database(id_type="CHAR(36)", collation="utf8mb4_bin") as database:
         add_due(database)
-        database.execute(habit_notifier.LEDGER_DDL.format(user_id="CHAR(36)"))
+        database.execute(habit_notifier.LEDGER_DDL.format(database=database.name, user_id="CHAR(36)"))
         assert run(database.environ() | twilio.environ()) == Exit.ACT
         _, *remedy = errors(caplog)
         as_administrator(database, remedy)
@@ -143,7 +143,9 @@ def test_an_account_that_may_not_create_works_with_a_ledger_made_for_it(
     database: Database, environ: dict[str, str], twilio: FakeTwilio
 ) -> None:
     add_due(database)
-    database.execute(habit_notifier.LEDGER_DDL.format(user_id=column(database, "User", "id")[0]))
+    database.execute(
+        habit_notifier.LEDGER_DDL.format(database=database.name, user_id=column(database, "User", "id")[0])
+    )
     least = environ | database.least_account()
     assert [run(least), run(least)] == [0, 0]
     assert len(twilio.book) == 3
@@ -172,7 +174,9 @@ def test_each_grant_on_the_ledger_is_checked_before_anybody_is_texted(
     database: Database, environ: dict[str, str], twilio: FakeTwilio, caplog: pytest.LogCaptureFixture, verb: str
 ) -> None:
     add_due(database)
-    database.execute(habit_notifier.LEDGER_DDL.format(user_id=column(database, "User", "id")[0]))
+    database.execute(
+        habit_notifier.LEDGER_DDL.format(database=database.name, user_id=column(database, "User", "id")[0])
+    )
     account = database.least_account()
     database.execute(f"REVOKE {verb} ON `{database.name}`.{LEDGER} FROM %s@'%%'", (account["DB_USER"],))
     assert run(environ | account) == Exit.ACT
@@ -226,7 +230,7 @@ def test_a_ledger_without_one_of_its_columns_is_told(
     database: Database, environ: dict[str, str], twilio: FakeTwilio, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_due(database)
-    ddl = habit_notifier.LEDGER_DDL.format(user_id=column(database, "User", "id")[0])
+    ddl = habit_notifier.LEDGER_DDL.format(database=database.name, user_id=column(database, "User", "id")[0])
     database.execute(ddl)
     database.execute(f"ALTER TABLE {LEDGER} DROP COLUMN segments")
     assert run(environ) == Exit.ACT
@@ -284,7 +288,9 @@ def test_a_read_only_server_is_told_to_be_replaced_by_the_primary(
         pytest.skip("MariaDB has no super_read_only")
     with own_server.database() as database:
         add_due(database)
-        database.execute(habit_notifier.LEDGER_DDL.format(user_id=column(database, "User", "id")[0]))
+        database.execute(
+            habit_notifier.LEDGER_DDL.format(database=database.name, user_id=column(database, "User", "id")[0])
+        )
         account = database.least_account()  # read_only spares administrators
         database.execute(f"SET GLOBAL {switch} = 1")
         try:

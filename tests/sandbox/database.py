@@ -489,6 +489,7 @@ class _Process:
         common = [
             "--no-defaults",
             f"--datadir={self.data}",
+            f"--tmpdir={self.folder}",  # a MariaDB that starts deletes all temporary tables in its folder
             *(["--user=root"] if os.geteuid() == 0 else []),
             *LEAN,
         ]
