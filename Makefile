@@ -82,7 +82,7 @@ demo: .venv/.ready ## run the whole job on sample people, with nothing set up be
 check: lint ## prove everything that needs no cluster: linters, types, tests, image, manifests
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict app tests
-	.venv/bin/python -m pytest -q --cov --ignore=tests/e2e
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile --cov --ignore=tests/e2e
 	@echo 'What this run skipped stands above. Not part of it: make e2e, which needs a cluster.'
 
 lint: .venv/.ready .venv-scan/.ready ## code linting: Python, shell, YAML, Dockerfile

@@ -191,7 +191,7 @@ def whole(low: int, high: int) -> Kind:
     """A whole number from low to high."""
 
     def parse(text: str) -> int:
-        if not low <= int(text) <= high:
+        if not re.fullmatch("[0-9]+", text) or not low <= int(text) <= high:
             raise ValueError
         return int(text)
 
@@ -209,7 +209,8 @@ def ca_file(path: str) -> str:
 
 def message_template(text: str) -> str:
     """The text itself, if {name} is all that there is to fill in."""
-    if re.search("[{}]", text.replace("{name}", "")) or len(text) > 1_500:
+    longest = text.replace("{name}", "n" * NAME_LENGTH)
+    if re.search("[{}]", longest) or len(longest) > 1_600:  # Twilio's limit, error 21617
         raise ValueError
     return text
 
@@ -240,9 +241,9 @@ HOST = matching(
 )
 SENDER = matching(rf"{E164.pattern}|[0-9]{{3,8}}", "your Twilio number with its country code, such as +14155550123")
 ZONE = Kind(time_zone, "a tz database name such as Europe/Berlin")
-TEMPLATE = Kind(message_template, "a text of at most 1,500 characters with no braces but {name}")
+TEMPLATE = Kind(message_template, "a text of at most 1,600 characters, names included, with no braces but {name}")
 LEVEL = matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR")
-PLACEHOLDER = re.compile(r"your-.*|\+1234567890", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
 
 
 def setting(help: str, kind: Kind = TEXT, default: str | None = None, *, secret: bool = False) -> Any:  # noqa: A002

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 
 from habit_notifier import FixFirst, Settings, Stop, main
@@ -108,7 +109,7 @@ GOOD: dict[str, dict[str, Any]] = {  # text: value
     "DB_USER": {"root": "root", "app@%": "app@%"},
     "DB_PASSWORD": {text: text for text in ("x", " leading and trailing ", "pä$$'\"\\`{}%s", "youre-in", "x" * 500)}
     | {"from a file\r\n": "from a file"},
-    "DB_SSL_CA": {__file__: __file__},
+    "DB_SSL_CA": {certifi.where(): certifi.where()},
     "TWILIO_ACCOUNT_SID": {f"AC{HEX}": f"AC{HEX}"},
     "TWILIO_AUTH_TOKEN": {"any": "any"},
     "TWILIO_API_KEY_SID": {f"SK{HEX}": f"SK{HEX}"},
@@ -127,8 +128,8 @@ GOOD: dict[str, dict[str, Any]] = {  # text: value
     "TWILIO_REGION": {"ie1": "ie1"},
     "SEND_CONCURRENCY": {"1": 1, "64": 64},
     "DEFAULT_TIME_ZONE": {"Europe/Berlin": "Europe/Berlin", "utc": "utc"},
-    "MESSAGE_NO_LOGS": {t: t for t in ("{name}", "no name", "x" * 1_500, "{name}{name}", "100 % \\n $name")},
-    "MESSAGE_MISSED_YESTERDAY": {t: t for t in ("{name}", "no name", "ñ 👍", "x" * 1_500)},
+    "MESSAGE_NO_LOGS": {t: t for t in ("{name}", "no name", "x" * 1_600, "{name}" * 40, "100 % \\n $name")},
+    "MESSAGE_MISSED_YESTERDAY": {t: t for t in ("{name}", "no name", "ñ 👍", "x" * 1_600)},
     "VALIDITY_PERIOD": {"60": 60, "36000": 36_000},
     "REFUSED_RETRY_DAYS": {"0": 0, "90": 90},
     "RUN_DEADLINE": {"1": 1, "86400": 86_400},
@@ -146,7 +147,7 @@ BAD_TEXTS = (
     "{na{name}me}",
     "{name!r}",
     "{0}",
-    "x" * 1_501,
+    "x" * 1_601,
 )
 BAD: dict[str, tuple[str, ...]] = {
     "DB_HOST": ("mysql://db", "db:3306", "db/habits", "app@db", "my db", "tcp(db)", "your-mysql-host"),
@@ -217,7 +218,7 @@ def test_a_bad_value_is_refused_with_its_name_and_what_to_write(name: str, text:
     [problem] = problems(around(name) | {name: text})
     assert re.match(rf"{name} (is|has a value that cannot be right|is still the placeholder)\b.*: write \S", problem)
     if name not in SECRETS:
-        assert repr(text) in problem
+        assert (repr(text) in problem) is ("@" not in text)  # it may be the password of a URL
 
 
 @pytest.mark.parametrize("name", ["DB_HOST", "DB_NAME", "DB_USER", "DB_PASSWORD", "TWILIO_ACCOUNT_SID"])
