@@ -209,7 +209,6 @@ class Judge:
         assert now
         unnamed = 0
         by_id = {str(person.id): person for person in group.people}
-        held = {(row.user_id, row.day) for row in [*group.ledger_before, *group.ledger_after]}
         for user_id, person in by_id.items():
             found, named = due(person, now, self._default), told.outcomes.get(user_id, [])
             zone_is_bad = "skipped (time zone)" in named
@@ -217,14 +216,13 @@ class Judge:
                 yield "one outcome each", f"{person} has the outcomes {named}"
             if not found and named and not zone_is_bad:
                 yield "one outcome each", f"{person} is not due, but was {named}"
-            if found and not named:
-                quiet = not told.at_debug and (person.id, found.day) in held
-                unnamed += 0 if quiet else 1
+            unnamed += bool(found) and not named
             if found and user_id in told.needs and told.needs[user_id] != found.rule:
                 yield "only who is due", f"{person}: the log says {told.needs[user_id]}, it is {found.rule}"
         for user_id in told.outcomes.keys() - by_id.keys():
             yield "log", f"the log names a user {user_id}, whom nobody knows"
-        if unnamed > told.not_looked_at:
+        quiet = 0 if told.at_debug else told.totals.get("already handled today", 0)
+        if unnamed > told.not_looked_at + quiet:
             lost = [
                 str(person)
                 for user_id, person in by_id.items()
@@ -257,7 +255,11 @@ class Judge:
 
     def _exit(self, group: Played, told: Told) -> Iterator[Problem]:
         run = told.run
-        codes = {0} | {code for line in told.errors if (code := code_of(line, group)) is not None}
+        of_lines = {line: code_of(line, group) for line in told.errors}
+        codes = {0} | {code for code in of_lines.values() if code is not None}
+        for line, code in of_lines.items():
+            if code is None:
+                yield "exit code", f"an error that is not in the table: {line}"
         if any(outcome in RETRY for named in told.outcomes.values() for outcome in named):
             codes.add(1)
         if run.term_at:
@@ -389,7 +391,7 @@ class Judge:
 
 
 def code_of(line: str, group: Played) -> int | None:
-    """The exit code that a line of level ERROR stands for."""
+    """The exit code that a line of level ERROR stands for; None for a line that is not known."""
     if match := re.match(r"MySQL: .*\(error (-?\d+)", line):
         return 2 if int(match[1]) in FIX else 1
     if line.startswith("Twilio: "):
@@ -399,10 +401,17 @@ def code_of(line: str, group: Played) -> int | None:
         last = line.rpartition("the last one: ")[2]
         is_refusal = re.search(r"TWILIO_FROM_NUMBER|HTTP 4\d\d", last) is not None
         return 2 if is_refusal and bad & {"sender refused", "unknown 4xx"} else 1
-    starts = {"SIGTERM came": 143, "RUN_DEADLINE": 1, "Twilio cannot be used": 1, "Twilio asks for more": 1}
-    if UNRECORDED in line:
-        return None
-    return next((code for start, code in starts.items() if line.startswith(start)), 99)
+    if line.startswith("Twilio's list of messages could not be read"):
+        return 2 if any(request.answer == "refuse" for request in group.requests) else 1
+    starts = {
+        "SIGTERM came": 143,
+        "RUN_DEADLINE": 1,
+        "Twilio cannot be used": 1,
+        "Twilio asks for more": 1,
+        "looking up texts takes too long": 1,
+        "What became of the last": 1,
+    }
+    return next((code for start, code in starts.items() if line.startswith(start)), None)
 
 
 def is_only_lists(requests: list[Request]) -> bool:
