@@ -150,12 +150,15 @@ BAD_TEXTS = (
     "x" * 1_601,
 )
 BAD: dict[str, tuple[str, ...]] = {
-    "DB_HOST": ("mysql://db", "db:3306", "db/habits", "app@db", "my db", "tcp(db)", "your-mysql-host"),
+    "DB_HOST": (
+        *("mysql://db", "db:3306", "db/habits", "app@db", "my db", "tcp(db)", "your-mysql-host"),
+        *("a..b", ".db", "db..", f"{'x' * 64}.example", f"db.{'x' * 64}"),  # what no resolver can look up
+    ),
     "DB_PORT": ("0", "65536", "-1", "33o6", "3306.0", "1e3", "0x1", "your-port"),
     "DB_NAME": ("your-db",),
     "DB_USER": ("your-db-user", "YOUR-DB-USER"),
     "DB_PASSWORD": ("your-db-password",),
-    "DB_SSL_CA": (MISSING_FILE, "/", "your-ca.pem"),
+    "DB_SSL_CA": (MISSING_FILE, "/", "your-ca.pem", __file__),  # the last one holds no certificate
     "TWILIO_ACCOUNT_SID": ("your-sid", "AC", f"AC{HEX}0", f"AC{HEX[1:]}", f"ac{HEX}", f"SK{HEX}", "AC" + "g" * 32, HEX),
     "TWILIO_AUTH_TOKEN": ("your-token",),
     "TWILIO_API_KEY_SID": (f"AC{HEX}", "your-api-key-sid", "SK"),
@@ -182,6 +185,8 @@ BAD: dict[str, tuple[str, ...]] = {
         ),
         *("https:api.twilio.com", "https://api.twilio.com/2010-04-01", "https://[::1", "https://proxy.example:port"),
         *("https://proxy.example:65536", "your-url"),
+        *("https://proxy.example?to=there", "https://proxy.example/?to=there", "https://proxy.example#there"),
+        *("https://bob:hunter2@proxy.example", "https://bob@proxy.example", "https://@proxy.example"),
     ),
     "TWILIO_EDGE": ("your-edge",),
     "TWILIO_REGION": ("your-region",),
@@ -372,6 +377,21 @@ def test_a_secret_that_begins_like_a_placeholder_is_not_shown() -> None:
         found = problems(around(name) | {name: secret})
         assert found
         assert secret not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("DB_HOST", "mysql://root:hunter2@db/x"),
+        ("DB_HOST", "root:hunter2@db"),
+        ("TWILIO_API_URL", "https://bob:hunter2@proxy.example"),
+        ("TWILIO_API_URL", "http://bob:hunter2@localhost:8080"),
+    ],
+)
+def test_a_password_where_none_belongs_is_refused_and_not_shown(name: str, text: str) -> None:
+    [problem] = problems_with(**{name: text})
+    assert problem.startswith(f"{name} has a value that cannot be right: write ")
+    assert "hunter2" not in problem
 
 
 def test_the_settings_shown_are_those_that_differ_from_their_defaults() -> None:

@@ -6,7 +6,7 @@ Whatever is wrong with the set-up is one clear line with the remedy, exit code 2
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import habit_notifier
-from habit_notifier import Exit, Settings, Stop, Store
+from habit_notifier import NO_LOGS, Action, Answer, Claim, Exit, Reminder, Result, Settings, Stop, Store
 from tests.sandbox.database import LEDGER, Database, Server, make_certificates
 from tests.sandbox.fake_twilio import FakeTwilio, refuse
 from tests.sandbox.proxy import Proxy, Verdict
@@ -226,6 +226,22 @@ def test_a_schema_that_does_not_fit_is_told_in_one_line(
         assert not twilio.book
 
 
+def test_tables_whose_names_differ_in_case_only_are_other_tables(
+    database: Database, environ: dict[str, str], twilio: FakeTwilio
+) -> None:
+    if database.rows("SELECT @@lower_case_table_names") != [(0,)]:
+        pytest.skip("this server folds the case of names")
+    add_due(database)
+    for other in ("USER", "user"):  # one is told before User, one after it
+        database.execute(f"CREATE TABLE `{other}` (id CHAR(36) PRIMARY KEY)")
+    for other in ("LOG", "log"):
+        database.execute(f"CREATE TABLE `{other}` (created_at BIGINT)")
+    for other in (LEDGER.upper(), LEDGER.lower()):
+        database.execute(f"CREATE TABLE `{other}` (user_id BIGINT)")
+    assert [run(environ), run(environ)] == [0, 0]
+    assert len(twilio.book) == 3
+
+
 def test_a_ledger_without_one_of_its_columns_is_told(
     database: Database, environ: dict[str, str], twilio: FakeTwilio, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,7 +265,32 @@ def test_phone_numbers_kept_as_numbers_are_skipped_not_a_crash(
     assert not twilio.book
 
 
+def test_what_is_kept_as_bytes_is_read_as_text(
+    database: Database, environ: dict[str, str], twilio: FakeTwilio, caplog: pytest.LogCaptureFixture
+) -> None:
+    database.execute(
+        "ALTER TABLE User MODIFY name VARBINARY(255), MODIFY phone_number VARBINARY(32), MODIFY time_zone VARBINARY(64)"
+    )
+    database.insert_user("Zoë", "+12025550100", "Europe/Berlin")
+    database.insert_user("Lost", "+12025550101", "Mars/Base")
+    assert run(environ) == 0
+    [message] = twilio.book
+    assert message.to == "+12025550100"
+    assert message.body.startswith("Hi Zoë, ")
+    assert "User Lost (ID: 2) gets no text, skipped (time zone): time zone 'Mars/Base' is unknown" in warnings(caplog)
+
+
 # --- the way in
+
+
+@pytest.mark.parametrize("password", ["grün", "p€w-grün", "пароль"])
+def test_a_password_may_have_letters_of_any_script(
+    database: Database, environ: dict[str, str], twilio: FakeTwilio, password: str
+) -> None:
+    add_due(database)
+    database.execute("ALTER USER %s@'%%' IDENTIFIED BY %s", (environ["DB_USER"], password))
+    assert run(environ | {"DB_PASSWORD": password}) == 0
+    assert len(twilio.book) == 3
 
 
 def test_a_database_that_does_not_exist_or_is_not_ours_is_told(
@@ -389,6 +430,21 @@ def test_logs_that_a_server_of_another_zone_dates_ahead_are_warned_of(
         assert ("Log.created_at must be in UTC" in warnings(caplog)) is warned
 
 
+@pytest.mark.parametrize("created_at", ["DATETIME", "DATETIME(6)", "TIMESTAMP"])
+def test_zero_dates_among_the_newest_logs_are_no_logs_and_no_fault(
+    server: Server, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture, created_at: str
+) -> None:
+    with server.database(created_at=created_at) as database:
+        habits = database.insert_habits(add_due(database))
+        with database.connect(init_command="SET sql_mode = ''") as application, application.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO Log (habit_id, created_at) VALUES (%s, '0000-00-00')", [(h,) for h in habits]
+            )
+        assert run(database.environ() | twilio.environ()) == 0
+        assert len(twilio.book) == 3
+        assert not errors(caplog)
+
+
 @pytest.mark.parametrize("created_at", ["DATETIME", "TIMESTAMP"])
 def test_the_servers_own_zone_moves_no_day(own_server: Server, twilio: FakeTwilio, created_at: str) -> None:
     with own_server.database(created_at=created_at) as database:
@@ -439,6 +495,62 @@ def test_the_purge_keeps_what_is_unsettled_or_a_users_newest_refusal(
         (9, older),
     ]
     assert store.purge(before) == 0
+
+
+def test_the_purge_reads_what_it_keeps_once_however_much_there_is_to_delete(
+    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "KEYS", 5)
+    before, kept, deleted = date(2026, 2, 1), 300, 100
+    oldest = before - timedelta(days=10 + kept)
+    add_rows(database, "refused", "refused", *((user, oldest + timedelta(days=user)) for user in range(kept)))
+    late = before - timedelta(days=5)
+    add_rows(database, "sent", "delivered", *((kept + n, late + timedelta(days=n % 5)) for n in range(deleted)))
+    database.execute(f"ANALYZE TABLE {LEDGER}")
+    reads = rows_read(store)
+    assert store.purge(before) == deleted
+    assert rows_read(store) - reads < 6 * (kept + deleted)  # a few for each; once more for each KEYS would be 20 times
+    assert len(remembered(database)) == kept
+
+
+def rows_read(store: Store) -> int:
+    """How many rows and index entries the store's connection has read."""
+    return sum(int(count) for _, count in store._run("SHOW SESSION STATUS LIKE %s", ["Handler_read%"]))
+
+
+def test_sigterm_ends_the_purge_between_two_statements(
+    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "KEYS", 2)
+    before = date(2026, 2, 1)
+    add_rows(database, "sent", "delivered", *((user, before - timedelta(days=1)) for user in range(6)))
+    delete = store._delete
+
+    def delete_and_terminate(keys: Sequence[tuple[Any, ...]]) -> None:
+        delete(keys)
+        store._stop.request()
+
+    monkeypatch.setattr(store, "_delete", delete_and_terminate)
+    assert store.purge(before) == 2
+    assert len(remembered(database)) == 4
+
+
+@pytest.mark.parametrize("ours", [Action.ACCEPT, Action.UNCERTAIN, Action.REFUSE, Action.UNREACHED])
+def test_what_became_of_a_text_is_never_written_into_another_runs_row(
+    database: Database, store: Store, ours: Action
+) -> None:
+    anna = Reminder(1, "Anna", "+12025550101", NO_LOGS, NOON.date())
+    mine, theirs = Claim(anna, "a" * 32, NOON), Claim(anna, "b" * 32, NOON)
+    columns = f"SELECT run_token, state, message_sid, error_code, final_status, finished_at, segments FROM {LEDGER}"
+    assert store.claim([theirs])[0] == [theirs]
+    late = NOON + timedelta(hours=1)
+    store.record([Result(mine, Answer(ours, code=21610, sid="SM" + "a" * 32, segments=2))], late)
+    assert database.rows(columns) == [("b" * 32, "sending", None, None, None, None, None)]
+    store.record([Result(theirs, Answer(Action.ACCEPT, sid="SM" + "b" * 32, segments=1))], NOON)
+    told = [("b" * 32, "sent", "SM" + "b" * 32, None, None, NOON.replace(tzinfo=None), 1)]
+    assert database.rows(columns) == told
+    store.record([Result(mine, Answer(ours, code=21610, sid="SM" + "a" * 32, segments=2))], late)
+    assert database.rows(columns) == told
 
 
 @pytest.mark.usefixtures("store")
@@ -557,3 +669,28 @@ def test_somebody_deleted_at_the_place_where_the_pages_start_costs_nobody_a_text
     database.execute("DELETE FROM User WHERE id = %s", (start,))
     rest = [user.id for _, page in pages for user in page]
     assert sorted(first + rest) == [user for user in users if user != start]
+
+
+def test_a_zone_that_came_in_use_during_the_run_is_not_called_unknown(
+    database: Database,
+    environ: dict[str, str],
+    twilio: FakeTwilio,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add_due(database)
+    count = Store.users_by_zone
+
+    def count_and_move(store: Store) -> dict[bytes, int]:
+        zones = count(store)
+        database.execute("UPDATE User SET time_zone = 'Asia/Tokyo' WHERE id = 2")
+        return zones
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "users_by_zone", count_and_move)
+        assert run(environ, NOON) == 0
+    [told] = warnings(caplog).splitlines()
+    assert told.endswith("time zone 'Asia/Tokyo' came in use during this run: the next one serves")
+    assert len(twilio.book) == 2
+    assert run(environ, NOON) == 0
+    assert len(twilio.book) == 3
