@@ -433,7 +433,7 @@ def test_a_refusal_is_recorded_with_its_code_and_explained_with_the_name(job: Jo
     assert job.run() == 0
     assert job.rows("state, error_code, final_status, message_sid") == [("refused", 21610, "refused", None)]
     assert re.search(
-        rf"^WARNING Notification to Due \{number} \(ID: 1\) refused: \{number}: the recipient opted out .*errors/21610\)$",
+        rf"^WARNING Notification to Due \{number} \(ID: 1\) refused: \{number}: the recipient opted out .*/21610\)$",
         job.log,
         re.MULTILINE,
     )
