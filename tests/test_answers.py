@@ -6,12 +6,14 @@ faults are real ones: they come over a socket, and twilio-python, requests and u
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -272,6 +274,36 @@ def test_what_is_no_http_is_uncertain(answer: bytes) -> None:
     assert len(server.requests) == 1
 
 
+def test_an_answer_that_drips_byte_by_byte_is_uncertain_as_soon_as_one_that_never_comes() -> None:
+    head = b"HTTP/1.1 201 Created\r\nContent-Length: 200\r\n\r\n"
+    with Canned(head, drip=b" " * 200) as server:
+        start = time.monotonic()
+        answer = post(server.url)
+        assert time.monotonic() - start < 2
+    assert answer.action is Action.UNCERTAIN
+    assert "goes on for too long" in answer.words
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_ordinary_answer_may_be_compressed_and_come_in_pieces(chunked: bool) -> None:
+    body = gzip.compress(json.dumps({"sid": "SM" + "0" * 32}).encode())
+    length, parts = b"Content-Length: %d" % len(body), body
+    if chunked:
+        length, parts = b"Transfer-Encoding: chunked", b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    with Canned(b"HTTP/1.1 201 Created\r\nContent-Encoding: gzip\r\n%s\r\n\r\n%s" % (length, parts)) as server:
+        assert post(server.url) == Answer(Action.ACCEPT, sid="SM" + "0" * 32)
+
+
+def test_ordinary_answers_leave_the_connection_open_for_the_next_text(secure: FakeTwilio) -> None:
+    secure.script(ACCEPT, refuse(21610), server_error(), throttle(1))
+    with sender(secure.url) as one:
+        for _ in range(6):
+            one._post(ANNA)
+    assert len(secure.requests) == 6
+    assert secure.stats()["connections"] == 1
+
+
 # --- Retry-After ------------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +379,19 @@ def test_pauses_are_jittered_upwards_so_that_runs_do_not_come_back_together(
     assert min(found) >= 1000
     assert len(set(found)) > 10
     assert max(found) <= 1200
+
+
+def test_many_workers_who_are_told_the_same_make_one_pause_and_one_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 100.0)
+    monkeypatch.setattr(random, "uniform", lambda _low, high: high)
+    brake = Brake(Stop(), deadline=60)
+    gate = Gate(brake)
+    for _ in range(64):
+        gate.close(Answer(Action.PAUSE, "too many requests", retry_after=60.0))
+    assert [record.getMessage() for record in caplog.records] == ["All texts wait for 72 s: too many requests"]
+    assert not brake.pulled
 
 
 def test_a_thousand_pauses_in_a_row_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,10 +520,10 @@ def test_an_accepted_text_whose_answer_is_lost_behind_a_proxy_is_uncertain(
 
 
 class Canned:
-    """A server that answers whatever comes with the same bytes, and closes."""
+    """A server that answers whatever comes with the same bytes, drips the rest, and closes."""
 
-    def __init__(self, answer: bytes) -> None:
-        self._answer = answer
+    def __init__(self, answer: bytes, *, drip: bytes = b"") -> None:
+        self._answer, self._drip = answer, drip
         self.requests: list[bytes] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -500,6 +545,9 @@ class Canned:
                 with client, suppress(ConnectionError):
                     self.requests.append(_read_request(client))
                     client.sendall(self._answer)
+                    for byte in self._drip:
+                        time.sleep(0.02)
+                        client.sendall(bytes([byte]))
 
 
 class Full:

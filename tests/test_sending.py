@@ -349,6 +349,42 @@ def test_credentials_that_turn_wrong_in_the_middle_stop_the_run(job: Job) -> Non
     assert job.totals[0] == 5
 
 
+def test_a_failure_is_told_before_the_users_whom_it_leaves_untried(job: Job) -> None:
+    job.people(12)
+    job.twilio.script(ACCEPT, then=refuse(63038, 429))
+    assert job.run(SEND_CONCURRENCY=1) == 2
+    lines = job.log.splitlines()
+    [failure] = (n for n, line in enumerate(lines) if line.startswith("ERROR Twilio: "))
+    untried = [n for n, line in enumerate(lines) if "gets no text, not tried" in line]
+    assert untried
+    assert failure < min(untried)
+
+
+# --- a fault of the program -------------------------------------------------------------------------------------------
+
+
+def test_after_a_fault_of_the_program_nothing_that_waits_is_posted(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *others = job.people(4)
+    for number in others:
+        job.twilio.script(throttle(1).delayed(after=0.3), to=number)  # three wait to be posted once more
+    job.twilio.script(slow(0.5), to=first)
+
+    def fail(_store: object, results: list[object], _now: datetime) -> None:
+        if results:
+            raise LookupError("a fault")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(habit_notifier.Store, "record", fail)
+        assert job.run() == 1
+    assert [line.split(r"\n")[0] for line in job.log.splitlines() if line.startswith("CRITICAL")] == [
+        "CRITICAL A fault of the program, please report it"
+    ]
+    assert sorted(map(str, job.posted)) == [first, *others]
+    assert job.texted == Counter([first])
+    assert job.run() == 0
+    assert job.texted == Counter([first])  # the rows stay, so that nobody is texted twice
+
+
 # --- streaks ----------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +400,30 @@ def test_ten_refusals_in_a_row_that_may_be_the_senders_fault_stop_the_run_and_ar
     job.twilio.script()
     assert job.run() == 0
     assert job.texted == Counter(numbers)
+
+
+def test_a_few_people_who_were_all_refused_for_the_senders_sake_stop_the_run_and_are_released(job: Job) -> None:
+    numbers = job.people(3)
+    job.twilio.script(then=refuse(21606))
+    assert job.run() == 2
+    assert len(job.posted) == 3
+    assert job.rows("*") == []
+    assert job.totals == (0, 3)
+    assert re.search(r"^ERROR 3 texts in a row failed, the last one: TWILIO_FROM_NUMBER cannot text", job.log, re.M)
+    job.twilio.script()
+    assert job.run() == 0
+    assert job.texted == Counter(numbers)
+
+
+@pytest.mark.parametrize(("people", "others"), [(2, []), (4, [ACCEPT]), (4, [refuse(21610)])])
+def test_too_few_refusals_or_other_answers_beside_them_blame_the_people(
+    job: Job, people: int, others: list[Answer]
+) -> None:
+    job.people(people)
+    job.twilio.script(*others, then=refuse(21606))
+    assert job.run(SEND_CONCURRENCY=1) == 0
+    assert sum(job.ledger.values()) == people
+    assert "in a row failed" not in job.log
 
 
 def test_what_was_in_flight_when_a_streak_stopped_the_run_is_recorded_or_released_too(job: Job) -> None:
@@ -482,6 +542,29 @@ def test_the_deadline_ends_a_run_and_says_how_many_were_not_looked_at(
     job.twilio.script()
     assert job.run() == 0
     assert job.texted == Counter(numbers)
+
+
+def test_a_deadline_that_leaves_nothing_undone_fails_nobody(job: Job) -> None:
+    job.people(1)
+    job.twilio.script(slow(1.2))
+    assert job.run(RUN_DEADLINE=1) == 0
+    assert job.totals == (1, 0)
+    assert "ERROR" not in job.log
+
+
+def test_users_who_left_during_the_run_are_not_told_as_not_looked_at(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.people(3)
+    count = habit_notifier.Store.users_by_zone
+
+    def count_and_delete(store: habit_notifier.Store) -> dict[bytes, int]:
+        zones = count(store)
+        job.database.execute("DELETE FROM User WHERE id = 2")
+        return zones
+
+    monkeypatch.setattr(habit_notifier.Store, "users_by_zone", count_and_delete)
+    assert job.run() == 0
+    assert job.totals == (2, 0)
+    assert "not looked at" not in job.log
 
 
 # --- the surroundings -------------------------------------------------------------------------------------------------

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import time
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import habit_notifier
-from habit_notifier import OneLine, Stop
+from habit_notifier import Brake, OneLine, Row, Sender, Settings, State, Stop
 from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import (
     ACCEPT,
@@ -271,6 +273,15 @@ def test_a_text_without_a_last_word_after_three_days_is_settled_with_what_twilio
     assert world.told(user)[3] == "sent"
 
 
+def test_a_status_that_is_not_final_of_any_length_is_recorded_after_three_days_and_blocks_nobody(world: World) -> None:
+    users = [world.row(phone, "sent", sid=world.message(phone, status)) for phone, status in STATUSES.items()]
+    assert world.settle(NOON + 72 * HOUR + MINUTE) == 0
+    assert [world.told(user)[3] for user in users] == list(STATUSES.values())
+
+
+STATUSES = {ANNA: "partially_delivered", BERT: "delivered", CARA: "scheduled"}
+
+
 # --- not found, or not sure -------------------------------------------------------------------------------------------
 
 
@@ -378,6 +389,23 @@ FAULTS = [server_error(503), throttle(5), refuse(20003, 401), refuse(99999), BRO
 faults = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kind}-{fault.status}")
 
 
+@senders
+def test_when_twilio_fails_what_is_too_old_to_be_found_is_unknown_and_the_younger_waits(
+    world: World, sender: dict[str, str | None]
+) -> None:
+    old, known = (
+        world.row(ANNA, claimed=NOON - 72 * HOUR),
+        world.row(BERT, "sent", NOON - 73 * HOUR, sid="SM" + "0" * 32),
+    )
+    young = world.row(CARA, claimed=NOON - 70 * HOUR)
+    world.twilio.hook = lambda request: server_error() if request.params["PageSize"] == "1000" else None
+    assert world.settle(**sender) == 1
+    assert world.told(old) == ("uncertain", None, None, "unknown")
+    assert world.told(known) == ("sent", "SM" + "0" * 32, None, "unknown")
+    assert world.told(young) == ("uncertain", None, None, None)
+    assert "INFO Looked up 3 earlier texts, unknown 2, still open 1" in world.log
+
+
 def fail_on(world: World, day: str, fault: Answer) -> None:
     """Twilio's list answers like this when it is asked for that day."""
     world.twilio.hook = lambda request: fault if day in request.params.get("DateSent", "") else None
@@ -469,6 +497,56 @@ def test_a_deadline_that_comes_while_texts_are_looked_up_fails_nobody(world: Wor
     assert world.log[-1] == "INFO Job completed. Notifications sent: 1, Failed: 0"
 
 
+# --- many -------------------------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """Settles so many texts of one day without a server, and tells what it takes; stands in for Store and Twilio."""
+
+    def __init__(self, rows: int) -> None:
+        sids = [f"SM{n:032}" for n in range(rows)]
+        self.rows = [
+            Row(n, NOON.date(), f"+1202{n:07}", State.SENT, "x", NOON, NOON, sid, None) for n, sid in enumerate(sids)
+        ]
+        self.messages, self.settled = self, 0
+
+    def stream(self, **_: object) -> Iterator[SimpleNamespace]:
+        """The day's texts, as twilio-python would list them."""
+        for row in self.rows:
+            yield SimpleNamespace(
+                sid=row.sid, to=row.phone, status="delivered", error_code=None, date_created=NOON, num_segments="1"
+            )
+
+    def unsettled(self, _now: datetime) -> list[Row]:
+        return self.rows
+
+    def rivals(self, _rows: list[Row]) -> list[Row]:
+        return []
+
+    def settle(self, settled: list[habit_notifier.Settlement]) -> None:
+        self.settled = len(settled)
+
+    def peak(self, settings: Settings) -> int:
+        """The most bytes in use at once."""
+        stand_in: Any = self
+        with Sender(settings, Brake(Stop(), 60)) as sender:
+            sender._clients.pair = (stand_in, stand_in)
+            tracemalloc.start()
+            habit_notifier.settle_texts(stand_in, sender, settings, NOON + HOUR)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert self.settled == len(self.rows)
+        return peak
+
+
+def test_the_memory_of_a_look_up_grows_with_the_texts_of_a_day_and_not_with_their_square(
+    twilio: FakeTwilio,
+) -> None:
+    database = {"DB_HOST": "-", "DB_NAME": "-", "DB_USER": "-", "DB_PASSWORD": "-"}
+    settings = Settings.read(database | twilio.environ())
+    assert Memory(3_000).peak(settings) < 10 * Memory(500).peak(settings)
+
+
 # --- alone ------------------------------------------------------------------------------------------------------------
 
 
@@ -483,9 +561,10 @@ def test_settling_alone_texts_nobody_and_claims_nothing(world: World) -> None:
     assert not any("needs notification" in line or "Job completed" in line for line in world.log)
 
 
-def test_settling_alone_with_nothing_to_settle_is_done(world: World) -> None:
+def test_settling_alone_with_nothing_to_settle_says_so_and_is_done(world: World) -> None:
     assert world.settle() == 0
     assert world.lists == []
+    assert world.log[-1] == "INFO There are no earlier texts to look up"
 
 
 def test_settling_alone_needs_credentials_and_a_twilio_that_answers(world: World) -> None:
