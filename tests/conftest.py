@@ -7,6 +7,7 @@ Tests that use a database run on a throw-away server, and, when TEST_MYSQL_URL n
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 
@@ -16,6 +17,12 @@ from tests.sandbox.database import Database, NoServerError, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 
 NAMED = os.environ.get("TEST_MYSQL_URL", "")
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores SIGINT, and so would every program that tests start there and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", params=["throwaway", *(["named"] if NAMED else [])])
