@@ -309,6 +309,10 @@ class Settings:
         "days for which a number that refused for good (opt-out, landline) is not tried again", whole(0, 90), "30"
     )
     run_deadline: int = setting("seconds after which a run takes no more work", whole(1, 86_400), "1500")
+    shard_count: int = setting("runs that share the users out among them", whole(1, 1_000), "1")
+    job_completion_index: int | str = setting(
+        "which of them this one is, from 0; Kubernetes sets it in an Indexed Job", whole(0, 999), ""
+    )
     log_level: str = setting("how much to log", LEVEL, "INFO")
 
     @classmethod
@@ -327,6 +331,11 @@ class Settings:
         if problems:
             raise FixFirst(*problems)
         return cls(**values)
+
+    @property
+    def shard(self) -> int:
+        """Which share of the users is this run's, from 0."""
+        return int(self.job_completion_index or 0)
 
     def shown(self) -> str:
         """The settings that differ from their defaults, without the secrets."""
@@ -384,6 +393,13 @@ def odds(values: Mapping[str, Any]) -> Iterator[str]:
             yield "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them, the credentials"
     if given("twilio_edge", "twilio_region") and values.get("twilio_api_url") != "https://api.twilio.com":
         yield "TWILIO_API_URL: remove it, or TWILIO_EDGE and TWILIO_REGION, which would rewrite its host"
+    if values.keys() >= {"shard_count", "job_completion_index"}:
+        count, index = values["shard_count"], values["job_completion_index"]
+        if index not in range(count) and (count, index) != (1, ""):
+            yield (
+                f"JOB_COMPLETION_INDEX ({index or 'missing'}) must be below SHARD_COUNT ({count}), or some users are "
+                "left out: let k8s/components/sharded set both"
+            )
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -830,6 +846,7 @@ class Store:
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
         self._settings, self._stop = settings, stop
+        self._served = f"{HAS_PHONE} AND CRC32(u.id) MOD {settings.shard_count} = {settings.shard}"
         self._connection: pymysql.Connection[Any] | None = None
 
     def __enter__(self) -> Store:
@@ -961,8 +978,8 @@ class Store:
         return newest.replace(tzinfo=UTC) if isinstance(newest, datetime) else None  # a zero date is a str
 
     def users_by_zone(self) -> dict[bytes, int]:
-        """How many users with a phone number there are for each stored zone, as its UTF-8 bytes."""
-        return dict(self._run(f"SELECT {ZONE_KEY}, COUNT(*) FROM `User` u WHERE {HAS_PHONE} GROUP BY 1"))
+        """How many users with a phone number this run has for each stored zone, as its UTF-8 bytes."""
+        return dict(self._run(f"SELECT {ZONE_KEY}, COUNT(*) FROM `User` u WHERE {self._served} GROUP BY 1"))
 
     def pages(self, days: Mapping[bytes, Days], total: int, now: datetime) -> Iterator[tuple[int, list[User]]]:
         """For each PAGE_USERS users with a phone number their count, and those who may be due.
@@ -971,7 +988,8 @@ class Store:
         """
         golden = now.timestamp() // 86_400 * 0.618_033_988_75  # steps that spread evenly, however many
         [(middle,)] = self._run(
-            "SELECT (SELECT id FROM `User` ORDER BY id LIMIT 1 OFFSET %s)", [int(golden % 1 * total)]
+            f"SELECT (SELECT u.id FROM `User` u WHERE {self._served} ORDER BY u.id LIMIT 1 OFFSET %s)",
+            [int(golden % 1 * total)],
         )
         for low, through in [(middle, None), (None, middle)] if middle is not None else [(None, None)]:
             for count, after, last in self._slices(low, through):
@@ -983,7 +1001,7 @@ class Store:
         while count == PAGE_USERS:
             within, args = id_range(low, through)
             [(count, high)] = self._run(
-                f"""SELECT COUNT(*), MAX(id) FROM (SELECT u.id FROM `User` u WHERE {within} AND {HAS_PHONE}
+                f"""SELECT COUNT(*), MAX(id) FROM (SELECT u.id FROM `User` u WHERE {within} AND {self._served}
                                                    ORDER BY u.id LIMIT {PAGE_USERS}) slice""",
                 args,
             )
@@ -997,7 +1015,7 @@ class Store:
         rows = self._run(
             f"""SELECT u.id, u.name, u.phone_number, u.time_zone, z.zone, {LOGGED.format(start="day1", end="day2")}
                 FROM `User` u LEFT JOIN ({zones}) z ON z.zone = {ZONE_KEY}
-                WHERE {within} AND {HAS_PHONE}
+                WHERE {within} AND {self._served}
                   AND (z.zone IS NULL OR NOT {LOGGED.format(start="day2", end="day3")})
                 ORDER BY u.id""",
             [*bounds, *args],
@@ -1373,8 +1391,9 @@ class Sender:
 
     @property
     def free(self) -> int:
-        """How many more texts may be in flight."""
-        return self._settings.send_concurrency - len(self._flying)
+        """How many more texts may be claimed: enough to keep every thread busy while the database answers."""
+        threads = self._settings.send_concurrency
+        return threads + threads // 4 - len(self._flying)
 
     @property
     def busy(self) -> bool:
@@ -1599,7 +1618,7 @@ def run(settings: Settings, clock: Clock, stop: Stop) -> Exit:
         pages = brake.unless_pulled(store.pages(days, report.users, now))
         due = due_reminders(pages, days, store, report, settings.refused_retry_days)
         deliver(due, store, sender, report, brake, clock)
-        if not brake.pulled:
+        if not brake.pulled and settings.shard == 0:
             clean_up(store, sender, settings, clock())
     brake.blame(unfinished=False)
     report.close(early=brake.failure is not None)

@@ -28,6 +28,7 @@ LEAST = {
     "TWILIO_AUTH_TOKEN": FakeTwilio.AUTH_TOKEN,
     "TWILIO_FROM_NUMBER": FakeTwilio.FROM_NUMBER,
 }
+SHARD = {"SHARD_COUNT": "1000", "JOB_COMPLETION_INDEX": "0"}
 KEY = {"TWILIO_API_KEY_SID": FakeTwilio.API_KEY_SID, "TWILIO_API_KEY_SECRET": "key-secret", "TWILIO_AUTH_TOKEN": ""}
 SERVICE = {"TWILIO_MESSAGING_SERVICE_SID": FakeTwilio.MESSAGING_SERVICE_SID, "TWILIO_FROM_NUMBER": ""}
 SIDS = {"TWILIO_ACCOUNT_SID": "AC", "TWILIO_API_KEY_SID": "SK"}
@@ -83,6 +84,8 @@ def test_everything_else_has_its_default() -> None:
         "validity_period": 14_400,
         "refused_retry_days": 30,
         "run_deadline": 1_500,
+        "shard_count": 1,
+        "job_completion_index": "",
         "log_level": "INFO",
     }
 
@@ -133,6 +136,8 @@ GOOD: dict[str, dict[str, Any]] = {  # text: value
     "VALIDITY_PERIOD": {"60": 60, "36000": 36_000},
     "REFUSED_RETRY_DAYS": {"0": 0, "90": 90},
     "RUN_DEADLINE": {"1": 1, "86400": 86_400},
+    "SHARD_COUNT": {"1": 1, "1000": 1_000},
+    "JOB_COMPLETION_INDEX": {"0": 0, "999": 999},
     "LOG_LEVEL": {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARNING", "ERROR": "ERROR"},
 }
 BAD_TEXTS = (
@@ -197,6 +202,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "VALIDITY_PERIOD": ("59", "36001", "0", "4h"),
     "REFUSED_RETRY_DAYS": ("-1", "91", "a month"),
     "RUN_DEADLINE": ("0", "86401", "1500s"),
+    "SHARD_COUNT": ("0", "1001", "four"),
+    "JOB_COMPLETION_INDEX": ("-1", "1000", "first"),
     "LOG_LEVEL": ("debug", "TRACE", "20", "CRITICAL"),
 }
 
@@ -209,7 +216,8 @@ def test_every_setting_is_tried() -> None:
 
 def around(name: str) -> dict[str, str]:
     """Settings with which this one makes sense."""
-    return LEAST | (KEY if "API_KEY" in name else {}) | (SERVICE if "SERVICE" in name else {})
+    others = {"API_KEY": KEY, "SERVICE": SERVICE, "SHARD": SHARD, "INDEX": SHARD}
+    return LEAST | {other: text for words, told in others.items() if words in name for other, text in told.items()}
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in GOOD.items() for text in texts])
@@ -250,6 +258,7 @@ NO_SENDER = "TWILIO_FROM_NUMBER and TWILIO_MESSAGING_SERVICE_SID: set exactly on
 NO_CREDENTIALS = "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them"
 HALF_A_KEY = "TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET: set both or none"
 TWO_PLACES = "TWILIO_API_URL: remove it, or TWILIO_EDGE and TWILIO_REGION"
+BEYOND = "JOB_COMPLETION_INDEX ({}) must be below SHARD_COUNT ({}), or some users are left out: let k8s/"
 
 
 @pytest.mark.parametrize(
@@ -271,6 +280,11 @@ TWO_PLACES = "TWILIO_API_URL: remove it, or TWILIO_EDGE and TWILIO_REGION"
         ({"TWILIO_REGION": "ie1", "TWILIO_API_URL": "https://api.twilio.com/"}, None),
         ({"TWILIO_EDGE": "dublin", "TWILIO_API_URL": "https://proxy.example"}, TWO_PLACES),
         ({"TWILIO_REGION": "ie1", "TWILIO_API_URL": "http://localhost:1"}, TWO_PLACES),
+        ({"SHARD_COUNT": "1", "JOB_COMPLETION_INDEX": "0"}, None),
+        ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "1"}, None),
+        ({"SHARD_COUNT": "2"}, BEYOND.format("missing", 2)),
+        ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "2"}, BEYOND.format(2, 2)),
+        ({"JOB_COMPLETION_INDEX": "1"}, BEYOND.format(1, 1)),
     ],
 )
 def test_settings_that_contradict_each_other_are_told(changes: dict[str, str], told: str | None) -> None:
@@ -284,6 +298,7 @@ def test_a_wrong_value_is_not_told_a_second_time_as_a_contradiction() -> None:
     assert len(problems_with(TWILIO_FROM_NUMBER="", TWILIO_MESSAGING_SERVICE_SID="wrong")) == 1
     assert len(problems(LEAST | KEY | {"TWILIO_API_KEY_SID": "wrong"})) == 1
     assert len(problems_with(TWILIO_AUTH_TOKEN="", TWILIO_AUTH_TOKEN_FILE=MISSING_FILE)) == 1
+    assert len(problems_with(SHARD_COUNT="none", JOB_COMPLETION_INDEX="3")) == 1
 
 
 # --- secrets
