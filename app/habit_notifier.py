@@ -1393,7 +1393,7 @@ class Sender:
     def free(self) -> int:
         """How many more texts may be claimed: enough to keep every thread busy while the database answers."""
         threads = self._settings.send_concurrency
-        return threads + threads // 4 - len(self._flying)
+        return threads + threads // 2 - len(self._flying)
 
     @property
     def busy(self) -> bool:
@@ -1671,7 +1671,7 @@ def due_reminders(
 
 
 def deliver(due: Iterator[Reminder], store: Store, sender: Sender, report: Report, brake: Brake, clock: Clock) -> None:
-    """Claim, post and record the due texts, never more in flight than SEND_CONCURRENCY."""
+    """Claim, post and record the due texts, never more claimed than the threads have in hand and a few ahead."""
     claims: list[Claim] = []  # these two are what `land` still has to account for
     results: list[Result] = []
     streak = Streak()

@@ -245,7 +245,7 @@ def test_a_database_that_is_gone_during_the_sends_ends_the_run_and_the_next_serv
     assert int(sent) + int(failed) + unseen == USERS
     first = texted(twilio)
     doubtful = {number for (number,) in database.rows(f"SELECT phone_number FROM {LEDGER} WHERE state = 'sending'")}
-    assert len(doubtful) <= 4
+    assert len(doubtful) <= 6  # four threads, and two texts ahead
     proxy.rules.clear()
     assert run(far) == 0
     assert texted(twilio) == sorted({*first} | {*people} - doubtful)
