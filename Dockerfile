@@ -26,8 +26,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 WORKDIR /app
 USER 1000:1000
-# The exec form: the program is process 1 and gets SIGTERM itself.
-ENTRYPOINT ["python", "/app/habit_notifier.py"]
+# The exec form: the program is process 1 and gets SIGTERM itself. As a module, since Python compiles a script anew at
+# every start.
+ENTRYPOINT ["python", "-m", "habit_notifier"]
 # `make build` adds version and revision.
 LABEL org.opencontainers.image.title="habit-notifier" \
       org.opencontainers.image.description="Once a day, one text to each user who fell behind on their habits" \

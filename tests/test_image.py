@@ -39,7 +39,7 @@ def test_only_what_the_image_needs_is_sent_to_the_builder() -> None:
 
 def test_the_program_is_process_one_and_takes_options() -> None:
     (entrypoint,) = re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, flags=re.MULTILINE)
-    assert json.loads(entrypoint) == ["python", "/app/habit_notifier.py"]
+    assert json.loads(entrypoint) == ["python", "-m", "habit_notifier"]
     assert not re.search(r"^CMD", DOCKERFILE, flags=re.MULTILINE)
 
 

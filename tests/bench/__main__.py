@@ -6,10 +6,10 @@ import argparse
 import os
 from pathlib import Path
 
-from tests.bench import evaluation, process, report, sending
+from tests.bench import evaluation, process, report, sending, shards
 from tests.bench.measure import ROOT, Bench
 
-PARTS = ("evaluation", "memory", "start", "sending")
+PARTS = ("evaluation", "memory", "start", "sending", "shards")
 OLD_LOGS = [0, 5, 10]  # of each user; 20 are the end of the curve over users
 
 
@@ -31,6 +31,8 @@ def main() -> None:
         results.starts = [process.start(bench)]
     if "sending" in parts:
         results.speeds = sending.run(bench)
+    if "shards" in parts:
+        results.shards = shards.run(bench, min(sizes[-1], 200_000))
     if "memory" in parts:
         results.memory = process.memory(bench, [sizes[0], sizes[-1]])
     if "evaluation" in parts:

@@ -16,6 +16,7 @@ from tests.bench.evaluation import Case
 from tests.bench.measure import ROOT
 from tests.bench.process import Memory, Start
 from tests.bench.sending import LATENCY, Speed
+from tests.bench.shards import CONCURRENCY, Shards
 
 START_BOUND = 1.3  # times the imports
 MEMORY_BOUND = 90  # MiB
@@ -33,6 +34,10 @@ SENDING = f"""Against a Twilio in a process of its own that takes {LATENCY * 100
 concurrency / latency; *bare* is a loop over twilio's client with as many threads; the ledger's price is the share of
 the speed that its statements cost."""
 
+SHARDS = f"""Runs side by side on this machine, database and all: evaluation with the index, and sending with
+{CONCURRENCY} threads each at {LATENCY * 1000:.0f} ms. On a cluster each shard has a CPU of its own, and only the
+database, the account and the sender are shared."""
+
 
 @dataclass
 class Results:
@@ -44,6 +49,7 @@ class Results:
     starts: list[Start] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
     speeds: list[Speed] = field(default_factory=list)
+    shards: list[Shards] = field(default_factory=list)
 
 
 def table(results: Results) -> str:
@@ -91,6 +97,12 @@ def table(results: Results) -> str:
                 (_speed(speed) for speed in results.speeds),
             ),
         ]
+    if results.shards:
+        parts += [
+            "## Shards",
+            SHARDS,
+            _rows("shards | users/s | times one's | texts/s | times one's", (_shards(row) for row in results.shards)),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -127,6 +139,10 @@ def _speed(speed: Speed) -> list[str]:
         _bold(f"{speed.price:.1%}", speed.price <= PRICE_BOUND or speed.concurrency != 32),
         f"{speed.cpu * 1000:.1f} ms",
     ]
+
+
+def _shards(row: Shards) -> list[str]:
+    return [f"{row.count}", f"{row.users:,.0f}", f"{row.to_one:.2f}", f"{row.texts:.0f}", f"{row.texts_to_one:.2f}"]
 
 
 def _bold(text: str, kept: bool) -> str:
