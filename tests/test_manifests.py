@@ -42,6 +42,8 @@ DECLARED: dict[str, Mapping[str, Any]] = {
     declared.name.upper(): declared.metadata for declared in fields(program.Settings)
 }
 SECRETS = {name for name, metadata in DECLARED.items() if metadata["secret"]}
+BY_THE_JOB = {"SHARD_COUNT", "JOB_COMPLETION_INDEX"}
+"""A Job that is at work keeps its own: they stand in its pods, and never in the ConfigMap."""
 
 
 @pytest.fixture(scope="module", params=BUILDS)
@@ -220,12 +222,16 @@ def test_the_names_are_the_interface(cronjob: Document, config: Document) -> Non
 
 def test_manifests_and_program_declare_the_same_variables() -> None:
     config = load(uncommented((K8S / "configmap.yaml").read_text()))[0]["data"]
-    assert set(config) == set(DECLARED) - SECRETS | STANDARD
+    assert set(config) == set(DECLARED) - SECRETS - BY_THE_JOB | STANDARD
     assert set(secret_template()["stringData"]) == SECRETS
 
 
 def test_components_and_overlays_set_no_other_variables(built: str) -> None:
-    assert of_kind(load(built), "ConfigMap")["data"].keys() <= DECLARED.keys() - SECRETS | STANDARD
+    documents = load(built)
+    (container,) = of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert of_kind(documents, "ConfigMap")["data"].keys() <= DECLARED.keys() - SECRETS - BY_THE_JOB | STANDARD
+    # Kubernetes sets the other one, and only where a template has none of that name.
+    assert [variable["name"] for variable in container.get("env", [])] in ([], ["SHARD_COUNT"])
 
 
 def test_what_the_config_shows_as_default_is_the_default() -> None:
@@ -317,6 +323,50 @@ def test_runs_do_not_overlap_and_a_missed_one_is_made_up_for(cronjob: Document) 
     assert spec["startingDeadlineSeconds"] == 3600
     assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (3, 3)
     assert spec["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] == 3 * 24 * 3600
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[4, 16])
+def shards(request: pytest.FixtureRequest) -> int:
+    """How many: the component's own number, and another one that somebody writes into its file."""
+    number: int = request.param
+    return number
+
+
+@pytest.fixture
+def sharded(shards: int, tmp_path: Path) -> Document:
+    """The job with that many shards, as an overlay builds it that patches something else."""
+    build_with([K8S / "components/sharded"], tmp_path)
+    component = tmp_path / "k8s/components/sharded/kustomization.yaml"
+    before, after = component.read_text().split("completions: 4\n")
+    component.write_text(f"{before}completions: {shards}\n{after}")
+    (tmp_path / "overlay").mkdir()
+    patch = {"target": {"kind": "CronJob"}, "patch": '[{"op": "remove", "path": "/spec/timeZone"}]'}
+    overlay = {"resources": ["../k8s"], "patches": [patch]}
+    (tmp_path / "overlay/kustomization.yaml").write_text(json.dumps(overlay))
+    spec: Document = of_kind(load(build(tmp_path / "overlay")), "CronJob")["spec"]["jobTemplate"]["spec"]
+    return spec
+
+
+def test_the_number_of_shards_is_written_once(sharded: Document, shards: int) -> None:
+    (container,) = sharded["template"]["spec"]["containers"]
+    assert sharded["completionMode"] == "Indexed"  # numbers the pods from 0, in JOB_COMPLETION_INDEX
+    assert sharded["completions"] == sharded["parallelism"] == shards
+    assert container["env"] == [{"name": "SHARD_COUNT", "value": str(shards)}]
+
+
+def test_shards_spread_over_the_nodes_and_one_node_will_do(sharded: Document) -> None:
+    (spread,) = sharded["template"]["spec"]["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert spread["labelSelector"]["matchLabels"].items() <= sharded["template"]["metadata"]["labels"].items()
+
+
+def test_a_shard_is_tried_again_by_itself_and_exit_2_stops_them_all(sharded: Document, job: Document) -> None:
+    assert sharded["backoffLimitPerIndex"] == job["backoffLimit"]
+    assert "backoffLimit" not in sharded  # it would end all shards at once
+    assert sharded["podFailurePolicy"] == job["podFailurePolicy"]
 
 
 # --- locked down ------------------------------------------------------------------------------------------------------
