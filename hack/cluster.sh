@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 readonly TARGET=${1:?which target?}
 readonly OVERLAY=${OVERLAY:-k8s}
 readonly CRONJOB=habit-notifier CONFIG=habit-notifier-config SECRET=habit-notifier-secrets LABEL=app=habit-notifier
+readonly INDEX=batch.kubernetes.io/job-completion-index # the label of a pod that is one shard of its Job
 readonly SECRET_NAMES="DB_USER DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN TWILIO_API_KEY_SID TWILIO_API_KEY_SECRET"
 
 say() { printf '%s\n' "$*"; }
@@ -243,6 +244,15 @@ check_secret() {
   [ -z "$missing" ] || problem "The Secret $SECRET has no$missing. Add it: make secret"
 }
 
+# components/sharded copies the one into the other. Whoever patches it afterwards would leave users out.
+check_shards() {
+  local shards count
+  shards=$(cronjob_in_files '{.spec.jobTemplate.spec.completions}')
+  count=$(cronjob_in_files "{.spec.jobTemplate.spec.template.spec.containers[?(@.name==\"$CRONJOB\")].env[?(@.name==\"SHARD_COUNT\")].value}")
+  [ "${shards:-1}" = "${count:-1}" ] ||
+    problem "The Job has ${shards:-1} pods (completions), and SHARD_COUNT is ${count:-1}: users would be left out. Write the number into components/sharded, and nowhere else."
+}
+
 deploy() {
   local before file after scratch
   need_cluster
@@ -250,6 +260,7 @@ deploy() {
   [ "$NAMESPACE" = "$(cronjob_in_files '{.metadata.namespace}')" ] ||
     fail "$OVERLAY is for namespace $(cronjob_in_files '{.metadata.namespace}'), not $NAMESPACE. Make an overlay: overlays/staging is an example."
   check_config
+  check_shards
   file=$(cronjob_in_files "$IMAGE_PATH")
   before=$(cronjob_in_cluster "$IMAGE_PATH")
   case $before in your-*) before= ;; esac
@@ -328,7 +339,7 @@ undeploy() {
 
 # Complete, or Failed and why; nothing while it is at work.
 outcome_of() {
-  here get job "$1" --ignore-not-found -o go-template='{{range .status.conditions}}{{if eq .status "True"}}{{if eq .type "Complete"}}Complete{{end}}{{if eq .type "Failed"}}Failed: {{.reason}}: {{.message}}{{end}}{{end}}{{end}}'
+  here get job "$1" --ignore-not-found -o go-template='{{range .status.conditions}}{{if eq .status "True"}}{{if eq .type "Complete"}}Complete{{end}}{{if eq .type "Failed"}}Failed: {{.reason}}: {{.message}}{{with $.status.failedIndexes}}: {{.}}{{end}}{{end}}{{end}}{{end}}'
 }
 
 pods_of() { here get pods -l "job-name=$1" --sort-by=.metadata.creationTimestamp -o name; }
@@ -338,9 +349,12 @@ state_of() {
   here get "$1" --ignore-not-found -o go-template='{{$state := "waiting"}}{{range .status.containerStatuses}}{{if eq .name "'$CRONJOB'"}}{{if .state.waiting}}{{$state = printf "waiting %s: %v" .state.waiting.reason .state.waiting.message}}{{else if .state.terminated}}{{if eq .state.terminated.reason "StartError" "ContainerCannotRun"}}{{$state = printf "broken %s: %s" .state.terminated.reason .state.terminated.message}}{{else}}{{$state = "started"}}{{end}}{{else}}{{$state = "started"}}{{end}}{{end}}{{end}}{{if eq $state "waiting"}}{{if eq .status.phase "Failed"}}{{$state = printf "gone %v: %v" .status.reason .status.message}}{{end}}{{range .status.conditions}}{{if and (eq .type "PodScheduled") (eq .status "False")}}{{$state = printf "waiting %s: %s" .reason .message}}{{end}}{{end}}{{end}}{{$state}}'
 }
 
-exit_codes_of() {
-  here get pods -l "job-name=$1" --sort-by=.metadata.creationTimestamp -o go-template='{{range .items}}{{range .status.containerStatuses}}{{if eq .name "'$CRONJOB'"}}{{with .state.terminated}}{{.exitCode}}
-{{end}}{{end}}{{end}}{{end}}'
+# How a Job ended: the exit code of its last pod, or, of the last pods of its shards, 2 or else the highest.
+exit_code_of() {
+  here get pods -l "job-name=$1" --sort-by=.metadata.creationTimestamp -o go-template='{{range .items}}{{$shard := or (index .metadata.labels "'$INDEX'") "0"}}{{range .status.containerStatuses}}{{if eq .name "'$CRONJOB'"}}{{with .state.terminated}}{{$shard}} {{.exitCode}}
+{{end}}{{end}}{{end}}{{end}}' | awk '
+    { last[$1] = $2 }
+    END { for (shard in last) if (last[shard] == 2 || worst != 2 && last[shard] >= worst) worst = last[shard]; print worst }'
 }
 
 remedy_for() {
@@ -381,7 +395,7 @@ The Job $1 was deleted again, so that it does not start by itself later."
 # follow JOB PATIENCE: prints the log of each of its pods, one after the other, until the Job has ended. A Job whose pod is
 # kept from starting for PATIENCE seconds is given up; 0 never gives up.
 follow() {
-  local job=$1 patience=$2 followed=' ' trouble_since='' outcome pods pod state trouble noted=
+  local job=$1 patience=$2 followed=' ' trouble_since='' outcome pods pod shard state trouble noted=
   while :; do
     outcome=$(outcome_of "$job")
     pods=$(pods_of "$job")
@@ -391,7 +405,8 @@ follow() {
       state=$(state_of "$pod")
       case $state in
         started)
-          [ "$followed" = ' ' ] || say "--- replaced by $pod"
+          shard=$(here get "$pod" --ignore-not-found -o go-template='{{with index .metadata.labels "'$INDEX'"}}{{.}}{{end}}')
+          if [ -n "$shard" ]; then say "--- shard $shard: $pod"; elif [ "$followed" != ' ' ]; then say "--- replaced by $pod"; fi
           follow_pod "$pod"
           followed="$followed$pod "
           ;;
@@ -433,10 +448,10 @@ follow_pod() {
   done
 }
 
-verdict() { # verdict JOB: in words, and the exit code of its last pod
+verdict() { # verdict JOB: in words, and its exit code
   local outcome code
   outcome=$(outcome_of "$1")
-  code=$(exit_codes_of "$1" | tail -1)
+  code=$(exit_code_of "$1")
   case $outcome in
     Complete*)
       say "The Job $1 is complete."
@@ -525,11 +540,13 @@ shell() {
   pod=$CRONJOB-shell-$(date -u +%Y%m%d-%H%M%S)
   template=$(cronjob_in_cluster '{.spec.jobTemplate.spec.template}')
   # The Job's own pod, with `sleep` in the program's place. It ends itself after an hour, whatever happens to this terminal.
+  # A single pod has no index, so it is no shard: what is run in it serves everybody.
   printf '{"apiVersion":"v1","kind":"Pod",%s' "${template#\{}" |
     offline patch --local -f - -o json --type=strategic -p "{
       \"metadata\": {\"name\": \"$pod\", \"namespace\": \"$NAMESPACE\", \"labels\": {\"habit-notifier/purpose\": \"shell\"}},
       \"spec\": {\"activeDeadlineSeconds\": 3600, \"terminationGracePeriodSeconds\": 1,
-                 \"containers\": [{\"name\": \"$CRONJOB\", \"command\": [\"sleep\", \"3600\"], \"args\": null}]}}" |
+                 \"containers\": [{\"name\": \"$CRONJOB\", \"command\": [\"sleep\", \"3600\"], \"args\": null,
+                                   \"env\": [{\"name\": \"SHARD_COUNT\", \"value\": \"1\"}]}]}}" |
     here create -f - >/dev/null || fail "the cluster takes no pod: its message stands above."
   # shellcheck disable=SC2064 # this very pod
   trap "kubectl ${CONTEXT:+--context '$CONTEXT'} -n '$NAMESPACE' delete pod '$pod' --wait=false >/dev/null" EXIT

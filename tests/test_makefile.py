@@ -316,6 +316,35 @@ def test_deploy_asks_for_no_secret_that_comes_from_a_vault(cluster: Cluster, rea
 
 
 @pytest.mark.parametrize(
+    "patched",
+    [
+        "completions: 8",
+        'template: {spec: {containers: [{name: habit-notifier, env: [{name: SHARD_COUNT, value: "2"}]}]}}',
+    ],
+)
+def test_deploy_refuses_shards_that_would_leave_users_out(cluster: Cluster, ready: Path, patched: str) -> None:
+    cluster.answer("get secret", SECRET_THERE)
+    overlay = ready / "overlays/mine"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(
+        f"""
+        resources: [../../k8s]
+        components: [../../k8s/components/sharded]
+        patches:
+          - patch: |-
+              apiVersion: batch/v1
+              kind: CronJob
+              metadata: {{name: habit-notifier, namespace: habit-tracker}}
+              spec: {{jobTemplate: {{spec: {{{patched}}}}}}}
+        """
+    )
+    done = cluster.make("deploy", "OVERLAY=overlays/mine", "IMAGE_NAME=r/n", "IMAGE_TAG=v1", root=ready)
+    assert done.returncode != 0
+    assert re.search(r"The Job has (4|8) pods \(completions\), and SHARD_COUNT is (2|4): users would be", done.stderr)
+    assert "apply" not in cluster.recorded("calls")
+
+
+@pytest.mark.parametrize(
     ("running", "given", "image", "told"),
     [
         ("", {"IMAGE_NAME": "r:5000/n", "IMAGE_TAG": "v1"}, "r:5000/n:v1", "Image: r:5000/n:v1"),
@@ -369,6 +398,41 @@ def test_update_image_says_the_way_back(cluster: Cluster) -> None:
     assert "r/n:v1 -> r/n:v2" in done.stdout
     assert "make update-image IMAGE_NAME=r/n IMAGE_TAG=v1" in done.stdout
     assert "set image cronjob/habit-notifier habit-notifier=r/n:v2" in cluster.recorded("calls")
+
+
+# --- test, logs and shell: shards -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ended", "code"),
+    [
+        ("0 1\n0 137\n0 1\n", 1),  # no shards: the third attempt
+        ("0 0\n1 1\n2 143\n1 1\n3 0\n2 0\n1 1\n", 1),
+        ("0 137\n1 1\n0 137\n1 1\n0 137\n1 1\n", 137),
+        ("2 2\n0 143\n1 143\n", 2),
+        ("", None),
+    ],
+)
+def test_a_run_ends_with_the_code_of_the_shard_that_failed(cluster: Cluster, ended: str, code: int | None) -> None:
+    cluster.answer("get job habit-notifier-manual", "Failed: FailedIndexes: Job has failed indexes: 1")
+    cluster.answer("creationTimestamp -o name", "")
+    cluster.answer("get pods", ended)
+    done = cluster.make("test")
+    assert f"failed (FailedIndexes: Job has failed indexes: 1). Exit code {code or 'unknown'}: see" in done.stdout
+    assert f"Error {code or 1}" in done.stderr
+
+
+def test_the_shell_is_no_shard(cluster: Cluster) -> None:
+    env = [{"name": "SHARD_COUNT", "value": "4"}, {"name": "OTHER", "value": "stays"}]
+    pod = {"spec": {"containers": [{"name": "habit-notifier", "image": "r/n:v1", "env": env}]}}
+    cluster.answer(".spec.jobTemplate.spec.template}", json.dumps(pod))
+    done = cluster.make("shell")
+    assert done.returncode == 0, done.stderr
+    (container,) = json.loads(cluster.recorded("input"))["spec"]["containers"]
+    assert {variable["name"]: variable["value"] for variable in container["env"]} == {
+        "SHARD_COUNT": "1",
+        "OTHER": "stays",
+    }
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
