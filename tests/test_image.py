@@ -149,6 +149,12 @@ def test_only_what_runs_is_in_it(image: str) -> None:
     assert in_image(image, "ls -A /app").split() == ["__pycache__", "habit_notifier.py"]
 
 
+def test_the_system_s_authorities_are_not_read(image: str) -> None:
+    count = "import ssl; print(len(ssl.create_default_context().get_ca_certs()))"
+    assert in_image(image, f"python -c '{count}'") == "0"
+    assert in_image(image, f"SSL_CERT_FILE=$(python -m certifi) python -c '{count}'") != "0"
+
+
 def test_bytecode_is_compiled_ahead(image: str) -> None:
     count = "find /opt/venv /app -name '*.py' | wc -l; find /opt/venv /app -name '*.pyc' | wc -l"
     sources, compiled = map(int, in_image(image, count).split())
