@@ -1385,7 +1385,7 @@ class Sender:
         return self
 
     def __exit__(self, _kind: object, error: object, _trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, NotifierError):  # a fault of ours: post no more
+        if self.busy and isinstance(error, Exception) and not isinstance(error, NotifierError):  # a fault of ours
             self._brake.pull(RetryLater("the program failed: what is queued is not posted"))
         self._pool.shutdown()
 
