@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from zlib import crc32
 
 from tests.sandbox.fake_twilio import FakeTwilio
 from tests.sandbox.people import MISSED_YESTERDAY, NO_LOGS
@@ -238,6 +239,7 @@ class Sighting:
 
     name: str
     job: str
+    shard: int
     spec: dict[str, Any] = field(repr=False, default_factory=dict)
     container: str = ""
     exit: int | None = None
@@ -277,8 +279,9 @@ class Watch:
 
     def _see(self, pod: Mapping[str, Any]) -> None:
         name, status = pod["metadata"]["name"], pod["status"]
-        job = pod["metadata"]["labels"].get("job-name", "")
-        seen = self.pods.setdefault(name, Sighting(name, job, pod["spec"]))
+        labels = pod["metadata"]["labels"]
+        job, shard = labels.get("job-name", ""), int(labels.get("batch.kubernetes.io/job-completion-index", 0))
+        seen = self.pods.setdefault(name, Sighting(name, job, shard, pod["spec"]))
         seen.spec = pod["spec"]
         for container in status.get("containerStatuses", []):
             seen.container = container.get("containerID", "") or seen.container
@@ -294,6 +297,12 @@ class Watch:
         """With which codes they ended."""
         return [pod.exit for pod in self.of(job)]
 
+    def exits_by_shard(self, job: str) -> list[list[int | None]]:
+        """The same for each shard, once all of them have ended."""
+        eventually(lambda: None not in self.exits(job), 30, f"the pods of {job} end")
+        pods = self.of(job)
+        return [[pod.exit for pod in pods if pod.shard == n] for n in range(1 + max(pod.shard for pod in pods))]
+
     def ended(self, job: str, codes: list[int], seconds: float = 30) -> list[Sighting]:
         """The pods of a Job once the first so many have ended, with these codes."""
         what = f"{len(codes)} pods of {job} end"
@@ -308,6 +317,7 @@ class Outside:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._due: dict[int, tuple[str, str]] = {}
         self._process = subprocess.Popen(
             [*shlex.split(os.environ["TEST_WORLD"]), sys.executable, "-m", "tests.e2e.world"],
             cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -337,12 +347,21 @@ class Outside:
 
     def morning(self) -> Due:
         """A new day; who is due."""
-        return Counter((phone, rule) for _, phone, rule in self.call("morning"))
+        self._due = {i: (phone, rule) for i, phone, rule in self.call("morning")}
+        return Counter(self._due.values())
 
     def newcomer(self) -> tuple[str, str]:
         """One more person who is due."""
-        _, phone, rule = self.call("newcomer")
+        i, phone, rule = self.call("newcomer")
+        self._due[i] = phone, rule
         return phone, rule
+
+    def shards(self, count: int) -> list[Due]:
+        """Who is due, by shard."""
+        shards = [Due() for _ in range(count)]
+        for i, who in self._due.items():
+            shards[crc32(str(i).encode()) % count][who] += 1
+        return shards
 
     def texts(self) -> Due:
         """The texts that were taken."""

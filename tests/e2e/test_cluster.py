@@ -26,6 +26,8 @@ from tests.e2e.stage import CREDENTIALS, NAMESPACE, Cluster, Due, Outside, User,
 pytestmark = pytest.mark.timeout(600)
 
 CONCURRENCY = 8  # the default of SEND_CONCURRENCY
+FEW = 4  # what it is in the tests of shards
+SHARDS = 4  # the number in k8s/components/sharded
 
 
 def job_in(said: str) -> str:
@@ -418,7 +420,7 @@ def test_6_a_real_kill_leaves_nobody_with_a_second_text(
     assert (done.code, cluster.outcome(job)) == (0, "Complete"), done.said
     watch.ended(job, [137, 0])
     states = outside.ledger()
-    assert 0 < states["sending"] <= CONCURRENCY
+    assert 0 < states["sending"] <= CONCURRENCY + CONCURRENCY // 2
     assert states["sent"] + states["sending"] + states["refused"] == slow.total() + 1
     texts = outside.texts()
     assert texts <= slow, "nobody twice"
@@ -452,11 +454,128 @@ def test_6_a_run_ends_itself_at_its_deadline_and_the_next_attempt_goes_on(
     assert outside.ledger() == {"sent": slow.total(), "refused": 1}
 
 
-# --- 7. looking, and cleaning up -------------------------------------------------------------------------------------
+# --- 7. shards -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crowd(due: Due, user: User, outside: Outside) -> Iterator[Due]:
+    """A day on which the component is on and many are due, of whom each shard texts a few at a time."""
+    files = {name: (user.clone / name).read_text() for name in ("k8s/kustomization.yaml", "k8s/configmap.yaml")}
+    for name, text in files.items():
+        on = re.sub(r"# (components:\n)(?:#.*\n)*# ( +- components/sharded\n)", r"\1\2", text)
+        on = on.replace('# SEND_CONCURRENCY: "8"', f'SEND_CONCURRENCY: "{FEW}"')
+        assert on != text
+        (user.clone / name).write_text(on)
+    try:
+        user.does("make deploy")
+        yield due + Counter(outside.newcomer() for _ in range(70))
+    finally:
+        outside.call("latency", 0.0)
+        for name, text in files.items():
+            (user.clone / name).write_text(text)
+        user.does("make deploy")
+
+
+@pytest.fixture
+def shards(crowd: Due, outside: Outside) -> list[Due]:
+    """The same people, by shard."""
+    found = outside.shards(SHARDS)
+    assert sum(found, Due()) == crowd
+    return found
+
+
+def phones(shards: list[Due], which: int) -> list[str]:
+    """The numbers that only this shard texts: two accounts may have one number."""
+    others = {phone for n, shard in enumerate(shards) if n != which for phone, _ in shard}
+    return [phone for phone, _ in shards[which] if phone not in others]
+
+
+def test_7_shards_share_the_users_out_and_the_first_one_alone_settles(
+    crowd: Due, shards: list[Due], user: User, outside: Outside, watch: Watch
+) -> None:
+    said = user.does("make test")
+    job = job_in(said)
+    assert outside.texts() == crowd
+    assert outside.ledger() == {"sent": crowd.total(), "refused": 1}
+    assert watch.exits_by_shard(job) == [[0]] * SHARDS
+    logs = dict(re.findall(r"^--- shard (\d): (?s:(.*?))(?=^--- |^The Job)", said, flags=re.MULTILINE))
+    assert {int(n): summary(log)[0] for n, log in logs.items()} == {n: s.total() for n, s in enumerate(shards)}
+    assert [n for n, log in logs.items() if "earlier texts to look up" in log] == ["0"]
+    assert re.search(rf"^{job}-{SHARDS - 1}-\S+ +Succeeded +0 Completed", user.does("make status"), flags=re.MULTILINE)
+    assert summary(user.does("make test")) == (0, 0)
+    assert outside.texts() == crowd
+
+
+def test_7_a_shard_that_fails_is_tried_again_alone_and_twice_at_most(
+    crowd: Due, shards: list[Due], user: User, outside: Outside, watch: Watch
+) -> None:
+    patience = {"kind": "throttle", "retry_after": 3600}
+    outside.call("script", phones(shards, 1)[:1], patience)
+    outside.call("script", phones(shards, 2)[:1], patience, patience, patience)
+    said = user.does("make test", code=2)
+    assert watch.exits_by_shard(job_in(said)) == [[0], [1, 0], [1, 1, 1], [0]]
+    assert [said.count(f"--- shard {n}: ") for n in range(SHARDS)] == [1, 2, 3, 1]
+    assert "(FailedIndexes: Job has failed indexes: 2). Exit code 1" in said
+    texts = outside.texts()
+    assert all(shard <= texts for n, shard in enumerate(shards) if n != 2)
+    assert not shards[2] <= texts
+
+    user.does("make test")
+    assert outside.texts() == crowd
+    assert outside.ledger() == {"sent": crowd.total(), "refused": 1}
+
+
+@pytest.mark.skipif("NODE_KILL" not in os.environ, reason="NODE_KILL is not set: tests/e2e/README.md tells what it is")
+def test_7_a_killed_shard_leaves_nobody_with_a_second_text_and_the_others_at_work(
+    crowd: Due, shards: list[Due], user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    outside.call("latency", 3.0)
+    run = user.start("make test")
+    eventually(lambda: (outside.texts() & shards[3]).total() > FEW, 60, "the shard's second handful is out")
+    (job,) = working(cluster)
+    (pod,) = (pod for pod in watch.of(job) if pod.shard == 3)
+    user.does(f"{os.environ['NODE_KILL']} {pod.container.split('://')[1]}")
+    outside.call("latency", 0.0)
+    done = user.ends(run)
+    assert (done.code, cluster.outcome(job)) == (0, "Complete"), done.said
+    assert watch.exits_by_shard(job) == [[0], [0], [0], [137, 0]]
+    states, texts = outside.ledger(), outside.texts()
+    assert 0 < states["sending"] <= FEW + FEW // 2
+    assert states["sent"] + states["sending"] + states["refused"] == crowd.total() + 1
+    assert texts <= crowd, "nobody twice"
+    assert (crowd - texts).total() <= states["sending"]
+    assert crowd - texts <= shards[3]
+
+    later = "UPDATE HabitNotification SET claimed_at = claimed_at - INTERVAL 20 MINUTE WHERE state = 'sending'"
+    outside.call("administrator", later)
+    said = user.does("echo 'python /app/habit_notifier.py --settle' | make shell")
+    assert f"Looked up {states['sending']} earlier texts" in said
+
+
+def test_7_a_shard_that_needs_a_person_stops_all_of_them_in_order(
+    crowd: Due, shards: list[Due], user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    refused, everybody = phones(shards, 2), [phone for phone, _ in crowd]
+    outside.call("script", everybody, {"kind": "slow_to_answer", "after": 5.0})
+    outside.call("script", refused, {"kind": "refuse", "code": 20003, "status": 401, "after": 3.0})
+    said = user.does("make test", code=2)
+    job = job_in(said)
+    assert cluster.outcome(job) == "Failed: PodFailurePolicy"
+    assert "Exit code 2" in said
+    assert watch.exits_by_shard(job) == [[143], [143], [2], [143]]
+    assert outside.ledger()["sending"] == 0
+    assert outside.texts().total() < crowd.total()
+
+    outside.call("script", everybody)
+    user.does("make test")
+    assert outside.texts() == crowd
+
+
+# --- 8. looking, and cleaning up -------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("due")
-def test_7_logs_status_and_events_show_the_newest_run(user: User, cluster: Cluster) -> None:
+def test_8_logs_status_and_events_show_the_newest_run(user: User, cluster: Cluster) -> None:
     job = job_in(user.does("make test"))
     assert f"Job {job}, made " in user.does("make logs")
     status = user.does("make status")
@@ -465,7 +584,7 @@ def test_7_logs_status_and_events_show_the_newest_run(user: User, cluster: Clust
     assert job in user.does("make events")
 
 
-def test_7_the_readme_s_kubectl_commands_show_the_runs(due: Due, user: User, cluster: Cluster) -> None:
+def test_8_the_readme_s_kubectl_commands_show_the_runs(due: Due, user: User, cluster: Cluster) -> None:
     user.does("kubectl create job --from=cronjob/habit-notifier habit-notifier-manual -n habit-tracker")
     eventually(lambda: cluster.outcome("habit-notifier-manual"), 60, "the run ends")
     assert summary(user.does("kubectl logs -n habit-tracker -l job-name=habit-notifier-manual -f")) == (due.total(), 1)
@@ -481,7 +600,7 @@ def test_7_the_readme_s_kubectl_commands_show_the_runs(due: Due, user: User, clu
     user.does("kubectl logs <pod-name> -n habit-tracker".replace("<pod-name>", pod))
 
 
-def test_7_who_may_only_look_sees_status_logs_and_events(
+def test_8_who_may_only_look_sees_status_logs_and_events(
     due: Due, user: User, cluster: Cluster, tmp_path: Path
 ) -> None:
     user.does("make test")
@@ -501,7 +620,7 @@ def test_7_who_may_only_look_sees_status_logs_and_events(
     cluster.here("delete", "role", "habit-notifier-viewer")
 
 
-def test_7_clean_jobs_deletes_finished_runs_and_leaves_one_at_work(
+def test_8_clean_jobs_deletes_finished_runs_and_leaves_one_at_work(
     slow: Due, user: User, cluster: Cluster, outside: Outside
 ) -> None:
     outside.call("latency", 0.0)
@@ -519,7 +638,7 @@ def test_7_clean_jobs_deletes_finished_runs_and_leaves_one_at_work(
     assert cluster.names("jobs,pods") == set()
 
 
-def test_7_undeploy_keeps_namespace_and_secret_and_purge_takes_them(
+def test_8_undeploy_keeps_namespace_and_secret_and_purge_takes_them(
     due: Due, user: User, cluster: Cluster, outside: Outside
 ) -> None:
     user.does("make test")

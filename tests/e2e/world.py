@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.sandbox import database as sandbox
-from tests.sandbox.fake_twilio import FakeTwilio, refuse
+from tests.sandbox.fake_twilio import Answer, FakeTwilio, refuse
 from tests.sandbox.people import NO_LOGS, Outcome, Person, fill, next_midnight, people
 
 DATABASE = "habit_tracker"  # the name in k8s/configmap.yaml
@@ -83,6 +83,11 @@ class World:
     def latency(self, seconds: float) -> None:
         """How long the fake waits before each answer; a text is in the book before that."""
         self._twilio.latency = seconds
+
+    def script(self, phones: list[str], *answers: dict[str, Any]) -> None:
+        """The fake answers the next texts to each of them so, as in `Answer.from_json`; after that as usual."""
+        for phone in phones:
+            self._twilio.script(*map(Answer.from_json, answers), to=phone)
 
     # --- the database
 
