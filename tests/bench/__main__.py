@@ -1,4 +1,4 @@
-"""`make bench` measures, prints the table, and writes docs/bench.md and docs/bench.svg. FULL=1: a million users."""
+"""`make bench` measures, prints the table, and writes it with a picture: to .bench, or, with FULL=1, to docs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OLD_LOGS = [0, 5, 10]  # of each user; 20 are the end of the curve over users
 
 
 def main() -> None:
-    """Measure the parts that are named, or all; only all of them are written to the documents."""
+    """Measure the parts that are named, or all; only all of them are written down."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when none is named")
     parser.add_argument("--app", type=Path, default=ROOT / "app", help="the folder of another version of the program")
@@ -40,10 +40,11 @@ def main() -> None:
     text = report.table(results)
     print(text)
     if set(parts) == set(PARTS) and not told.users and told.app == ROOT / "app":
-        docs = ROOT / "docs"
-        docs.mkdir(exist_ok=True)
-        (docs / "bench.md").write_text(text)
-        report.picture(results, docs / "bench.svg")
+        folder = ROOT / ("docs" if full else ".bench")
+        folder.mkdir(exist_ok=True)
+        (folder / "bench.md").write_text(text)
+        report.picture(results, folder / "bench.svg")
+        bench.say(f"written to {folder / 'bench.md'} and bench.svg beside it")
 
 
 if __name__ == "__main__":
