@@ -20,6 +20,8 @@ nothing and says so. The promise is per account: two accounts with one number ge
 Order. Judge a page of users, claim a few, post them, record the answers, and so on; in the end ask Twilio what became
 of earlier texts whose end is not known, and delete rows that are older than 90 days.
 
+Shards. Several runs side by side may share the users out: each serves those whose id falls to it.
+
 Failures. One bad row never stops the rest. Of the pages that were looked at, every user who was due and not served is
 named, counted and explained; users beyond are counted. What concerns everybody (database, credentials, sender) ends
 the run, after what is in flight was recorded. "Failed" counts those due who got no text, or perhaps none.
@@ -100,7 +102,8 @@ T = TypeVar("T")
 SPACING = timedelta(hours=11, minutes=30)  # between two texts to one user, whatever their local day says
 RETENTION = timedelta(days=90)  # of the ledger's rows
 
-PAGE_USERS = 10_000  # users judged by one query
+FIRST_PAGE, PAGE_USERS = 1_000, 10_000  # users judged by one query: by the first one, and at most
+PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the users, one that took more by a half
 IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
 KEYS = 500  # ledger rows that one statement deletes or changes
 PROGRESS_SECONDS = 10.0
@@ -124,7 +127,7 @@ SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
 SETTLE_SLACK = timedelta(minutes=1)  # between Twilio's clock and ours
 
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
-NAME_LENGTH = 40  # characters of a name that are shown: with them, the default texts are one segment
+NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
@@ -397,8 +400,8 @@ def odds(values: Mapping[str, Any]) -> Iterator[str]:
         count, index = values["shard_count"], values["job_completion_index"]
         if index not in range(count) and (count, index) != (1, ""):
             yield (
-                f"JOB_COMPLETION_INDEX ({index or 'missing'}) must be below SHARD_COUNT ({count}), or some users are "
-                "left out: let k8s/components/sharded set both"
+                f"JOB_COMPLETION_INDEX ({index or 'missing'}) must be below SHARD_COUNT ({count}): let "
+                "k8s/components/sharded set both"
             )
 
 
@@ -846,7 +849,8 @@ class Store:
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
         self._settings, self._stop = settings, stop
-        self._served = f"{HAS_PHONE} AND CRC32(u.id) MOD {settings.shard_count} = {settings.shard}"
+        # A checksum, since ids may be numbers or UUIDs.
+        self._ours = f"{HAS_PHONE} AND CRC32(u.id) MOD {settings.shard_count} = {settings.shard}"
         self._connection: pymysql.Connection[Any] | None = None
 
     def __enter__(self) -> Store:
@@ -979,35 +983,42 @@ class Store:
 
     def users_by_zone(self) -> dict[bytes, int]:
         """How many users with a phone number this run has for each stored zone, as its UTF-8 bytes."""
-        return dict(self._run(f"SELECT {ZONE_KEY}, COUNT(*) FROM `User` u WHERE {self._served} GROUP BY 1"))
+        return dict(self._run(f"SELECT {ZONE_KEY}, COUNT(*) FROM `User` u WHERE {self._ours} GROUP BY 1"))
 
     def pages(self, days: Mapping[bytes, Days], total: int, now: datetime) -> Iterator[tuple[int, list[User]]]:
-        """For each PAGE_USERS users with a phone number their count, and those who may be due.
+        """For each page of users with a phone number their count, and those who may be due.
 
         Starts at another place each day, so that a deadline does not starve the same people day after day.
         """
         golden = now.timestamp() // 86_400 * 0.618_033_988_75  # steps that spread evenly, however many
         [(middle,)] = self._run(
-            f"SELECT (SELECT u.id FROM `User` u WHERE {self._served} ORDER BY u.id LIMIT 1 OFFSET %s)",
+            f"SELECT (SELECT u.id FROM `User` u WHERE {self._ours} ORDER BY u.id LIMIT 1 OFFSET %s)",
             [int(golden % 1 * total)],
         )
-        for low, through in [(middle, None), (None, middle)] if middle is not None else [(None, None)]:
-            for count, after, last in self._slices(low, through):
-                yield count, self._page(days, after, last)
+        yield from self._pages(days, middle, None)
+        if middle is not None:
+            yield from self._pages(days, None, middle)
 
-    def _slices(self, low: UserId | None, through: UserId | None) -> Iterator[tuple[int, UserId | None, UserId]]:
-        """Cut (low, through] into ranges (low, high] of ids that hold PAGE_USERS users with a phone number each."""
-        count = PAGE_USERS
-        while count == PAGE_USERS:
-            within, args = id_range(low, through)
-            [(count, high)] = self._run(
-                f"""SELECT COUNT(*), MAX(id) FROM (SELECT u.id FROM `User` u WHERE {within} AND {self._served}
-                                                   ORDER BY u.id LIMIT {PAGE_USERS}) slice""",
-                args,
-            )
-            if count:
-                yield count, low, high
-            low = high
+    def _pages(
+        self, days: Mapping[bytes, Days], low: UserId | None, through: UserId | None
+    ) -> Iterator[tuple[int, list[User]]]:
+        """The pages of the ids in (low, through]; their size follows the time that they take."""
+        size = min(FIRST_PAGE, PAGE_USERS)
+        while (slice_ := self._slice(low, through, size))[0]:
+            (count, high), began = slice_, time.monotonic()
+            page = self._page(days, low, high)
+            low, size = high, next_size(size, time.monotonic() - began)
+            yield count, page
+
+    def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId]:
+        """How many users with a phone number are next in (low, through], at most so many, and the last one's id."""
+        within, args = id_range(low, through)
+        [(count, high)] = self._run(
+            f"""SELECT COUNT(*), MAX(id) FROM (SELECT u.id FROM `User` u WHERE {within} AND {self._ours}
+                                               ORDER BY u.id LIMIT {size}) slice""",
+            args,
+        )
+        return count, high
 
     def _page(self, days: Mapping[bytes, Days], low: UserId | None, high: UserId) -> list[User]:
         within, args = id_range(low, high)
@@ -1015,7 +1026,7 @@ class Store:
         rows = self._run(
             f"""SELECT u.id, u.name, u.phone_number, u.time_zone, z.zone, {LOGGED.format(start="day1", end="day2")}
                 FROM `User` u LEFT JOIN ({zones}) z ON z.zone = {ZONE_KEY}
-                WHERE {within} AND {self._served}
+                WHERE {within} AND {self._ours}
                   AND (z.zone IS NULL OR NOT {LOGGED.format(start="day2", end="day3")})
                 ORDER BY u.id""",
             [*bounds, *args],
@@ -1028,11 +1039,13 @@ class Store:
     # ledger
 
     def history(self, reminders: Sequence[Reminder]) -> dict[UserId, list[Row]]:
-        """The rows of these users that can matter today: those of the last days, and every refusal."""
+        """The rows of these users that can matter today: those of the last days, and refusals that are remembered."""
         found: dict[UserId, list[Row]] = defaultdict(list)
+        remembered = timedelta(days=max(2, self._settings.refused_retry_days))
         for part in chunks(reminders, IN_LIST):
-            since = min(reminder.local_day for reminder in part) - timedelta(days=2)
-            for row in self._rows(part, "(local_day >= %s OR state = 'refused')", [since]):
+            today = min(reminder.local_day for reminder in part)
+            bounds = [today - remembered, today - timedelta(days=2)]
+            for row in self._rows(part, "local_day >= %s AND (local_day >= %s OR state = 'refused')", bounds):
                 found[row.user_id].append(row)
         return found
 
@@ -1131,7 +1144,7 @@ class Store:
                 )
 
     def purge(self, before: date) -> int:
-        """Delete settled rows of days before, except each user's newest refusal; how many."""
+        """Delete rows of days before, settled or not, except each user's newest refusal; how many."""
         deleted, since = 0, date.min
         while not self._stop.requested and (keys := self._outlived(since, before)):
             self._delete(keys)
@@ -1141,7 +1154,7 @@ class Store:
     def _outlived(self, since: date, before: date) -> list[tuple[Any, ...]]:
         return self._run(
             f"""SELECT n.user_id, n.local_day, n.run_token FROM {LEDGER} n
-                WHERE n.local_day >= %s AND n.local_day < %s AND n.final_status IS NOT NULL
+                WHERE n.local_day >= %s AND n.local_day < %s
                   AND NOT (n.state = 'refused' AND NOT EXISTS (
                     SELECT 1 FROM {LEDGER} m
                     WHERE m.user_id = n.user_id AND m.local_day > n.local_day AND m.state = 'refused'))
@@ -1155,6 +1168,14 @@ def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[Us
     bounds = [("u.id > %s", after), ("u.id <= %s", through)]
     within = " AND ".join(condition for condition, bound in bounds if bound is not None)
     return within or "TRUE", [bound for _, bound in bounds if bound is not None]
+
+
+def next_size(size: int, seconds: float) -> int:
+    """How many users to ask for after a page of that size took so long: enough, but not more than time out."""
+    fast, slow = PAGE_SECONDS
+    if seconds > slow:
+        return max(size // 2, 1)
+    return min(size * 2, PAGE_USERS) if seconds < fast else size
 
 
 def zones_table(days: Mapping[bytes, Days]) -> tuple[str, list[object]]:
@@ -1385,13 +1406,13 @@ class Sender:
         return self
 
     def __exit__(self, _kind: object, error: object, _trace: object) -> None:
-        if self.busy and isinstance(error, Exception) and not isinstance(error, NotifierError):  # a fault of ours
+        if isinstance(error, Exception) and not isinstance(error, NotifierError):  # a fault of ours: post no more
             self._brake.pull(RetryLater("the program failed: what is queued is not posted"))
         self._pool.shutdown()
 
     @property
-    def free(self) -> int:
-        """How many more texts may be claimed: enough to keep every thread busy while the database answers."""
+    def room(self) -> int:
+        """How many more texts may be claimed: some ahead, for the threads to go on while the database answers."""
         threads = self._settings.send_concurrency
         return threads + threads // 2 - len(self._flying)
 
@@ -1617,8 +1638,8 @@ def run(settings: Settings, clock: Clock, stop: Stop) -> Exit:
         days = days_by_zone(zones, settings, now)
         pages = brake.unless_pulled(store.pages(days, report.users, now))
         due = due_reminders(pages, days, store, report, settings.refused_retry_days)
-        deliver(due, store, sender, report, brake, clock)
-        if not brake.pulled and settings.shard == 0:
+        deliver(due, store, sender, report, Streak(brake, settings.shard_count), brake, clock)
+        if not brake.pulled and settings.shard == 0:  # one of them does it for all
             clean_up(store, sender, settings, clock())
     brake.blame(unfinished=False)
     report.close(early=brake.failure is not None)
@@ -1670,23 +1691,25 @@ def due_reminders(
                 yield reminder
 
 
-def deliver(due: Iterator[Reminder], store: Store, sender: Sender, report: Report, brake: Brake, clock: Clock) -> None:
+def deliver(
+    due: Iterator[Reminder], store: Store, sender: Sender, report: Report, streak: Streak, brake: Brake, clock: Clock
+) -> None:
     """Claim, post and record the due texts, never more claimed than the threads have in hand and a few ahead."""
     claims: list[Claim] = []  # these two are what `land` still has to account for
     results: list[Result] = []
-    streak = Streak()
     try:
-        while (not brake.pulled and draw(due, claims, sender.free, clock())) or sender.busy:
+        while (not brake.pulled and draw(due, claims, sender.room, clock())) or sender.busy:
             ours, others = store.claim(claims)
             report.claimed(ours, others)
             sender.submit(ours)
             claims, results = [], sender.results(timeout=1.0)
             report.finished(results)
-            streak.add(results, brake)
+            streak.add(results)
             store.record(results, clock())
             results = []
-        streak.end(brake)
-        store.release(report.taken_back(streak.doubtful))
+        streak.end()
+        store.release(streak.doubtful)
+        report.taken_back(streak.doubtful)
     except NotifierError as failure:
         brake.pull(failure)
         land(claims, results, store, sender, report, clock)
@@ -1769,38 +1792,40 @@ STREAKS: dict[Action, type[NotifierError]] = {
 class Streak:
     """Failures in a row. STREAK of them, or a few and nothing else, say: it's not these people, it's everybody."""
 
-    def __init__(self) -> None:
+    def __init__(self, brake: Brake, shards: int) -> None:
+        self._brake = brake
+        self._few = STREAK_OF_ALL if shards == 1 else STREAK  # a shard's few texts say little of everybody
         self._failed: list[Result] = []
         self._broke = self._others = False
 
-    def add(self, results: Iterable[Result], brake: Brake) -> None:
+    def add(self, results: Iterable[Result]) -> None:
         """Count results, and pull the brake when the streak is long enough."""
         for result in results:
             if result.answer.action in STREAKS:
                 self._failed.append(result)
-            elif not self._broke:
+            elif result.answer is not NOT_POSTED and not self._broke:
                 self._failed.clear()
                 self._others = True
         if len(self._failed) >= STREAK:
-            self._stop(brake)
+            self._stop()
 
-    def end(self, brake: Brake) -> None:
+    def end(self) -> None:
         """Pull the brake, too, when all texts were refused, if they are not too few to tell."""
         actions = {result.answer.action for result in self._failed}
-        if actions == {Action.FAIL} and not self._others and len(self._failed) >= STREAK_OF_ALL:
-            self._stop(brake)
+        if actions == {Action.FAIL} and not self._others and len(self._failed) >= self._few:
+            self._stop()
 
-    def _stop(self, brake: Brake) -> None:
+    def _stop(self) -> None:
         self._broke = True
         last, count = self._failed[-1].answer, len(self._failed)
-        brake.pull(
+        self._brake.pull(
             STREAKS[last.action](f"{count} texts in a row failed, the last one: {last.words}. No more are posted")
         )
 
     @property
-    def doubtful(self) -> list[Result]:
+    def doubtful(self) -> list[Claim]:
         """The refusals of a streak that stopped the run: not the person's fault, and surely not sent."""
-        return [result for result in self._failed if self._broke and result.answer.action is Action.FAIL]
+        return [result.claim for result in self._failed if self._broke and result.answer.action is Action.FAIL]
 
 
 class Report:
@@ -1855,11 +1880,10 @@ class Report:
                 log.log(outcome.level, "Notification to %s %s: %s", reminder, outcome.words, words)
         self._progress()
 
-    def taken_back(self, results: Sequence[Result]) -> list[Claim]:
-        """Count refusals as not sent after all; their claims."""
-        self._counts[Outcome.REFUSED] -= len(results)
-        self._counts[Outcome.RELEASED] += len(results)
-        return [result.claim for result in results]
+    def taken_back(self, claims: Sequence[Claim]) -> None:
+        """Count refusals as not sent after all."""
+        self._counts[Outcome.REFUSED] -= len(claims)
+        self._counts[Outcome.RELEASED] += len(claims)
 
     def not_tried(self, due: Iterable[Reminder]) -> None:
         """Count and name whose turn did not come."""

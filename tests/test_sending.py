@@ -415,6 +415,22 @@ def test_a_few_people_who_were_all_refused_for_the_senders_sake_stop_the_run_and
     assert job.texted == Counter(numbers)
 
 
+def test_texts_that_were_claimed_and_not_posted_do_not_hide_that_all_others_were_refused(job: Job) -> None:
+    job.people(12)
+    job.twilio.script(then=refuse(21606).delayed(after=1.3))
+    assert job.run(SEND_CONCURRENCY=4, RUN_DEADLINE=1) == 2
+    assert len(job.posted) == 4
+    assert job.log.count("the run ended before it was posted") == 2
+    assert job.rows("*") == []
+
+
+def test_a_few_refusals_in_a_shard_do_not_stop_the_others(job: Job) -> None:
+    job.people(10)
+    job.twilio.script(then=refuse(21606))
+    assert job.run(SHARD_COUNT=2, JOB_COMPLETION_INDEX=1) == 0
+    assert 3 <= job.ledger["refused"] == len(job.posted) < 10
+
+
 @pytest.mark.parametrize(("people", "others"), [(2, []), (4, [ACCEPT]), (4, [refuse(21610)])])
 def test_too_few_refusals_or_other_answers_beside_them_blame_the_people(
     job: Job, people: int, others: list[Answer]
@@ -432,7 +448,7 @@ def test_what_was_in_flight_when_a_streak_stopped_the_run_is_recorded_or_release
     assert job.run(SEND_CONCURRENCY=4) == 2
     assert job.ledger == {"sent": 1}
     assert job.totals[0] == 1
-    assert len(job.posted) <= 10 + 1 + 3
+    assert len(job.posted) <= 10 + 1 + 3 + 2  # the streak and the sent one, those in flight, and those ahead
 
 
 def test_ten_uncertain_texts_in_a_row_end_the_run_and_are_never_posted_again(job: Job) -> None:

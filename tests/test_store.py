@@ -471,7 +471,7 @@ def add_rows(database: Database, state: str, final_status: str | None, *keys: tu
         )
 
 
-def test_the_purge_keeps_what_is_unsettled_or_a_users_newest_refusal(
+def test_the_purge_keeps_a_users_newest_refusal_and_nothing_else(
     database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(habit_notifier, "KEYS", 2)
@@ -484,15 +484,12 @@ def test_the_purge_keeps_what_is_unsettled_or_a_users_newest_refusal(
     add_rows(database, "uncertain", None, (8, older))
     add_rows(database, "sent", None, (9, older))
     add_rows(database, "uncertain", "unknown", (9, old))
-    assert store.purge(before) == 8
+    assert store.purge(before) == 11
     assert remembered(database) == [
         (1, before),
         (4, old),  # its newest refusal
         (5, before),
         (6, older),  # a refusal is remembered beyond a later text to another number
-        (7, older),
-        (8, older),
-        (9, older),
     ]
     assert store.purge(before) == 0
 
@@ -645,6 +642,23 @@ def test_pages_cover_everybody_exactly_once_wherever_the_day_makes_them_start(
                 assert len(seen) == len(users)
                 firsts.add(seen[0])
             assert len(firsts) > 6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sizes"),
+    [((60.0, 90.0), [4, 8, 16, 16, 16]), ((0.0, 60.0), [4] * 15), ((0.0, 0.0), [4, 2, *[1] * 54])],
+    ids=["fast", "in between", "slow"],
+)
+def test_the_next_page_is_larger_or_smaller_as_the_last_one_was_fast_or_slow(
+    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], sizes: list[int]
+) -> None:
+    """A page of users with years of logs and without the index must not run into the time-out of a statement."""
+    monkeypatch.setattr(habit_notifier, "FIRST_PAGE", 4)
+    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 16)
+    monkeypatch.setattr(habit_notifier, "PAGE_SECONDS", seconds)
+    add_due(database, 60)
+    days = habit_notifier.days_by_zone(store.users_by_zone(), store._settings, NOON)
+    assert [count for count, _ in store._pages(days, None, None)] == sizes
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 6])
