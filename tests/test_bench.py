@@ -8,11 +8,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.bench import report
+from tests.bench import process, report, sending, shards
 from tests.bench.evaluation import Case
+from tests.bench.measure import Bench
 from tests.bench.process import Memory, Start
 from tests.bench.sending import Speed
 from tests.bench.shards import Shards
@@ -32,7 +34,7 @@ RESULTS = report.Results(
     "MariaDB 10.11",
     cases=[CASE, replace(CASE, users=10_000, to_client=9, to_loop=1), replace(WITHOUT, old_logs=0), WITHOUT],
     starts=[Start(0.13, 0.11, 1.2)],
-    memory=[Memory(10_000, 2_000, 64), Memory(1_000_000, 200_000, 65)],
+    memory=[Memory(10_000, 2_000, 64, 70), Memory(1_000_000, 200_000, 65, 75)],
     speeds=[SPEED, replace(SPEED, round_trip=0.005)],
     shards=[Shards(1, 80_000, 1, 76, 1), Shards(2, 120_000, 1.5, 150, 1.97)],
 )
@@ -50,6 +52,25 @@ def test_evaluation_finds_whom_the_reference_finds() -> None:
         (index, users, logs) for index in ("yes", "no") for users, logs in (("300", "6,000"), ("900", "18,000"))
     ]
     assert all(int(row[3]) > 50 for row in rows)
+
+
+def test_the_other_parts_measure_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: dict[Any, dict[str, Any]] = {
+        process: {"STARTS": 1, "OLD_LOGS": 2},
+        sending: {"SECONDS": 0.2, "TURNS": 1, "CONCURRENCIES": (32,)},
+        shards: {"TEXTS": 8, "TURNS": 1, "COUNTS": (1, 2), "OLD_LOGS": 2},
+    }
+    for module, constants in changes.items():
+        for name, value in constants.items():
+            monkeypatch.setattr(module, name, value)
+    bench = Bench(ROOT / "app", full=False)
+    assert process.start(bench).to_imports > 1
+    [memory] = process.memory(bench, [200])
+    assert memory.texts > 20
+    assert 30 < memory.mib < 200
+    assert 30 < memory.settling_mib < 200
+    assert [speed.round_trip for speed in sending.run(bench)] == [0, 0.005]
+    assert [row.count for row in shards.run(bench, 200)] == [1, 2]
 
 
 def test_what_is_not_a_part_is_told() -> None:
@@ -70,13 +91,13 @@ def test_what_is_out_of_its_bound_is_bold() -> None:
             replace(WITHOUT, to_client=1.11), replace(WITHOUT, cpu_to_client=1.11), replace(WITHOUT, to_loop=6.9),
         ],
         starts=[Start(0.14, 0.1, 1.31)],
-        memory=[Memory(10_000, 2_000, 90.6)],
+        memory=[Memory(10_000, 2_000, 90.6, 90.6)],
         speeds=[
             replace(SPEED, concurrency=8, texts=71), replace(SPEED, concurrency=64, to_bare=0.79),
             replace(SPEED, round_trip=0.005, price=0.11),
         ],
     )  # fmt: skip
-    assert len(re.findall(r"\| \*\*", report.table(bad))) == 6 + 1 + 1 + 3
+    assert len(re.findall(r"\| \*\*", report.table(bad))) == 6 + 1 + 2 + 3
 
 
 def test_the_picture_shows_time_memory_and_speed(tmp_path: Path) -> None:

@@ -87,21 +87,20 @@ def ratio(over: list[float], under: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def timed(command: list[str]) -> Figures:
-    """How long a command takes, and its own CPU; its output goes nowhere."""
-    started, cpu = time.perf_counter(), _cpu_of_children()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return {"seconds": time.perf_counter() - started, "cpu": _cpu_of_children() - cpu}
-
-
-def with_server(server: Server, measure: Callable[[], Figures]) -> Figures:
-    """What was measured, the server's CPU added to its own.
+def timed(server: Server, process: Callable[[], Figures]) -> Figures:
+    """What a process measured, with its time from start to end, and its CPU with that of the server.
 
     Both wait for each other, so their sum is the time on an idle machine; a busy one hardly changes it.
     """
-    before = _cpu_of_server(server)
-    figures = measure()
-    return figures | {"cpu": figures["cpu"] + _cpu_of_server(server) - before}
+    began, cpu = time.perf_counter(), _cpu_of_children() + _cpu_of_server(server)
+    figures, seconds = process(), time.perf_counter() - began
+    return figures | {"seconds": seconds, "cpu": _cpu_of_children() + _cpu_of_server(server) - cpu}
+
+
+def quietly(command: list[str]) -> Figures:
+    """Run a command, whose output goes nowhere; there is nothing that it measures."""
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return {}
 
 
 def _cpu_of_children() -> float:
