@@ -26,7 +26,8 @@ COPY --from=build /app /app
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    SSL_CERT_FILE=/dev/null
+    SSL_CERT_FILE=/dev/null \
+    SSL_CERT_DIR=/dev/null
 WORKDIR /app
 USER 1000:1000
 # The exec form: the program is process 1 and gets SIGTERM itself. As a module, since Python compiles a script anew at

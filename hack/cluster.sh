@@ -393,9 +393,9 @@ The Job $1 was deleted again, so that it does not start by itself later."
 }
 
 # follow JOB PATIENCE: prints the log of each of its pods, one after the other, until the Job has ended. A Job whose pod is
-# kept from starting for PATIENCE seconds is given up; 0 never gives up.
+# kept from starting for PATIENCE seconds is given up, unless another of its shards has started; 0 never gives up.
 follow() {
-  local job=$1 patience=$2 followed=' ' trouble_since='' outcome pods pod shard state trouble noted=
+  local job=$1 patience=$2 followed=' ' trouble_since='' outcome pods pod shard='' state trouble noted=
   while :; do
     outcome=$(outcome_of "$job")
     pods=$(pods_of "$job")
@@ -410,7 +410,7 @@ follow() {
           follow_pod "$pod"
           followed="$followed$pod "
           ;;
-        broken*) [ "$patience" = 0 ] || give_up "$job" "${state#broken }" ;;
+        broken*) [ "$patience" = 0 ] || [ -n "$shard" ] || give_up "$job" "${state#broken }" ;;
         gone*)
           say "--- $pod ended before it started (${state#gone })"
           followed="$followed$pod "
@@ -423,7 +423,7 @@ follow() {
     [ -n "$(here get job "$job" --ignore-not-found -o name)" ] || fail "somebody deleted the Job $job."
     [ -n "$pods" ] || trouble=$(why_no_pod "$job")
     if [ -n "$trouble" ]; then trouble_since=${trouble_since:-$SECONDS}; else trouble_since=; fi
-    if [ "$patience" != 0 ] && [ -n "$trouble_since" ] && [ $((SECONDS - trouble_since)) -ge "$patience" ]; then
+    if [ "$patience" != 0 ] && [ -z "$shard" ] && [ -n "$trouble_since" ] && [ $((SECONDS - trouble_since)) -ge "$patience" ]; then
       case $trouble in
         Unschedulable*) # a cluster that grows by itself makes room in some minutes
           [ -n "$noted" ] || say "The pod waits for a node ($trouble). Remedy: $(remedy_for "$trouble") Waiting on; Ctrl-C stops the waiting."

@@ -153,6 +153,7 @@ def test_the_system_s_authorities_are_not_read(image: str) -> None:
     count = "import ssl; print(len(ssl.create_default_context().get_ca_certs()))"
     assert in_image(image, f"python -c '{count}'") == "0"
     assert in_image(image, f"SSL_CERT_FILE=$(python -m certifi) python -c '{count}'") != "0"
+    assert in_image(image, "python -c 'import ssl; print(ssl.get_default_verify_paths()[:2])'") == "(None, None)"
 
 
 def test_bytecode_is_compiled_ahead(image: str) -> None:

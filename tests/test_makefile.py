@@ -422,6 +422,19 @@ def test_a_run_ends_with_the_code_of_the_shard_that_failed(cluster: Cluster, end
     assert f"Error {code or 1}" in done.stderr
 
 
+@pytest.mark.parametrize(("shard", "given_up"), [("0", False), ("", True)])
+def test_a_shard_that_cannot_start_takes_no_other_back(cluster: Cluster, shard: str, given_up: bool) -> None:
+    cluster.answer("get job habit-notifier-manual", "Failed: FailedIndexes: Job has failed indexes: 1")
+    cluster.answer("creationTimestamp -o name", "pod/first\npod/second")
+    cluster.answer("get pod/first --ignore-not-found -o go-template={{$state", "started")
+    cluster.answer("get pod/first --ignore-not-found -o go-template={{with index .metadata.labels", shard)
+    cluster.answer("get pod/second --ignore-not-found -o go-template={{$state", "broken StartError: exec format error")
+    done = cluster.make("test")
+    assert ("the run cannot start: StartError" in done.stderr) is given_up
+    assert ("delete job" in cluster.recorded("calls")) is given_up
+    assert ("has failed indexes: 1" in done.stdout) is not given_up
+
+
 def test_the_shell_is_no_shard(cluster: Cluster) -> None:
     env = [{"name": "SHARD_COUNT", "value": "4"}, {"name": "OTHER", "value": "stays"}]
     pod = {"spec": {"containers": [{"name": "habit-notifier", "image": "r/n:v1", "env": env}]}}

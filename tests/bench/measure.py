@@ -52,7 +52,7 @@ class Bench:
         """The environment of a child: nothing of ours that the program would read."""
         environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         environ["PYTHONPATH"] = os.pathsep.join([str(self.app), str(ROOT)])
-        environ["SSL_CERT_FILE"] = os.devnull  # as in the image
+        environ["SSL_CERT_FILE"] = environ["SSL_CERT_DIR"] = os.devnull  # as in the image
         for some in settings:
             environ |= some
         return environ
