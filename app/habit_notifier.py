@@ -432,7 +432,7 @@ class Days:
 
 @dataclass(frozen=True)
 class User:
-    """A user who may be due; without a zone key the days cannot be told."""
+    """A user who is due, having logged nothing on day 2; or, without a zone key, one whose days cannot be told."""
 
     id: UserId
     name: str
@@ -440,7 +440,6 @@ class User:
     raw_zone: str
     zone_key: bytes | None
     logged_day1: bool
-    logged_day2: bool
 
     def __str__(self) -> str:
         return f"{self.name or '(no name)'} (ID: {self.id})"
@@ -592,11 +591,9 @@ NO_LOGS = Rule("no_logs", "No logs in the past 2 days", "message_no_logs")
 MISSED_YESTERDAY = Rule("missed_yesterday", "Missed yesterday", "message_missed_yesterday")
 
 
-def rule_for(*, day1: bool, day2: bool) -> Rule | None:
-    """The rule that applies to whoever logged, or not, on the two days."""
-    if day2:
-        return None
-    return MISSED_YESTERDAY if day1 else NO_LOGS
+def rule_for(*, logged_day1: bool) -> Rule:
+    """The rule for whoever logged nothing on day 2; about all others the database is not even asked."""
+    return MISSED_YESTERDAY if logged_day1 else NO_LOGS
 
 
 def days_of(now: datetime, zone: pytz.BaseTzInfo) -> Days:
@@ -644,8 +641,8 @@ def message_for(reminder: Reminder, settings: Settings) -> str:
     return template.replace("{name}", reminder.name or "there")
 
 
-def judge(user: User, days: Mapping[bytes, Days]) -> Reminder | Skip | None:
-    """The reminder that is due to a user, or why there can be none; None when nothing is due."""
+def judge(user: User, days: Mapping[bytes, Days]) -> Reminder | Skip:
+    """The reminder that is due to a user, or why there can be none."""
     if user.zone_key is None:
         if resolve_zone(user.raw_zone):
             return Skip(
@@ -653,11 +650,11 @@ def judge(user: User, days: Mapping[bytes, Days]) -> Reminder | Skip | None:
             )
         wrong = f"time zone {user.raw_zone!r} is unknown" if user.raw_zone else "there is no time zone"
         return Skip(Outcome.BAD_ZONE, f"{wrong}: correct User.time_zone or set DEFAULT_TIME_ZONE")
-    rule = rule_for(day1=user.logged_day1, day2=user.logged_day2)
-    if rule and not E164.fullmatch(user.phone):
+    if not E164.fullmatch(user.phone):
         reason = f"phone number {user.phone!r} is not E.164, such as +14155550123: correct User.phone_number"
         return Skip(Outcome.BAD_PHONE, reason)
-    return Reminder(user.id, user.name, user.phone, rule, days[user.zone_key].today) if rule else None
+    rule, today = rule_for(logged_day1=user.logged_day1), days[user.zone_key].today
+    return Reminder(user.id, user.name, user.phone, rule, today)
 
 
 def already(reminder: Reminder, rows: Iterable[Row], retry_days: int) -> Skip | None:
@@ -986,7 +983,7 @@ class Store:
         return dict(self._run(f"SELECT {ZONE_KEY}, COUNT(*) FROM `User` u WHERE {self._ours} GROUP BY 1"))
 
     def pages(self, days: Mapping[bytes, Days], total: int, now: datetime) -> Iterator[tuple[int, list[User]]]:
-        """For each page of users with a phone number their count, and those who may be due.
+        """For each page of users with a phone number their count, and those who are due or whose days cannot be told.
 
         Starts at another place each day, so that a deadline does not starve the same people day after day.
         """
@@ -1032,7 +1029,7 @@ class Store:
             [*bounds, *args],
         )
         return [
-            User(user_id, clean(name)[:NAME_LENGTH].strip(), clean(phone), clean(raw), zone, bool(day1), False)
+            User(user_id, clean(name)[:NAME_LENGTH].strip(), clean(phone), clean(raw), zone, bool(day1))
             for user_id, name, phone, raw, zone, day1 in rows
         ]
 
@@ -1676,7 +1673,7 @@ def days_by_zone(zones: Iterable[bytes], settings: Settings, now: datetime) -> d
 def due_reminders(
     pages: Iterable[tuple[int, list[User]]], days: Mapping[bytes, Days], store: Store, report: Report, retry_days: int
 ) -> Iterator[Reminder]:
-    """The reminders to claim, page by page; who gets none although something is due is reported."""
+    """The reminders to claim, page by page; who gets none is reported."""
     for count, page in pages:
         verdicts = [(user, judge(user, days)) for user in page]
         reminders = [verdict for _, verdict in verdicts if isinstance(verdict, Reminder)]
