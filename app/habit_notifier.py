@@ -437,7 +437,7 @@ class User:
     id: UserId
     name: str
     phone: str
-    raw_zone: str
+    unknown_zone: str
     zone_key: bytes | None
     logged_day1: bool
 
@@ -644,11 +644,11 @@ def message_for(reminder: Reminder, settings: Settings) -> str:
 def judge(user: User, days: Mapping[bytes, Days]) -> Reminder | Skip:
     """The reminder that is due to a user, or why there can be none."""
     if user.zone_key is None:
-        if resolve_zone(user.raw_zone):
+        if resolve_zone(user.unknown_zone):
             return Skip(
-                Outcome.BAD_ZONE, f"time zone {user.raw_zone!r} came in use during this run: the next one serves"
+                Outcome.BAD_ZONE, f"time zone {user.unknown_zone!r} came in use during this run: the next one serves"
             )
-        wrong = f"time zone {user.raw_zone!r} is unknown" if user.raw_zone else "there is no time zone"
+        wrong = f"time zone {user.unknown_zone!r} is unknown" if user.unknown_zone else "there is no time zone"
         return Skip(Outcome.BAD_ZONE, f"{wrong}: correct User.time_zone or set DEFAULT_TIME_ZONE")
     if not E164.fullmatch(user.phone):
         reason = f"phone number {user.phone!r} is not E.164, such as +14155550123: correct User.phone_number"
@@ -992,18 +992,19 @@ class Store:
             f"SELECT (SELECT u.id FROM `User` u WHERE {self._ours} ORDER BY u.id LIMIT 1 OFFSET %s)",
             [int(golden % 1 * total)],
         )
-        yield from self._pages(days, middle, None)
+        zones = zones_table(days)
+        yield from self._pages(zones, middle, None)
         if middle is not None:
-            yield from self._pages(days, None, middle)
+            yield from self._pages(zones, None, middle)
 
     def _pages(
-        self, days: Mapping[bytes, Days], low: UserId | None, through: UserId | None
+        self, zones: tuple[str, list[object]], low: UserId | None, through: UserId | None
     ) -> Iterator[tuple[int, list[User]]]:
         """The pages of the ids in (low, through]; their size follows the time that they take."""
         size = min(FIRST_PAGE, PAGE_USERS)
         while (slice_ := self._slice(low, through, size))[0]:
             (count, high), began = slice_, time.monotonic()
-            page = self._page(days, low, high)
+            page = self._page(zones, low, high)
             low, size = high, next_size(size, time.monotonic() - began)
             yield count, page
 
@@ -1017,20 +1018,21 @@ class Store:
         )
         return count, high
 
-    def _page(self, days: Mapping[bytes, Days], low: UserId | None, high: UserId) -> list[User]:
+    def _page(self, zones: tuple[str, list[object]], low: UserId | None, high: UserId) -> list[User]:
         within, args = id_range(low, high)
-        zones, bounds = zones_table(days)
+        table, bounds = zones
         rows = self._run(
-            f"""SELECT u.id, u.name, u.phone_number, u.time_zone, z.zone, {LOGGED.format(start="day1", end="day2")}
-                FROM `User` u LEFT JOIN ({zones}) z ON z.zone = {ZONE_KEY}
+            f"""SELECT u.id, u.name, u.phone_number, IF(z.zone IS NULL, u.time_zone, NULL), z.zone,
+                       {LOGGED.format(start="day1", end="day2")}
+                FROM `User` u LEFT JOIN ({table}) z ON z.zone = {ZONE_KEY}
                 WHERE {within} AND {self._ours}
                   AND (z.zone IS NULL OR NOT {LOGGED.format(start="day2", end="day3")})
                 ORDER BY u.id""",
             [*bounds, *args],
         )
         return [
-            User(user_id, clean(name)[:NAME_LENGTH].strip(), clean(phone), clean(raw), zone, bool(day1))
-            for user_id, name, phone, raw, zone, day1 in rows
+            User(user_id, clean(name)[:NAME_LENGTH].strip(), clean(phone), clean(unknown_zone), zone, bool(day1))
+            for user_id, name, phone, unknown_zone, zone, day1 in rows
         ]
 
     # ledger

@@ -133,7 +133,7 @@ def test_nothing_is_read_as_a_whole_but_the_users_once_for_their_zones(plans: Pl
     assert zones.table == "u"
     assert "GROUP BY" in zones.sql
     stopping = [step for step in whole if step.type == "index"]
-    assert {(step.table, step.key) for step in stopping} == {("User", "PRIMARY"), ("Log", "PRIMARY")}
+    assert {(step.table, step.key) for step in stopping} == {("u", "PRIMARY"), ("Log", "PRIMARY")}
     assert all("ORDER BY" in step.sql and "LIMIT" in step.sql for step in stopping)
 
 

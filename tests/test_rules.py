@@ -123,7 +123,7 @@ def test_whoever_is_due_gets_a_reminder_for_the_day_of_their_own_zone(day1: bool
 @pytest.mark.parametrize("logged", [False, True])
 @pytest.mark.parametrize("phone", [PHONE, "call me maybe"])
 def test_whoever_has_no_zone_is_skipped_with_the_zone_and_the_remedy(phone: str, logged: bool) -> None:
-    skip = judge(a_user(zone_key=None, raw_zone="Mars/Olympus", phone=phone, logged_day1=logged), DAYS)
+    skip = judge(a_user(zone_key=None, unknown_zone="Mars/Olympus", phone=phone, logged_day1=logged), DAYS)
     assert isinstance(skip, Skip)
     assert skip.outcome is Outcome.BAD_ZONE
     assert "'Mars/Olympus'" in skip.reason
@@ -132,7 +132,7 @@ def test_whoever_has_no_zone_is_skipped_with_the_zone_and_the_remedy(phone: str,
 
 
 def test_whoever_has_an_empty_zone_is_told_apart_from_whoever_has_an_unknown_one() -> None:
-    skip = judge(a_user(zone_key=None, raw_zone=""), DAYS)
+    skip = judge(a_user(zone_key=None, unknown_zone=""), DAYS)
     assert isinstance(skip, Skip)
     assert skip.outcome is Outcome.BAD_ZONE
     assert "no time zone" in skip.reason

@@ -658,7 +658,7 @@ def test_the_next_page_is_larger_or_smaller_as_the_last_one_was_fast_or_slow(
     monkeypatch.setattr(habit_notifier, "PAGE_SECONDS", seconds)
     add_due(database, 60)
     days = habit_notifier.days_by_zone(store.users_by_zone(), store._settings, NOON)
-    assert [count for count, _ in store._pages(days, None, None)] == sizes
+    assert [count for count, _ in store._pages(habit_notifier.zones_table(days), None, None)] == sizes
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 6])

@@ -37,8 +37,8 @@ class Case:
 
     @property
     def large(self) -> bool:
-        """Whether the bounds hold for it: with fewer users the start of the process weighs too much."""
-        return self.users >= 1_000_000
+        """Whether the bounds are meant for it: with fewer users, the start of the process weighs too much."""
+        return self.users >= 1_000_000 and self.old_logs >= OLD_LOGS
 
     @property
     def bound(self) -> float:

@@ -28,7 +28,7 @@ of its bound is **bold**."""
 EVALUATION = """The whole job but the sends (the due users are counted instead), against the server's own C client with
 one grouped query ([reference.sql](../tests/bench/reference.sql)), from the start of the process to its end, and against
 a loop of one query for each user and day. The ratio of CPU, the server's included, is the one to trust when the machine
-was busy with other things. The bounds are for a million users. The ledger is empty, as on the first day."""
+was busy with other things. The bounds are for a million users with 24 million logs. The ledger is empty."""
 MEMORY = f"""The most of a whole run at the default concurrency, database and Twilio over TLS, and of `--settle` an hour
 later, which looks at up to 20,000 texts; at most {MEMORY_BOUND} MiB."""
 SENDING = f"""Over plain HTTP, against a Twilio in a process of its own that takes {LATENCY * 1000:.0f} ms a text. The
