@@ -105,7 +105,7 @@ e2e: .venv/.ready ## walk through the documents on a real cluster: needs KUBECON
 
 lock: .venv-scan/.ready ## resolve the dependencies anew: app/requirements.txt and those of development
 	@set -e; for name in app/requirements requirements-dev requirements-scan; do \
-	  .venv-scan/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	  .venv-scan/bin/uv pip compile --quiet --upgrade --no-strip-extras --universal --python-version 3.11 --generate-hashes \
 	    --custom-compile-command 'make lock' --output-file $$name.txt $$name.in; done
 
 # --- Virtual environments, made when they are needed ------------------------------------------------------------------
