@@ -1043,8 +1043,8 @@ class Store:
         remembered = timedelta(days=max(2, self._settings.refused_retry_days))
         for part in chunks(reminders, IN_LIST):
             today = min(reminder.local_day for reminder in part)
-            bounds = [today - remembered, today - timedelta(days=2)]
-            for row in self._rows(part, "local_day >= %s AND (local_day >= %s OR state = 'refused')", bounds):
+            bounds = [today - timedelta(days=2), today - remembered]
+            for row in self._rows(part, "(local_day >= %s OR local_day >= %s AND state = 'refused')", bounds):
                 found[row.user_id].append(row)
         return found
 

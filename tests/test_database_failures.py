@@ -31,7 +31,7 @@ TERMINATED = 143
 
 CLAIM = "'sending', '"  # the literals of the statements, as they pass the proxy
 RECORD = "claimed_at, finished_at,\n"
-HISTORY = "OR state = 'refused')"
+HISTORY = "AND state = 'refused')"
 PAGE = "STRAIGHT_JOIN"
 
 
