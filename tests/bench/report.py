@@ -36,7 +36,7 @@ limit is concurrency / latency; *bare* is a loop over twilio's client with as ma
 share of the speed that claiming and recording cost."""
 
 SHARDS = f"""Runs side by side on this machine, database and all: evaluation with the index, and sending with
-{CONCURRENCY} threads each at {LATENCY * 1000:.0f} ms. On a cluster each shard has a CPU of its own, and only the
+{CONCURRENCY} threads each at {LATENCY * 1000:.0f} ms. On a cluster each shard can have a CPU of its own, and only the
 database, the account and the sender are shared."""
 
 
