@@ -258,7 +258,7 @@ NO_SENDER = "TWILIO_FROM_NUMBER and TWILIO_MESSAGING_SERVICE_SID: set exactly on
 NO_CREDENTIALS = "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them"
 HALF_A_KEY = "TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET: set both or none"
 TWO_PLACES = "TWILIO_API_URL: remove it, or TWILIO_EDGE and TWILIO_REGION"
-BEYOND = "JOB_COMPLETION_INDEX ({}) must be below SHARD_COUNT ({}), or some users are left out: let k8s/"
+BEYOND = "JOB_COMPLETION_INDEX ({}) must be below SHARD_COUNT ({}): let k8s/components/sharded set both"
 
 
 @pytest.mark.parametrize(
