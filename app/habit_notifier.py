@@ -1717,10 +1717,10 @@ def deliver(
     report.not_tried(left)
 
 
-def draw(due: Iterator[Reminder], claims: list[Claim], free: int, now: datetime) -> bool:
+def draw(due: Iterator[Reminder], claims: list[Claim], room: int, now: datetime) -> bool:
     """Add claims for the next reminders, which have a token of their own; whether there were any."""
     token = secrets.token_hex(16)
-    for reminder in islice(due, free):  # one by one: the query of the next page may fail in between
+    for reminder in islice(due, room):  # one by one: the query of the next page may fail in between
         claims.append(Claim(reminder, token, now))  # noqa: PERF401
     return bool(claims)
 

@@ -64,7 +64,8 @@ def test_the_other_parts_measure_too(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in constants.items():
             monkeypatch.setattr(module, name, value)
     bench = Bench(ROOT / "app", full=False)
-    assert process.start(bench).to_imports > 1
+    start = process.start(bench)
+    assert min(start.seconds, start.import_seconds, start.to_imports) > 0  # which is longer, one turn cannot tell
     [memory] = process.memory(bench, [200])
     assert memory.texts > 20
     assert 30 < memory.mib < 200

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests.bench.measure import Bench, Figures, in_turn, median, ratio
 from tests.bench.population import Population
-from tests.sandbox.database import Database
+from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import FakeTwilioProcess
 from tests.sandbox.proxy import Proxy
 
@@ -65,7 +65,7 @@ def _measure(
 
     def afresh(role: str, *arguments: object) -> Callable[[], Figures]:
         def measure() -> Figures:
-            database.execute("DROP TABLE IF EXISTS HabitNotification")
+            database.execute(f"DROP TABLE IF EXISTS {LEDGER}")
             twilio.reset()
             figures = bench.child(environ, role, *arguments)
             if (accepted := twilio.stats()["accepted"]) != texts:

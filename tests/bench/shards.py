@@ -11,6 +11,7 @@ from tests.bench.evaluation import NO_TWILIO, OLD_LOGS
 from tests.bench.measure import Bench, Figures, in_turn, median, ratio
 from tests.bench.population import Population
 from tests.bench.sending import LATENCY
+from tests.sandbox.database import LEDGER
 from tests.sandbox.fake_twilio import FakeTwilioProcess
 
 COUNTS = (1, 2, 4)
@@ -43,7 +44,7 @@ def run(bench: Bench, users: int) -> list[Shards]:
 
         def send(count: int) -> Callable[[], Figures]:
             def measure() -> Figures:
-                database.execute("DROP TABLE IF EXISTS HabitNotification")
+                database.execute(f"DROP TABLE IF EXISTS {LEDGER}")
                 twilio.reset()
                 seconds = _slowest(bench, texting, count, "send", TEXTS // count, "with")
                 if (accepted := twilio.stats()["accepted"]) != TEXTS:
