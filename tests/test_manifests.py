@@ -42,6 +42,12 @@ DECLARED: dict[str, Mapping[str, Any]] = {
     declared.name.upper(): declared.metadata for declared in fields(program.Settings)
 }
 SECRETS = {name for name, metadata in DECLARED.items() if metadata["secret"]}
+LABELS = {
+    "app": "habit-notifier",
+    "app.kubernetes.io/name": "habit-notifier",
+    "app.kubernetes.io/component": "notifier",
+    "app.kubernetes.io/part-of": "habit-tracker",
+}
 BY_THE_JOB = {"SHARD_COUNT", "JOB_COMPLETION_INDEX"}
 """A Job that is at work keeps its own: they stand in its pods, and never in the ConfigMap."""
 
@@ -182,20 +188,24 @@ def test_every_object_is_labelled_and_in_the_namespace(built: str) -> None:
     documents = load(built)
     namespace = of_kind(documents, "Namespace")["metadata"]["name"]
     for document in documents:
-        labels = document["metadata"]["labels"]
-        assert labels["app.kubernetes.io/name"] == "habit-notifier"
+        assert document["metadata"]["labels"].items() >= LABELS.items()
         if document["kind"] != "Namespace":
-            assert labels["app"] == "habit-notifier"
             assert document["metadata"]["namespace"] == namespace
 
 
-def test_the_policy_and_the_readme_find_the_pods_by_their_label(built: str) -> None:
+def test_pods_and_selectors_have_one_label_that_never_changes(built: str) -> None:
     documents = load(built)
     job = of_kind(documents, "CronJob")["spec"]["jobTemplate"]
-    selector = of_kind(documents, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
-    assert selector == {"app": "habit-notifier"}
-    for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
-        assert selector.items() <= labels.items()
+    for labelled in (job, job["spec"]["template"]):
+        assert labelled["metadata"]["labels"] == {"app": "habit-notifier"}
+    assert of_kind(documents, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"] == {"app": "habit-notifier"}
+
+
+def test_the_recommended_labels_are_written_once() -> None:
+    (labels,) = read(K8S / "kustomization.yaml")["labels"]
+    assert labels == {"pairs": LABELS}  # neither selectors nor templates
+    texts = [path.read_text() for path in K8S.rglob("*.yaml")]
+    assert sum(text.count("app.kubernetes.io/name") for text in texts) == 1
 
 
 def test_what_the_pod_refers_to_is_there(built: str) -> None:
