@@ -24,6 +24,7 @@ from tests.manifests import (
     build,
     build_with,
     load,
+    promtool,
     read,
     scanner,
     uncommented,
@@ -34,6 +35,7 @@ VERSIONS = [OLDEST, "newest"]
 BUILDS = ["base", *(f"with {folder.name}" for folder in COMPONENTS), "with everything", *(f.name for f in OVERLAYS)]
 CRDS = {
     ("external-secrets.io/v1", "ExternalSecret"): ROOT / "tests/schemas/external-secrets.io-v1-ExternalSecret.json",
+    ("monitoring.coreos.com/v1", "PrometheusRule"): ROOT / "tests/schemas/monitoring.coreos.com-v1-PrometheusRule.json",
 }
 WAIVERS = {"CKV_K8S_15", "CKV_K8S_35", "CKV_K8S_40", "CKV_K8S_43"}
 STANDARD = {"HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE"}  # the program's libraries read these
@@ -411,9 +413,20 @@ def test_the_namespace_enforces_pod_security(built: str) -> None:
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
-def test_nobody_is_given_a_permission(built: str) -> None:
-    kinds = {document["kind"] for document in load(built)}
-    assert not kinds & {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
+def test_nobody_is_given_a_permission_but_the_viewers(built: str) -> None:
+    documents = load(built)
+    given = [document for document in documents if document["apiVersion"].startswith("rbac.authorization.k8s.io/")]
+    names = {(document["kind"], document["metadata"]["name"]) for document in given}
+    assert names <= {("Role", "habit-notifier-viewer"), ("RoleBinding", "habit-notifier-viewers")}
+
+
+def test_the_viewers_only_look() -> None:
+    role, binding = load((K8S / "components/viewers/viewers.yaml").read_text())
+    may = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    seen = {"cronjobs", "jobs", "pods", "pods/log", "events"}
+    assert may == {(resource, verb) for resource in seen for verb in ("get", "list", "watch")}
+    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", role["metadata"]["name"])
+    assert [subject["kind"] for subject in binding["subjects"]] == ["Group"]
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
@@ -446,6 +459,71 @@ def test_port_of_config_and_policy_agree(config: Document, policy: Document) -> 
     assert policy["egress"][2]["ports"] == [{"protocol": "TCP", "port": int(config["data"]["DB_PORT"])}]
 
 
+def test_the_rules_to_fill_in_narrow_mysql_and_https(policy: Document, tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    file = tmp_path / "k8s/networkpolicy.yaml"
+    file.write_text(
+        re.sub(r"^( *)# (?=- to:|to:| +- ipBlock|  ports:| +- \{)", r"\1", file.read_text(), flags=re.MULTILINE)
+    )
+    names, https, proxy, mysql = read(file)["spec"]["egress"]
+    assert [names, https] == policy["egress"][:2]
+    assert proxy == {"to": [{"ipBlock": {"cidr": "10.20.40.50/32"}}], "ports": [{"protocol": "TCP", "port": 3128}]}
+    assert mysql == policy["egress"][2] | {"to": [{"ipBlock": {"cidr": "10.20.30.0/24"}}]}
+
+
+# --- the alerts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alerts() -> dict[str, Document]:
+    (group,) = read(K8S / "components/monitoring/prometheusrule.yaml")["spec"]["groups"]
+    return {rule["alert"]: rule for rule in group["rules"]}
+
+
+def test_the_alerts_speak_when_they_must(tmp_path: Path) -> None:
+    rules = read(K8S / "components/monitoring/prometheusrule.yaml")["spec"]
+    (tmp_path / "rules.yaml").write_text(json.dumps(rules))
+    shutil.copy(ROOT / "tests/alerts.yaml", tmp_path)
+    done = subprocess.run(
+        [promtool(), "test", "rules", "alerts.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_speaking_and_silent(alerts: dict[str, Document]) -> None:
+    cases = [case for test in read(ROOT / "tests/alerts.yaml")["tests"] for case in test["alert_rule_test"]]
+    for expected in (True, False):
+        assert {case["alertname"] for case in cases if bool(case.get("exp_alerts")) is expected} == alerts.keys()
+
+
+def test_the_alert_of_a_long_run_follows_the_deadline(alerts: dict[str, Document]) -> None:
+    assert f"> {DECLARED['RUN_DEADLINE']['default']}\n" in alerts["HabitNotifierRunningLong"]["expr"]
+
+
+def test_the_alert_of_no_success_has_its_hours_in_both_places(alerts: dict[str, Document]) -> None:
+    expression = alerts["HabitNotifierNoSuccess"]["expr"]
+    assert re.findall(r"\[(\d+)h\]", expression) == re.findall(r"> (\d+) \* 3600", expression) == ["26"]
+
+
+def test_the_alerts_move_to_another_namespace_as_the_example_shows(tmp_path: Path, alerts: dict[str, Document]) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    shutil.copytree(ROOT / "overlays", tmp_path / "overlays")
+    file = tmp_path / "overlays/staging/kustomization.yaml"
+    before, after = file.read_text().split("# components:\n")
+    file.write_text(before + "components:\n" + re.sub(r"^# (?=replacements:|  )", "", after, flags=re.MULTILINE))
+    (group,) = of_kind(load(build(file.parent)), "PrometheusRule")["spec"]["groups"]
+    moved = {rule["alert"]: rule["expr"] for rule in group["rules"]}
+    here, there = ('namespace="habit-tracker"', 'namespace="habit-tracker-staging"')
+    for name, rule in alerts.items():
+        assert rule["expr"].count(here) == 1
+        assert moved[name] == rule["expr"].replace(here, there)
+
+
 # --- the documents ----------------------------------------------------------------------------------------------------
 
 
@@ -476,20 +554,15 @@ def test_shell_blocks_are_shell(document: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
-def test_the_example_of_a_patch_builds(tmp_path: Path) -> None:
+def test_the_example_of_an_overlay_builds(tmp_path: Path) -> None:
     (example,) = (block for block in blocks(K8S / "README.md", "yaml") if "kind: Kustomization" in block)
     shutil.copytree(K8S, tmp_path / "k8s")
     overlay = tmp_path / "overlays" / "mine"
     overlay.mkdir(parents=True)
     (overlay / "kustomization.yaml").write_text(example)
-    (container,) = of_kind(load(build(overlay)), "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"][
-        "containers"
-    ]
+    documents = load(build(overlay))
+    pod = of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"cpu": "1", "memory": "512Mi", "ephemeral-storage": "128Mi"}
-
-
-def test_the_role_that_looks_only_looks() -> None:
-    (role,) = (load(block)[0] for block in blocks(ROOT / "DEPLOYMENT.md", "yaml") if "kind: Role" in block)
-    for rule in role["rules"]:
-        assert set(rule["verbs"]) == {"get", "list", "watch"}
-        assert not set(rule["resources"]) & {"secrets", "*", "pods/exec", "pods/attach"}
+    assert {volume["name"] for volume in pod["volumes"]} == {"tmp", "mysql-ca"}
+    assert of_kind(documents, "Role")["metadata"]["labels"]["app"] == "habit-notifier"
