@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import habit_notifier
 from tests.sandbox.database import Database, NoServerError, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 
@@ -23,6 +24,12 @@ def pytest_configure() -> None:
     """A shell's background job ignores SIGINT, and so would every program that tests start there and interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is away at the start of a run is waited for as long as a test can wait."""
+    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 2.0)
 
 
 @pytest.fixture(scope="session", params=["throwaway", *(["named"] if NAMED else [])])

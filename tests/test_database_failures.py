@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 import habit_notifier
-from habit_notifier import Exit, Stop
+from habit_notifier import Exit
+from tests import program
 from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import FakeTwilio
 from tests.sandbox.proxy import Proxy, Verdict
@@ -75,7 +76,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(environ: dict[str, str], at: datetime | None = NOON) -> int:
     """A whole run in this process, at NOON unless it follows a process, whose clock is the real one."""
-    return habit_notifier.main([], environ, (lambda: at) if at else habit_notifier.utc_now, Stop())
+    return program.run(environ, at=at or habit_notifier.utc_now)
 
 
 @contextmanager

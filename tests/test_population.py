@@ -24,7 +24,7 @@ import pytz
 
 import habit_notifier
 from habit_notifier import Stop
-from tests import oracle
+from tests import oracle, program
 from tests.oracle import MICROSECOND, MISSED_YESTERDAY, NO_LOGS, SECOND
 from tests.sandbox.database import Database, Id, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request
@@ -171,7 +171,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
 
     def run(environ: dict[str, str], now: datetime, stop: Stop | None = None) -> Run:
         handler.lines = []
-        return Run(habit_notifier.main([], environ, lambda: now, stop or Stop()), handler.lines)
+        return Run(program.run(environ, at=now, stop=stop), handler.lines)
 
     habit_notifier.log.addHandler(handler)
     yield run
