@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.full import FULL
 from tests.sandbox.database import Database, NoServerError, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 
@@ -68,15 +69,21 @@ def environ(database: Database, twilio: FakeTwilio) -> dict[str, str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says plainly what this run did not cover, and why."""
-    lines = []
-    if not NAMED:
-        lines.append("TEST_MYSQL_URL is not set: the tests ran on the throw-away server only")
-    skipped = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
-    lines += [f"{count} test{'s' if count > 1 else ''}: {reason}" for reason, count in skipped.items()]
-    if lines:
+    if lines := [f"{what}: {why}" for what, why in uncovered(terminalreporter)]:
         terminalreporter.section("not covered here")
         for line in lines:
             terminalreporter.write_line(line)
+
+
+def uncovered(terminalreporter: pytest.TerminalReporter) -> Iterator[tuple[str, str]]:
+    """What a run did not cover, and why."""
+    skipped = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in skipped.items():
+        yield f"{count} test{'s' if count > 1 else ''}", reason
+    if not NAMED:
+        yield "a second database server", "TEST_MYSQL_URL is not set"
+    if not FULL:
+        yield "the long runs", "FULL=1 is not set"
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
@@ -75,36 +76,38 @@ def docker(*arguments: str, check: bool = True) -> str:
 
 
 def command() -> list[str]:
-    if "DOCKER" in os.environ:
-        return shlex.split(os.environ["DOCKER"])
-    return [next((name for name in ("docker", "podman") if shutil.which(name)), "docker")]
+    """The first that can build images here, of what DOCKER names, else of Docker and podman."""
+    named = os.environ.get("DOCKER")
+    reasons = []
+    for words in map(shlex.split, [named] if named else ["docker", "podman"]):
+        reason = why_not(*words)
+        if not reason:
+            return words
+        reasons.append(f"{words[0]} {reason}")
+    pytest.skip(f"the image was not built: {', '.join(reasons)}")
 
 
-def why_not() -> str | None:
-    """Why no image can be built here."""
-    if not shutil.which(command()[0]):
-        return f"{command()[0]} is not here"
-    try:
-        done = subprocess.run(
-            [*command(), "image", "inspect", BASE], capture_output=True, text=True, check=False, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{command()[0]} does not work: {error}"
-    if done.returncode:
-        return f"{shlex.join(command())} has no {BASE}: {(done.stderr.strip() or 'pull it').splitlines()[-1]}"
-    return None
+@cache
+def why_not(*words: str) -> str:
+    """Why this command cannot build the image; empty when it can."""
+    if not shutil.which(words[0]):
+        return "is not here"
+    for question, answer in (["info"], "does not answer"), (["image", "inspect", BASE], f"has no {BASE}"):
+        try:
+            done = subprocess.run([*words, *question], capture_output=True, text=True, check=False, timeout=30)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"does not work ({error})"
+        if done.returncode:
+            return f"{answer} ({(done.stderr.strip() or 'and says nothing').splitlines()[-1]})"
+    return ""
 
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[str]:
     """The image, built as `make build` builds it."""
-    if reason := why_not():
-        pytest.skip(f"the image was not built: {reason}")
     name, tag = TAG.rsplit(":", 1)
-    environ = os.environ | {"DOCKER": shlex.join(command()), "IMAGE_NAME": name, "IMAGE_TAG": tag}
-    done = subprocess.run(
-        ["make", "build"], cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=600
-    )
+    told = [f"DOCKER={shlex.join(command())}", f"IMAGE_NAME={name}", f"IMAGE_TAG={tag}"]
+    done = subprocess.run(["make", "build", *told], cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     yield TAG
     docker("rmi", "--force", TAG, check=False)

@@ -1,0 +1,66 @@
+"""`make check`: one step after another, a line for each; then three lines: what it proved, what it skipped, and why."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import uncovered
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+class Tests:
+    """The step that runs the tests, and what came of them."""
+
+    passed = 0
+    uncovered: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self) -> int:
+        """Run them. Returns pytest's exit code."""
+        return int(pytest.main(["-q", "-n", "2", "--dist", "loadfile", "--cov", "--ignore=tests/e2e"], plugins=[self]))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Keep what pytest counted."""
+        self.passed = len(terminalreporter.stats.get("passed", []))
+        self.uncovered = tuple(uncovered(terminalreporter))
+
+
+def command(*words: str) -> Callable[[], int]:
+    """A step that runs a program."""
+    return lambda: subprocess.run(words, cwd=ROOT, check=False).returncode
+
+
+def main() -> int:
+    """Take all steps, or those up to the first that fails. Returns its exit code."""
+    tests = Tests()
+    steps: dict[str, Callable[[], int]] = {
+        "linters": command("make", "--no-print-directory", "lint"),
+        "formatting": command(f"{BIN}/ruff", "format", "--check", "."),
+        "types": command(f"{BIN}/mypy", "--strict", "app", "tests"),
+        "tests": tests,
+    }
+    began = time.monotonic()
+    last = ""
+    for number, (name, step) in enumerate(steps.items(), start=1):
+        print(f"--- {number} of {len(steps)}: {name}{last}", flush=True)
+        started = time.monotonic()
+        if code := step():
+            print(f"make check: {name} failed. What is wrong stands above.", file=sys.stderr)
+            return code
+        last = f" ({name} took {time.monotonic() - started:.0f} s)"
+    skipped = [*tests.uncovered, ("the cluster test", "it needs a cluster, and is apart: make e2e")]
+    print(f"Proved, in {time.monotonic() - began:.0f} s: {', '.join(steps)}; {tests.passed} tests passed")
+    print(f"Skipped: {'; '.join(what for what, _ in skipped)}")
+    print(f"Why: {'; '.join(why for _, why in skipped)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
