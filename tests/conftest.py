@@ -11,6 +11,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.full import FULL
@@ -21,7 +22,11 @@ NAMED = os.environ.get("TEST_MYSQL_URL", "")
 
 
 def pytest_configure() -> None:
-    """A shell's background job ignores SIGINT, and so would every program that tests start there and interrupt."""
+    """Under FULL=1 hypothesis draws new examples each time, else always the same."""
+    hypothesis.settings.register_profile("sample", derandomize=True)
+    if not FULL:
+        hypothesis.settings.load_profile("sample")
+    # A shell's background job ignores SIGINT, and so would every program that tests start there and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
