@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -245,6 +246,29 @@ def test_podman_builds_where_a_docker_client_has_no_daemon(alone: Path, monkeypa
     assert test_image.command() == ["podman"]
     monkeypatch.setenv("DOCKER", "podman --remote")
     assert test_image.command() == ["podman", "--remote"]
+
+
+# --- virtual environments
+
+
+@pytest.mark.parametrize(
+    ("targets", "made"),
+    [
+        ("demo bench faults e2e", {".venv"}),
+        ("security-scan lock", {".venv-scan"}),
+        ("check lint", {".venv", ".venv-scan"}),
+        ("help build deploy test", set()),
+    ],
+)
+def test_only_what_needs_an_environment_makes_it(tmp_path: Path, targets: str, made: set[str]) -> None:
+    for path in (ROOT / "Makefile", *ROOT.glob("requirements*.txt")):
+        shutil.copy(path, tmp_path)
+    for target in targets.split():
+        done = subprocess.run(
+            ["make", "-n", target], cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True,
+            check=True, timeout=60,
+        )  # fmt: skip
+        assert {*re.findall(r" into (\.venv\S*)\. ", done.stdout)} == made, target
 
 
 # --- make check
