@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import uncovered
-
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
@@ -28,6 +26,8 @@ class Tests:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Keep what pytest counted."""
+        from tests.conftest import uncovered  # pytest must be the first to import it
+
         self.passed = len(terminalreporter.stats.get("passed", []))
         self.uncovered = tuple(uncovered(terminalreporter))
 
