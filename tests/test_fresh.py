@@ -230,6 +230,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "echo Cannot connect to the Docker daemon >&2; exit 1",
             "docker does not answer (Cannot connect to the Docker",
         ),
+        ('[ "$1" != build ] || { echo no route >&2; exit 1; }', "docker reaches no package index when it builds (no"),
         ('[ "$1" = info ] || { echo No such image >&2; exit 1; }', "docker has no python:3.13-slim (No such image)"),
     ],
 )

@@ -1,7 +1,7 @@
 """The image: small, locked, ready for a read-only root, and stopped by SIGTERM.
 
 What can be read is tested everywhere. What must be built is tested where Docker or podman answers (DOCKER names another
-command) and has the base image.
+command), has the base image, and reaches the packages.
 """
 
 from __future__ import annotations
@@ -25,6 +25,18 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 BASE = "python:3.13-slim"
 MOST = 90_000_000  # bytes above the base image
 TAG = "localhost/habit-notifier:test"
+
+# Whether a build reaches the packages at all is asked without our Dockerfile: what fails afterwards is ours.
+PROBE = "localhost/habit-notifier:probe"
+INDEX_VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+INDEX = [f"--build-arg={name}" for name in INDEX_VARIABLES if os.environ.get(name)]
+DOWNLOAD = "\n".join(
+    [
+        f"FROM {BASE}",
+        *(f"ARG {name}" for name in INDEX_VARIABLES),
+        "RUN python -m pip download --retries 1 -d /tmp pytz\n",
+    ]
+)
 
 
 # --- read -------------------------------------------------------------------------------------------------------------
@@ -92,9 +104,16 @@ def why_not(*words: str) -> str:
     """Why this command cannot build the image; empty when it can."""
     if not shutil.which(words[0]):
         return "is not here"
-    for question, answer in (["info"], "does not answer"), (["image", "inspect", BASE], f"has no {BASE}"):
+    questions = (
+        (["info"], "does not answer"),
+        (["image", "inspect", BASE], f"has no {BASE}"),
+        (["build", "--quiet", *INDEX, "--tag", PROBE, "--file", "-", "app"], "reaches no package index when it builds"),
+    )
+    for question, answer in questions:
         try:
-            done = subprocess.run([*words, *question], capture_output=True, text=True, check=False, timeout=30)
+            done = subprocess.run(
+                [*words, *question], input=DOWNLOAD, cwd=ROOT, capture_output=True, text=True, check=False, timeout=90
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"does not work ({error})"
         if done.returncode:
@@ -110,7 +129,7 @@ def image() -> Iterator[str]:
     done = subprocess.run(["make", "build", *told], cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     yield TAG
-    docker("rmi", "--force", TAG, check=False)
+    docker("rmi", "--force", TAG, PROBE, check=False)
 
 
 def in_image(image: str, *shell: str) -> str:
