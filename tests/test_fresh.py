@@ -28,31 +28,34 @@ MODULES = [path for folder in ("hack", "tests") for path in sorted((ROOT / folde
 MACHINE = {"HOME", "LANG", "PATH", "SHELL", "TERM", "VIRTUAL_ENV"}
 """What is the machine's, not ours."""
 
+READS = re.compile(r"^os\.(environ\b|getenv\()| in os\.environ$")
+
 
 # --- how a variable is read
 
 
 def in_module(path: Path) -> Iterator[tuple[str, str]]:
     """Each variable that a Python file reads, and the expression that asks for it."""
-    environs = {"os.environ", "environ"} if path.is_relative_to(ROOT / "hack") else {"os.environ"}
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    readers = {
+        function.name: ast.unparse(node)  # def given(name): return os.environ.get(name)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef) and function.args.args
+        for node in ast.walk(function)
+        if ast.unparse(node).startswith(f"os.environ.get({function.args.args[0].arg}")
+    }
+    for node in ast.walk(tree):
+        asked = ast.unparse(node)
         match node:
-            case ast.Call(func=ast.Attribute(value=value, attr="get"), args=[ast.Constant(value=str(name)), *_]):
-                asked = ast.unparse(value) in environs
-            case ast.Call(func=function, args=[ast.Constant(value=str(name)), *_]):
-                asked = ast.unparse(function) in ("os.getenv", "getenv")
-            case ast.Subscript(value=value, slice=ast.Constant(value=str(name)), ctx=ast.Load()):
-                asked = ast.unparse(value) in environs
-            case ast.Compare(left=ast.Constant(value=str(name)), ops=[ast.In() | ast.NotIn()], comparators=[value]):
-                asked = ast.unparse(value) in environs
-            case ast.Compare(
-                left=ast.Call(args=[ast.Constant(value=str(name)), *_]) as call, ops=[ast.Is() | ast.IsNot()]
-            ):
-                asked = any(call_of in ast.unparse(call) for call_of in ("environ.get(", "getenv("))
-            case _:
-                asked = False
-        if asked and name not in MACHINE:
-            yield name, ast.unparse(node)
+            case ast.Call(func=ast.Name(id=reader), args=[ast.Constant(value=str(name)), *_]) if reader in readers:
+                yield name, readers[reader]
+            case (
+                ast.Call(args=[ast.Constant(value=str(name)), *_])
+                | ast.Subscript(slice=ast.Constant(value=str(name)), ctx=ast.Load())
+                | ast.Compare(left=ast.Constant(value=str(name)))
+                | ast.Compare(left=ast.Call(args=[ast.Constant(value=str(name)), *_]))
+            ) if READS.search(asked) and name not in MACHINE:
+                yield name, asked
 
 
 def in_script(path: Path) -> Iterator[tuple[str, str]]:
@@ -93,9 +96,9 @@ TELLS_EMPTY_FROM_UNSET = re.compile(
     ^\$\{!?\w+[-+?=]  # ${NAME-default}: a shell's operator without its colon
     | ^\[\ -v                 # the shell's question whether it is there
     | \?=$                    # make's default
-    | \ in\ (os\.)?environ$   # Python's question whether it is there
+    | \ in\ os\.environ$      # Python's question whether it is there
     | \ is\ (not\ )?None$
-    | (get|getenv)\('[A-Z0-9_]+',\ (?!''\)$)  # Python's default
+    | (get|getenv)\([^,()]+,\ (?!''\))  # Python's default
     """,
     re.VERBOSE,
 )
