@@ -295,7 +295,7 @@ def test_check_tells_each_step_and_ends_with_what_it_proved_skipped_and_why(
         "--- 3 of 4: types (formatting took 0 s)",
         "--- 4 of 4: tests (types took 0 s)",
     ]
-    assert proved == "Proved, in 0 s: linters, formatting, types, tests; 7 tests passed"
+    assert proved == "Proved, in 0 s: linters, formatting, types, tests (7 passed)"
     assert skipped == "Skipped: 2 tests; the cluster test"
     assert why == "Why: kubectl is not here; it needs a cluster, and is apart: make e2e"
 
