@@ -217,12 +217,13 @@ def a_docker(folder: Path, script: str) -> None:
 
 
 @pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that is all of PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DOCKER", "")
     test_image.why_not.cache_clear()
-    return tmp_path
+    yield tmp_path
+    test_image.why_not.cache_clear()  # what was found here holds for no other test
 
 
 @pytest.mark.parametrize(
