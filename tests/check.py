@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -17,8 +18,8 @@ BIN = Path(sys.executable).parent
 class Tests:
     """The step that runs the tests, and what came of them."""
 
-    passed = 0
-    uncovered: tuple[tuple[str, str], ...] = ()
+    passed = skipped = 0
+    uncovered: Mapping[str, str] = MappingProxyType({})
 
     def __call__(self) -> int:
         """Run them. Returns pytest's exit code."""
@@ -30,8 +31,8 @@ class Tests:
         """Keep what pytest counted."""
         from tests.conftest import uncovered  # pytest must be the first to import it
 
-        self.passed = len(terminalreporter.stats.get("passed", []))
-        self.uncovered = tuple(uncovered(terminalreporter))
+        self.passed, self.skipped = (len(terminalreporter.stats.get(kind, [])) for kind in ("passed", "skipped"))
+        self.uncovered = uncovered(terminalreporter)
 
 
 def command(*words: str) -> Callable[[], int]:
@@ -57,10 +58,11 @@ def main() -> int:
             print(f"make check: {name} failed. What is wrong stands above.", file=sys.stderr)
             return code
         last = f" ({name} took {time.monotonic() - started:.0f} s)"
-    skipped = [*tests.uncovered, ("the cluster test", "it needs a cluster, and is apart: make e2e")]
+    missing = {**tests.uncovered, "it needs a cluster, and is apart: make e2e": "the cluster test"}
+    whole = [what for what in missing.values() if not what[0].isdigit()]
     print(f"Proved, in {time.monotonic() - began:.0f} s: {', '.join(steps)} ({tests.passed} passed)")
-    print(f"Skipped: {'; '.join(what for what, _ in skipped)}")
-    print(f"Why: {'; '.join(why for _, why in skipped)}")
+    print(f"Skipped: {', '.join([f'{tests.skipped} tests', *whole])}")
+    print(f"Why: {'; '.join(f'{what}: {why}' for why, what in missing.items())}")
     return 0
 
 

@@ -74,21 +74,21 @@ def environ(database: Database, twilio: FakeTwilio) -> dict[str, str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says plainly what this run did not cover, and why."""
-    if lines := [f"{what}: {why}" for what, why in uncovered(terminalreporter)]:
+    if missing := uncovered(terminalreporter):
         terminalreporter.section("not covered here")
-        for line in lines:
-            terminalreporter.write_line(line)
+        for why, what in missing.items():
+            terminalreporter.write_line(f"{what}: {why}")
 
 
-def uncovered(terminalreporter: pytest.TerminalReporter) -> Iterator[tuple[str, str]]:
-    """What a run did not cover, and why."""
+def uncovered(terminalreporter: pytest.TerminalReporter) -> dict[str, str]:
+    """Why something was not covered, and what."""
     skipped = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
-    for reason, count in skipped.items():
-        yield f"{count} test{'s' if count > 1 else ''}", reason
+    missing = {why: f"{count} test{'s' if count > 1 else ''}" for why, count in skipped.items()}
     if not NAMED:
-        yield "a second database server", "TEST_MYSQL_URL is not set"
+        missing["TEST_MYSQL_URL is not set"] = "a second database server"
     if not FULL:
-        yield "the long runs", "FULL=1 is not set"
+        missing["FULL=1 is not set"] = "the long runs"
+    return missing
 
 
 def _reason(report: pytest.TestReport) -> str:

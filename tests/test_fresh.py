@@ -283,7 +283,8 @@ def test_check_tells_each_step_and_ends_with_what_it_proved_skipped_and_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def tests(step: check.Tests) -> int:
-        step.passed, step.uncovered = 7, (("2 tests", "kubectl is not here"),)
+        step.passed, step.skipped = 7, 3
+        step.uncovered = {"kubectl is not here": "3 tests", "FULL=1 is not set": "the long runs"}
         return 0
 
     monkeypatch.setattr(check, "command", lambda *_: lambda: 0)
@@ -297,8 +298,11 @@ def test_check_tells_each_step_and_ends_with_what_it_proved_skipped_and_why(
         "--- 4 of 4: tests (types took 0 s)",
     ]
     assert proved == "Proved, in 0 s: linters, formatting, types, tests (7 passed)"
-    assert skipped == "Skipped: 2 tests; the cluster test"
-    assert why == "Why: kubectl is not here; it needs a cluster, and is apart: make e2e"
+    assert skipped == "Skipped: 3 tests, the long runs, the cluster test"
+    assert why == (
+        "Why: 3 tests: kubectl is not here; the long runs: FULL=1 is not set; "
+        "the cluster test: it needs a cluster, and is apart: make e2e"
+    )
 
 
 def test_check_ends_at_the_first_step_that_fails(
