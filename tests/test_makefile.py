@@ -104,7 +104,7 @@ def ready(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / folder, copy / folder)
     config = copy / "k8s/configmap.yaml"
     text = config.read_text().replace("your-mysql-host", "mysql.example.com")
-    config.write_text(text.replace("your-twilio-number", '"+15005550006"'))
+    config.write_text(text.replace("your-twilio-number", "+15005550006"))
     return copy
 
 
