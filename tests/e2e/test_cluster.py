@@ -407,7 +407,9 @@ def test_6_a_drained_node_ends_the_run_in_order_and_the_replacement_goes_on(
     assert outside.ledger() == {"sent": slow.total(), "refused": 1}
 
 
-@pytest.mark.skipif("NODE_KILL" not in os.environ, reason="NODE_KILL is not set: tests/e2e/README.md tells what it is")
+@pytest.mark.skipif(
+    not os.environ.get("NODE_KILL"), reason="NODE_KILL is not set: tests/e2e/README.md tells what it is"
+)
 def test_6_a_real_kill_leaves_nobody_with_a_second_text(
     slow: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
 ) -> None:
@@ -525,7 +527,9 @@ def test_7_a_shard_that_fails_is_tried_again_alone_and_twice_at_most(
     assert outside.ledger() == {"sent": crowd.total(), "refused": 1}
 
 
-@pytest.mark.skipif("NODE_KILL" not in os.environ, reason="NODE_KILL is not set: tests/e2e/README.md tells what it is")
+@pytest.mark.skipif(
+    not os.environ.get("NODE_KILL"), reason="NODE_KILL is not set: tests/e2e/README.md tells what it is"
+)
 def test_7_a_killed_shard_leaves_nobody_with_a_second_text_and_the_others_at_work(
     crowd: Due, shards: list[Due], user: User, cluster: Cluster, outside: Outside, watch: Watch
 ) -> None:
