@@ -362,6 +362,10 @@ class Outside:
         self._due[i] = phone, rule
         return phone, rule
 
+    def an_id(self) -> int:
+        """Somebody who is due."""
+        return next(iter(self._due))
+
     def shards(self, count: int) -> list[Due]:
         """Who is due, by shard."""
         shards = [Due() for _ in range(count)]
