@@ -166,20 +166,18 @@ class User:
     def types(self, documented: str, answers: Mapping[str, str]) -> str:
         """Run a command at a keyboard: each question gets the answer of its name, once it is asked; what was shown."""
         keyboard, terminal = os.openpty()
-        shown = ""
-        try:
-            with subprocess.Popen(
-                ["bash", "-c", documented], cwd=self.clone, env=self.environ, start_new_session=True,
-                stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            ) as process:  # fmt: skip
-                assert process.stdout
-                while block := os.read(process.stdout.fileno(), 65_536):
+        with subprocess.Popen(
+            ["bash", "-c", documented], cwd=self.clone, env=self.environ, start_new_session=True,
+            stdin=terminal, stdout=terminal, stderr=terminal,
+        ) as process:  # fmt: skip
+            os.close(terminal)
+            shown = ""
+            with suppress(OSError):  # the terminal is gone when the last program on it is
+                while block := os.read(keyboard, 65_536):
                     shown += block.decode()
                     if asked := re.search(r"([A-Z_]+)( \([^)]*\))?: \Z", shown):
                         os.write(keyboard, f"{answers[asked[1]]}\n".encode())
-        finally:
-            os.close(keyboard)
-            os.close(terminal)
+        os.close(keyboard)
         assert process.returncode == 0, shown
         return shown
 
