@@ -13,8 +13,9 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo check bench faults e2e lock lint security-scan build push build-push \
-  secret deploy test logs status events shell suspend resume update-image clean-jobs undeploy
+CLUSTER := secret deploy preflight dry-run explain test logs status events shell suspend resume stop update-image \
+  clean-jobs undeploy
+.PHONY: help build push build-push $(CLUSTER) demo check bench faults e2e lock lint security-scan
 
 help: ## show this list
 	@grep -hE '^[a-z][a-z0-9-]*:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -22,10 +23,9 @@ help: ## show this list
 # --- The image --------------------------------------------------------------------------------------------------------
 
 build: ## build the image; IMAGE_NAME=registry/name IMAGE_TAG=v1.0.0, PLATFORM=linux/amd64, DOCKER=podman
-	@hack/image.sh build
-
 push: ## push the image; IMAGE_NAME and IMAGE_TAG as for build
-	@hack/image.sh push
+build push:
+	@hack/image.sh $@
 
 build-push: ## build, then push
 	@hack/image.sh build
@@ -34,42 +34,28 @@ build-push: ## build, then push
 # --- The cluster: the current context, or CONTEXT=name; OVERLAY=overlays/staging for another environment ---------------
 
 secret: ## make or change the Secret from the environment, FILE=..., or by asking
+deploy: ## apply the manifests; SUSPEND=yes: no runs yet; IMAGE_NAME and IMAGE_TAG, else what runs, else the file's
+preflight: ## check all that a run needs, in a pod like the job's; nobody is texted
+dry-run: ## who would be texted now, in a pod like the job's; nobody is texted
+explain: ## why a user is texted or not; USER_ID=42
+test: ## run the job once now, follow its log, and end as it ended (it texts people)
+logs: ## the log of the newest run; JOB=name for another
+status: ## schedule, runs, and how each ended
+events: ## what the cluster said lately
+shell: ## a shell in a pod like the job's: same image, settings and network
+suspend: ## no scheduled runs from now on
+resume: ## scheduled runs again
+stop: ## suspend, and end the run that is at work; YES=yes in scripts
+update-image: ## let the next runs use another image; IMAGE_TAG=v1.1.0
+clean-jobs: ## delete the finished runs, with their logs
+undeploy: ## delete what deploy made, not the Secret nor the namespace; PURGE=yes those, too
+
+$(CLUSTER): %:
 	$(foreach name,$(SECRETS),$(if $(filter command,$(firstword $(origin $(name)))),$(error \
 	  $(name) on the command line can be seen by everybody on this machine: set it in the environment, or use FILE=)))
-	@hack/cluster.sh secret
-
-deploy: ## apply the manifests; IMAGE_NAME and IMAGE_TAG, else the image that runs, else the file's
-	@hack/cluster.sh deploy
-
-test: ## run the job once now, follow its log, and end as it ended (it texts people)
-	@hack/cluster.sh test
-
-logs: ## the log of the newest run; JOB=name for another
-	@hack/cluster.sh logs
-
-status: ## schedule, runs, and how each ended
-	@hack/cluster.sh status
-
-events: ## what the cluster said lately
-	@hack/cluster.sh events
-
-shell: ## a shell in a pod like the job's: same image, settings and network
-	@hack/cluster.sh shell
-
-suspend: ## no scheduled runs from now on
-	@hack/cluster.sh suspend
-
-resume: ## scheduled runs again
-	@hack/cluster.sh resume
-
-update-image: ## let the next runs use another image; IMAGE_TAG=v1.1.0
-	@hack/cluster.sh update-image
-
-clean-jobs: ## delete the finished runs, with their logs
-	@hack/cluster.sh clean-jobs
-
-undeploy: ## delete what deploy made, not the Secret nor the namespace; PURGE=yes those, too
-	@hack/cluster.sh undeploy
+	@$(or $(PYTHON),python3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'This needs Python 3.11 or newer. Name one that you have: make $@ PYTHON=python3.13' >&2; exit 1; }
+	@$(or $(PYTHON),python3) -B -m hack.cluster $@
 
 # --- Development ------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -12,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.e2e.stage import NEEDED
+from tests.fake_kubectl import cronjob, secret
 from tests.manifests import ROOT, kubectl
-from tests.test_makefile import SECRETS, Cluster
+from tests.test_makefile import Cluster
+from tests.test_operator import SECRETS
 
 DOCUMENTS = ["README.md", "CRONJOB_README.md", "DEPLOYMENT.md", "k8s/README.md", "tests/e2e/README.md"]
 
@@ -177,8 +180,8 @@ def test_another_environment_is_made_as_the_manifests_readme_says(tmp_path: Path
     overlay = project / "overlays/staging/kustomization.yaml"
     filled = overlay.read_text().replace("your-staging-mysql-host", "mysql.staging.example.com")
     overlay.write_text(filled.replace("your-staging-twilio-number", "+15005550006"))
-    cluster.answer("get secret habit-notifier-secrets --ignore-not-found", "")
-    cluster.answer("get secret habit-notifier-secrets -o go-template", "".join(f"{name}=real\n" for name in SECRETS))
+    cluster.answer("get secret", json.dumps(secret(SECRETS)))
+    cluster.answer("get cronjob", json.dumps(cronjob()))
     for command in (
         "make secret OVERLAY=overlays/staging",
         "make deploy OVERLAY=overlays/staging IMAGE_NAME=registry.example.com/habit-notifier IMAGE_TAG=v1.0.0",
@@ -186,9 +189,10 @@ def test_another_environment_is_made_as_the_manifests_readme_says(tmp_path: Path
     ):
         done = cluster.make(*command.split()[1:], root=project, environ=SECRETS)
         assert done.returncode == 0, f"{command}: {done.stderr}"
-    assert "habit-tracker-staging" in cluster.recorded("applied")
-    assert "mysql.staging.example.com" in cluster.recorded("applied")
-    assert "namespace: habit-tracker\n" not in cluster.recorded("applied")
+    applied = cluster.recorded("input").splitlines()[-1]
+    metadata = [each["metadata"] for each in json.loads(applied)["items"]]
+    assert {each.get("namespace", each["name"]) for each in metadata} == {"habit-tracker-staging"}
+    assert "mysql.staging.example.com" in applied
 
 
 def test_one_part_of_the_cluster_test_can_be_chosen_as_its_readme_says() -> None:

@@ -99,7 +99,8 @@ class User:
             "your-token": CREDENTIALS["TWILIO_AUTH_TOKEN"],
             "/path/outside/of/git/": f"{folder}/",
         }
-        told = re.compile(r"(DB|TWILIO)_(?!TEST)|MAKE|MFLAGS|IMAGE_|CONTEXT$|NAMESPACE$|OVERLAY$|FILE$|JOB$|PURGE$")
+        ours = "IMAGE_|CONTEXT$|NAMESPACE$|OVERLAY$|FILE$|JOB$|PURGE$|SUSPEND$|YES$|USER_ID$"
+        told = re.compile(rf"(DB|TWILIO)_(?!TEST)|MAKE|MFLAGS|{ours}")
         self.environ = {name: value for name, value in os.environ.items() if not told.match(name)}
         self.environ["OVERLAY"] = "tests/e2e/overlay"
 
@@ -162,20 +163,23 @@ class User:
                 raise AssertionError(f"not within {seconds:.0f} s: {process.args!r}") from None
         return Done(process.returncode, said)
 
-    def types(self, documented: str, answers: str, seconds: float = 60) -> str:
-        """Run a command at a keyboard, whose answers are typed ahead."""
+    def types(self, documented: str, answers: Mapping[str, str]) -> str:
+        """Run a command at a keyboard: each question gets the answer of its name, once it is asked; what was shown."""
         keyboard, terminal = os.openpty()
-        try:
-            os.write(keyboard, answers.encode())
-            done = subprocess.run(
-                ["bash", "-c", documented], cwd=self.clone, env=self.environ, text=True, stdin=terminal, check=False,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds,
-            )  # fmt: skip
-        finally:
-            os.close(keyboard)
+        with subprocess.Popen(
+            ["bash", "-c", documented], cwd=self.clone, env=self.environ, start_new_session=True,
+            stdin=terminal, stdout=terminal, stderr=terminal,
+        ) as process:  # fmt: skip
             os.close(terminal)
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+            shown = ""
+            with suppress(OSError):  # the terminal is gone when the last program on it is
+                while block := os.read(keyboard, 65_536):
+                    shown += block.decode()
+                    if asked := re.search(r"([A-Z_]+)( \([^)]*\))?: \Z", shown):
+                        os.write(keyboard, f"{answers[asked[1]]}\n".encode())
+        os.close(keyboard)
+        assert process.returncode == 0, shown
+        return shown
 
     def inside(self, script: str, seconds: float = 90) -> str:
         """What a script says in a pod like the job's."""
@@ -355,6 +359,10 @@ class Outside:
         i, phone, rule = self.call("newcomer")
         self._due[i] = phone, rule
         return phone, rule
+
+    def an_id(self) -> int:
+        """Somebody who is due."""
+        return next(iter(self._due))
 
     def shards(self, count: int) -> list[Due]:
         """Who is due, by shard."""

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.probe import PROBE
-from tests.e2e.stage import CREDENTIALS, NAMESPACE, Cluster, Due, Outside, User, Watch, blocks, eventually
+from tests.e2e.stage import CREDENTIALS, NAMESPACE, ROOT, Cluster, Due, Outside, User, Watch, blocks, eventually
+from tests.sandbox.fake_twilio import FakeTwilio
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -95,6 +97,34 @@ def test_1_kubectl_and_a_file_make_the_same_secret(user: User, cluster: Cluster)
     assert cluster.secret()[2] == data
 
 
+@pytest.mark.usefixtures("pushed", "configured", "secret", "account")
+def test_1_a_deploy_that_the_server_would_refuse_leaves_nothing_behind(user: User, cluster: Cluster) -> None:
+    kinds = "cronjobs,configmaps,serviceaccounts,networkpolicies"
+    before = cluster.names(kinds)
+    try:
+        user.edit("k8s/configmap.yaml", TWILIO_FROM_NUMBER=FakeTwilio.FROM_NUMBER)
+        said = user.does("make deploy", code=2)
+        assert re.search("Put quotes around .* TWILIO_FROM_NUMBER", said)
+        user.edit("k8s/configmap.yaml", TWILIO_FROM_NUMBER=f'"{FakeTwilio.FROM_NUMBER}"')
+        user.edit("k8s/cronjob.yaml", schedule='"0 25 * * *"')
+        assert "nothing was applied, as the cluster would refuse a part" in user.does("make deploy", code=2)
+        assert cluster.names(kinds) == before
+    finally:
+        user.edit("k8s/configmap.yaml", TWILIO_FROM_NUMBER=f'"{FakeTwilio.FROM_NUMBER}"')
+        user.quiet()
+
+
+@pytest.mark.usefixtures("pushed", "configured", "secret", "account")
+def test_1_what_is_deployed_suspended_stays_so_until_it_is_resumed(user: User, cluster: Cluster) -> None:
+    assert "It is suspended: make resume" in user.does("make deploy SUSPEND=yes")
+    assert cluster.cronjob()["suspend"] is True
+    assert "Warning" not in user.does("make deploy")
+    user.does("kubectl apply -k k8s")
+    assert cluster.cronjob()["suspend"] is True
+    assert "Resumed. Schedule: " in user.does("make resume")
+    assert cluster.cronjob()["suspend"] is False
+
+
 def test_1_applying_again_leaves_the_secret_as_it_was(deployed: str, user: User, cluster: Cluster) -> None:
     assert f"Image: {user.tag('v1.0.0')}" in deployed
     before = cluster.secret()
@@ -155,7 +185,7 @@ def test_2_a_scheduled_run_texts_who_is_new_and_nobody_twice(
 def test_2_what_is_suspended_stays_so_over_a_deploy(user: User, cluster: Cluster) -> None:
     assert "no scheduled run starts" in user.does("make suspend")
     assert cluster.cronjob()["suspend"] is True
-    assert "It is still suspended: make resume" in user.does("make deploy")
+    assert "It is suspended: make resume" in user.does("make deploy")
     assert cluster.cronjob()["suspend"] is True
     assert "It is suspended: make resume" in user.does("make status")
     user.does("make resume")
@@ -167,6 +197,7 @@ def test_2_deploy_keeps_the_image_that_update_image_chose(user: User, cluster: C
     user.does("make build-push IMAGE_TAG=v1.1.0", seconds=500)
     said = user.does("make update-image IMAGE_TAG=v1.1.0")
     assert f"{user.tag('v1.0.0')} -> {user.tag('v1.1.0')}" in said
+    assert "runs already" in user.does("make update-image IMAGE_TAG=v1.1.0", code=2)
     assert "the cluster's image was kept" in user.does("make deploy")
     assert cluster.image() == user.tag("v1.1.0")
     user.does("make update-image IMAGE_TAG=v1.0.0")
@@ -360,6 +391,43 @@ def test_5_a_run_that_cannot_start_is_explained_within_a_minute_and_taken_back(
     assert outside.texts() == due
 
 
+def test_5_a_run_that_waits_says_why_and_goes_on_by_itself(
+    due: Due, user: User, cluster: Cluster, outside: Outside
+) -> None:
+    cluster.here("delete", "secret", "habit-notifier-secrets")
+    try:
+        user.does("kubectl create job --from=cronjob/habit-notifier habit-notifier-waits -n habit-tracker")
+        remedy = r"habit-notifier-waits  waits: CreateContainerConfigError: .* not found\nRemedy: make secret$"
+        eventually(lambda: re.search(remedy, user.does("make status"), re.MULTILINE), 60, "status says why it waits")
+        run = user.start("make logs JOB=habit-notifier-waits")
+        time.sleep(6)
+    finally:
+        user.does("make secret", environ=CREDENTIALS)
+    done = user.ends(run)
+    assert re.search(r"^The pod waits: .* not found\nRemedy: make secret$", done.said, re.MULTILINE), done.said
+    assert "The Job habit-notifier-waits is complete." in done.said
+    assert outside.texts() == due
+
+
+@pytest.mark.usefixtures("deployed")
+def test_5_resume_says_that_a_missed_run_starts_at_once(user: User, cluster: Cluster) -> None:
+    jobs = cluster.names("jobs")
+    user.does("make suspend")
+    try:
+        due = datetime.now(UTC) + timedelta(seconds=70 if datetime.now(UTC).second > 50 else 60)
+        user.edit("k8s/cronjob.yaml", schedule=f'"{due.minute} {due.hour} * * *"')
+        user.does("make deploy")
+        time.sleep((due.replace(second=2) - datetime.now(UTC)).total_seconds())
+        assert f"The run of {due:%H:%M} UTC was missed: it starts at once, and texts people." in user.does(
+            "make resume"
+        )
+        eventually(lambda: cluster.names("jobs") - jobs, 30, "it does")
+    finally:
+        user.quiet()
+        user.does("make deploy")
+        user.does("make resume")
+
+
 # --- 6. interruptions ------------------------------------------------------------------------------------------------
 
 
@@ -400,11 +468,34 @@ def test_6_a_drained_node_ends_the_run_in_order_and_the_replacement_goes_on(
     done = user.ends(run)
     assert (done.code, cluster.outcome(job)) == (0, "Complete"), done.said
     assert "--- replaced by" in done.said
+    sids = re.findall(r"Message SID: (\w+)", done.said)
+    assert len(sids) == len(set(sids)) > 0, "each line is printed once"
     first, _ = watch.ended(job, [143, 0])
     assert first.disrupted
     assert not cluster.get("job", job)["status"].get("failed"), "an eviction counts as no attempt"
     assert outside.texts() == slow
     assert outside.ledger() == {"sent": slow.total(), "refused": 1}
+
+
+def test_6_stop_ends_a_run_in_order_and_the_next_one_goes_on(
+    slow: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    run = user.start("make test")
+    in_the_middle(outside, slow)
+    (job,) = working(cluster)
+    assert "make stop YES=yes" in user.does("make stop", code=2)
+    said = user.does("make stop YES=yes")
+    assert "nothing is at work" in said
+    assert (cluster.get("job", job), cluster.cronjob()["suspend"]) == (None, True)
+    assert [pod.exit for pod in watch.of(job)] == [143]
+    assert outside.ledger()["sending"] == 0
+    assert f"somebody deleted the job {job}" in user.ends(run).said
+    served = outside.texts()
+    assert 0 < served.total() < slow.total()
+    outside.call("latency", 0.0)
+    user.does("make resume")
+    user.does("make test")
+    assert outside.texts() == slow
 
 
 @pytest.mark.skipif(
@@ -503,7 +594,7 @@ def test_7_shards_share_the_users_out_and_the_first_one_alone_settles(
     logs = dict(re.findall(r"^--- shard (\d): (?s:(.*?))(?=^--- |^The Job)", said, flags=re.MULTILINE))
     assert {int(n): summary(log)[0] for n, log in logs.items()} == {n: s.total() for n, s in enumerate(shards)}
     assert [n for n, log in logs.items() if "earlier texts to look up" in log] == ["0"]
-    assert re.search(rf"^{job}-{SHARDS - 1}-\S+ +Succeeded +0 Completed", user.does("make status"), flags=re.MULTILINE)
+    assert re.search(rf"^\S+Z  {job}  complete", user.does("make status"), flags=re.MULTILINE)
     assert summary(user.does("make test")) == (0, 0)
     assert outside.texts() == crowd
 
@@ -578,14 +669,72 @@ def test_7_a_shard_that_needs_a_person_stops_all_of_them_in_order(
 # --- 8. looking, and cleaning up -------------------------------------------------------------------------------------
 
 
+PROGRAM = (ROOT / "app/habit_notifier.py").read_text()
+needs_questions = pytest.mark.skipif('"--check"' not in PROGRAM, reason="the program has no --check yet")
+needs_summary = pytest.mark.skipif("termination-log" not in PROGRAM, reason="the program leaves no summary yet")
+
+
+@needs_questions
+def test_8_preflight_dry_run_and_explain_text_nobody_and_leave_nothing(
+    due: Due, user: User, cluster: Cluster, outside: Outside
+) -> None:
+    newest = user.does("make logs", code=None)
+    before = cluster.names("jobs,pods")
+    user.does("make preflight")
+    said = user.does("make dry-run")
+    assert all(phone in said for phone, _ in due)
+    user_id = outside.an_id()
+    assert f"{user_id}" in user.does(f"make explain USER_ID={user_id}")
+    assert "Error 1" in user.does("make explain USER_ID=987654321", code=2)
+    assert not outside.texts()
+    assert not outside.ledger()
+    eventually(lambda: cluster.names("jobs,pods") <= before, 60, "their pods are gone")
+    assert user.does("make logs", code=None) == newest
+
+
+@needs_questions
+@pytest.mark.usefixtures("due")
+def test_8_preflight_ends_as_the_check_does(user: User) -> None:
+    user.does("make secret", environ={"DB_PASSWORD": "wrong"})
+    try:
+        assert "Error 2" in user.does("make preflight", code=2)
+    finally:
+        user.does("make secret", environ=CREDENTIALS)
+
+
+@pytest.mark.usefixtures("deployed")
+def test_8_the_pod_of_a_question_goes_when_it_cannot_start_or_is_interrupted(user: User, cluster: Cluster) -> None:
+    mine = "--selector=habit-notifier/purpose=dry-run"
+    cluster.here("delete", "secret", "habit-notifier-secrets")
+    try:
+        said = user.does("make dry-run", code=2)
+        assert re.search(r"the pod does not start: .*not found\nRemedy: make secret", said), said
+        eventually(lambda: not cluster.names("pods", mine), 30, "the first pod is gone")
+        run = user.start("exec make dry-run")
+        eventually(lambda: cluster.names("pods", mine), 30, "the second pod is there")
+        subprocess.run(["pkill", "-INT", "-P", str(run.pid)], check=True)
+        user.ends(run)
+        eventually(lambda: not cluster.names("pods", mine), 30, "the second pod is gone")
+    finally:
+        user.does("make secret", environ=CREDENTIALS)
+
+
+@needs_summary
+def test_8_status_says_what_became_of_the_texts(due: Due, user: User) -> None:
+    job = job_in(user.does("make test"))
+    status = user.does("make status")
+    assert re.search(rf"  {job}  complete: {due.total()} sent, 1 failed, 0 uncertain$", status, re.MULTILINE), status
+
+
 @pytest.mark.usefixtures("due")
 def test_8_logs_status_and_events_show_the_newest_run(user: User, cluster: Cluster) -> None:
     job = job_in(user.does("make test"))
     assert f"Job {job}, made " in user.does("make logs")
     status = user.does("make status")
-    assert re.search(rf"^{job}-\S+ +Succeeded +0 Completed", status, flags=re.MULTILINE), status
+    assert re.search(rf"^\S+Z  {job}  complete", status, flags=re.MULTILINE), status
     assert cluster.get("cronjob", "habit-notifier")["status"]["lastSuccessfulTime"] in status
     assert job in user.does("make events")
+    assert "there is no Job nope in namespace" in user.does("make logs JOB=nope", code=2)
 
 
 def test_8_the_readme_s_kubectl_commands_show_the_runs(due: Due, user: User, cluster: Cluster) -> None:
@@ -616,7 +765,7 @@ def test_8_who_may_only_look_sees_status_logs_and_events(
         each["user"]["as"] = "viewer"
     (tmp_path / "viewer").write_text(json.dumps(config))
     viewer = {"KUBECONFIG": str(tmp_path / "viewer")}
-    assert "Completed" in user.does("make status", environ=viewer)
+    assert "  complete" in user.does("make status", environ=viewer)
     assert summary(user.does("make logs", environ=viewer)) == (due.total(), 1)
     assert "SuccessfulCreate" in user.does("make events", environ=viewer)
     assert "cannot patch" in user.does("make suspend", code=2, environ=viewer)

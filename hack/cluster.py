@@ -1,0 +1,596 @@
+"""The Makefile's targets that talk to a cluster, a method each: TARGETS, at the end, has their names.
+
+They need Python 3.11 and kubectl, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from getpass import getpass
+from itertools import islice
+from pathlib import Path
+
+from hack.kubectl import (
+    APP,
+    CRONJOB,
+    SECRET,
+    Cluster,
+    Object,
+    Stop,
+    container_of,
+    exit_code,
+    given,
+    lines,
+    objects,
+    outcome_of,
+    run,
+    say,
+    shard_of,
+    start_of,
+    state_of,
+    with_remedy,
+)  # fmt: skip
+
+REQUIRED, TOKEN = ("DB_USER", "DB_PASSWORD", "TWILIO_ACCOUNT_SID"), "TWILIO_AUTH_TOKEN"
+KEY = ("TWILIO_API_KEY_SID", "TWILIO_API_KEY_SECRET")
+NAMES = (*REQUIRED, TOKEN, *KEY)
+SHOWN = {"DB_USER": "", "TWILIO_ACCOUNT_SID": "AC", "TWILIO_API_KEY_SID": "SK"}  # while typed; how a SID begins
+PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
+
+
+def confirmed(question: str, *, unattended: bool) -> bool:
+    if given("YES") == "yes" or not sys.stdin.isatty():
+        return given("YES") == "yes" or unattended
+    return input(f"{question} [y/N] ").lower() in ("y", "yes")
+
+
+def stamp() -> str:
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+# --- secret -----------------------------------------------------------------------------------------------------------
+
+
+def fault(name: str, value: str) -> str:
+    """What the program would find wrong with a value; nothing when it is right."""
+    if PLACEHOLDER.fullmatch(value):
+        return f"{name} is still the placeholder {value}."
+    right = not (begin := SHOWN.get(name)) or re.fullmatch(f"{begin}[0-9a-fA-F]{{32}}", value)
+    return "" if right else f"{name} is not {begin} and 32 hexadecimal digits."
+
+
+def lacking(have: Mapping[str, str]) -> list[str]:
+    """What is missing yet: the program takes an API key, both halves of it, or the auth token."""
+    halves = [name for name in KEY if not have.get(name)]
+    twilio = [] if have.get(TOKEN) else [TOKEN] if len(halves) == len(KEY) else halves
+    return [name for name in REQUIRED if not have.get(name)] + twilio
+
+
+def values_of(secret: Object) -> dict[str, str]:
+    return {name: b64decode(value).decode(errors="replace") for name, value in secret.data.items()}
+
+
+def read_file(path: str) -> dict[str, str]:
+    """Lines NAME=value, or a filled copy of k8s/secret.yaml."""
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError):
+        raise Stop(f"there is no file {path} that can be read.") from None
+    if re.search("^kind: *Secret", text, re.MULTILINE):
+        (found,) = objects(text)
+        return {**values_of(found), **found.stringData}
+    kept = [line.lstrip().removeprefix("export ") for line in text.splitlines() if line.strip()]
+    pairs = [line.partition("=") for line in kept if not line.startswith("#")]
+    return {name: re.sub(r"""^(["'])(.*)\1$""", r"\2", value) for name, _, value in pairs}
+
+
+def wrong_in(values: Mapping[str, str]) -> Iterator[str]:
+    for name, value in values.items():
+        if wrong := fault(name, value) if name in NAMES else f"{name!r} is none of these: {' '.join(NAMES)}.":
+            yield wrong
+    if TOKEN in values and values.keys() & set(KEY):
+        yield f"{TOKEN} and {KEY[1]} are both set: the program takes one of them. Unset the other."
+    elif len(values.keys() & set(KEY)) == 1:
+        yield f"An API key has two halves: set {' and '.join(KEY)}, or none of them."
+
+
+def ask(name: str, hint: str = "") -> str:
+    """A value from the keyboard, until it is right: what was typed before is not lost by a mistake."""
+    while True:
+        value = input(f"{name}{hint}: ") if name in SHOWN else getpass(f"{name} (not shown): ")
+        if not (wrong := fault(name, value) if value else "" if hint else f"{name} is needed."):
+            return value
+        say(f"{wrong} Once more.")
+
+
+def typed(missing: list[str]) -> dict[str, str]:
+    """The API key comes before the auth token: it can be revoked alone."""
+    values = {name: ask(name) for name in missing if name != TOKEN}
+    if TOKEN in missing:
+        sid = ask(KEY[0], " (the better choice; empty: the auth token)")
+        values |= {KEY[0]: sid, KEY[1]: ask(KEY[1])} if sid else {TOKEN: ask(TOKEN)}
+    return values
+
+
+def secret(cluster: Cluster) -> None:
+    # A filled file is the whole truth: what the shell happens to hold does not mix with it.
+    found = read_file(given("FILE")) if given("FILE") else {name: given(name) for name in NAMES}
+    values = {name: value for name, value in found.items() if value or name not in NAMES}
+    if wrong := list(wrong_in(values)):
+        raise Stop(" ".join(wrong))
+    make_namespace(cluster)
+    before = cluster.get("secret", SECRET)
+    held = {name: value for name, value in values_of(before).items() if not PLACEHOLDER.fullmatch(value)}
+    missing = lacking(held | values)
+    if missing and not sys.stdin.isatty():
+        remedy = "Set them in the environment, or name a file with lines NAME=value: make secret FILE=..."
+        raise Stop(f"these are missing: {' '.join(missing)}. {remedy}")
+    if not (values := values | typed(missing)):
+        raise Stop(f"nothing to change: set the variables that are new, of {' '.join(NAMES)}")
+    write_secret(cluster, before, values)
+
+
+def write_secret(cluster: Cluster, before: Object, values: dict[str, str]) -> None:
+    """A merge patch leaves alone what else the Secret holds. The new kind of credentials replaces the old one."""
+    data = {name: b64encode(value.encode()).decode() for name, value in values.items()}
+    if not before:
+        new = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET, "labels": {"app": CRONJOB}}}
+        cluster.ask("create", "-f", "-", send=new | {"data": data})
+        say(f"Secret {SECRET} made in {cluster.where}, with {' '.join(values)}.")
+        return
+    other = KEY if TOKEN in values else [TOKEN] if KEY[0] in values else []
+    removed = [name for name in other if name in before.data]
+    patch = {"data": {**data, **dict.fromkeys(removed)}}
+    cluster.ask("patch", "secret", SECRET, "--type=merge", "--patch-file=/dev/stdin", send=patch)
+    gone = f" Removed {' '.join(removed)}: the program takes one kind of credentials." if removed else ""
+    say(f"Secret {SECRET} in {cluster.where}: set {' '.join(values)}.{gone} What else it holds stays.")
+
+
+# --- deploy, update-image, undeploy -----------------------------------------------------------------------------------
+
+
+def make_namespace(cluster: Cluster) -> None:
+    """As the files have it, so that its labels hold before the first pod."""
+    wanted = [found for found in cluster.files if found.kind == "Namespace"]
+    if wanted and not run(*cluster.here("get", "namespace", cluster.namespace, "-o", "name")).stdout:
+        cluster.tell("apply", "-f", "-", send=wanted)
+
+
+def image_parts(image: str) -> tuple[str, str]:
+    """NAME and TAG of NAME:TAG, where NAME may hold a registry's port; NAME and DIGEST of NAME@DIGEST."""
+    name, _, digest = image.partition("@")
+    tagged = re.fullmatch("(.*):([^/:]*)", name)
+    return (tagged[1], digest or tagged[2]) if tagged else (name, digest)
+
+
+def choosing(image: str) -> str:
+    return "make update-image IMAGE_NAME={} IMAGE_TAG={}".format(*image_parts(image))
+
+
+def chosen_image(cluster: Cluster, current: str) -> str:
+    """What IMAGE_NAME and IMAGE_TAG make of the present image."""
+    name, tag = image_parts(current)
+    wanted, tag = given("IMAGE_NAME", name), given("IMAGE_TAG", tag)
+    if wanted != name and not given("IMAGE_TAG"):
+        raise Stop(f"a new name needs its tag, too: make {cluster.target} IMAGE_NAME={wanted} IMAGE_TAG=v1.0.0")
+    return f"{wanted}{'@' if ':' in tag else ':'}{tag}" if tag else wanted
+
+
+def problems(cluster: Cluster, image: str) -> Iterator[str]:
+    """All that stands in the way of a deploy, so that it is told at once."""
+    cronjob, file = cluster.file("CronJob", CRONJOB), cluster.overlay
+    config = {name: it for each in cluster.files if each.kind == "ConfigMap" for name, it in each.data.items()}
+    file = file if file != "k8s" else "k8s/configmap.yaml"
+    if left := [f"{name} ({value})" for name, value in config.items() if PLACEHOLDER.fullmatch(str(value))]:
+        yield f"The ConfigMap still has placeholders: {', '.join(left)}. Write your values into {file}."
+    if bare := [f"{name} ({value})" for name, value in config.items() if not isinstance(value, str)]:
+        yield f'Put quotes around what YAML takes for a number, as "+15005550006": {", ".join(bare)}, in {file}.'
+    if PLACEHOLDER.match(image):
+        yield f"The image is still the placeholder {image}. Name yours: make deploy IMAGE_NAME=... IMAGE_TAG=..."
+    env = {each.name: each.value for each in container_of(cronjob).env}
+    pods, count = str(cronjob.spec.jobTemplate.spec.completions or 1), env.get("SHARD_COUNT", "1")
+    if pods != count:  # components/sharded copies the one into the other; somebody patched it afterwards
+        told = "users would be left out. Write the number into components/sharded, and nowhere else."
+        yield f"The Job has {pods} pods (completions), and SHARD_COUNT is {count}: {told}"
+    if not any(found.kind == "ExternalSecret" for found in cluster.files):
+        yield from secret_problems(cluster, {name.removesuffix("_FILE"): "elsewhere" for name in env | config})
+
+
+def secret_problems(cluster: Cluster, elsewhere: dict[str, str]) -> Iterator[str]:
+    try:
+        found = cluster.get("secret", SECRET)
+    except Stop as error:
+        if "forbidden" not in str(error).lower():
+            raise
+        say(f"Note: you may not read Secrets here, so {SECRET} was not checked.")
+        return
+    if not found:
+        yield f"There is no Secret {SECRET} in namespace {cluster.namespace}. Make it: make secret"
+        return
+    if left := [name for name, value in values_of(found).items() if PLACEHOLDER.fullmatch(value)]:
+        yield f"The Secret {SECRET} still has placeholders: {' '.join(left)}. Set them: make secret"
+    if missing := lacking(values_of(found) | elsewhere):
+        yield f"The Secret {SECRET} has no {' '.join(missing)}. Add it: make secret"
+
+
+def deploy(cluster: Cluster) -> None:
+    """All of the files, with the image that runs; nothing as long as something stands in the way."""
+    cronjob, running = cluster.file("CronJob", CRONJOB), cluster.get("cronjob", CRONJOB)
+    if cluster.namespace != (meant := cronjob.metadata.namespace):
+        raise Stop(f"{cluster.overlay} is for namespace {meant}. Make an overlay: overlays/staging is an example.")
+    container, before = container_of(cronjob), container_of(running).image or ""
+    in_file, before = container.image, "" if PLACEHOLDER.match(before) else before
+    container["image"] = after = chosen_image(cluster, before or in_file)
+    if found := list(problems(cluster, after)):
+        raise Stop("\n  - ".join([f"nothing was applied to {cluster.where}, because:", *found]))
+    warn(cluster, cronjob.spec.schedule)
+    make_namespace(cluster)
+    refused = "nothing was applied, as the cluster would refuse a part"
+    cluster.ask("apply", "--dry-run=server", "-f", "-", send=cluster.files, otherwise=refused)
+    say(f"Deploying {cluster.overlay} to {cluster.where}.")
+    if given("SUSPEND") == "yes":
+        suspend_first(cluster, cronjob, running)
+    cluster.tell("apply", "-f", "-", send=cluster.files)
+    say(f"Image: {after}" if before in ("", after) else f"Image: {before} -> {after}")
+    if after != in_file and not given("IMAGE_NAME", given("IMAGE_TAG")) and not PLACEHOLDER.match(in_file):
+        say(f"The files name {in_file}; the cluster's image was kept. To take theirs: {choosing(in_file)}")
+    say(schedule_in_words(cluster.cronjob()))
+
+
+def warn(cluster: Cluster, schedule: str) -> None:
+    if re.search("^ *(stringData|data):", Path("k8s/secret.yaml").read_text(), re.MULTILINE):
+        say("WARNING: k8s/secret.yaml is filled in. kubectl apply -f k8s/ would set it, a commit publish it.")
+    window = cluster.file("ConfigMap", "habit-notifier-config").data.SEND_WINDOW
+    if window and schedule.split()[1] != "*":
+        never = "who is outside of it at that moment is never served. components/local-morning has both."
+        say(f"WARNING: SEND_WINDOW is {window}, and the schedule {schedule} does not run every hour: {never}")
+
+
+def suspend_first(cluster: Cluster, cronjob: Object, running: Object) -> None:
+    """Before anything can start, and not as a part of what is applied: the next apply would take it back."""
+    if running:
+        set_suspend(cluster, "true")
+    else:
+        cluster.ask("create", "-f", "-", send=cronjob | {"spec": cronjob.spec | {"suspend": True}})
+        cluster.ask("apply", "set-last-applied", "--create-annotation", "-f", "-", send=cronjob)
+
+
+def update_image(cluster: Cluster) -> None:
+    if not given("IMAGE_NAME", given("IMAGE_TAG")):
+        raise Stop("which image? make update-image IMAGE_TAG=v1.1.0")
+    before = container_of(cluster.cronjob()).image
+    if PLACEHOLDER.match(after := chosen_image(cluster, before)):
+        raise Stop(f"the image is still the placeholder {after}. Name yours: IMAGE_NAME=... IMAGE_TAG=...")
+    if after == before:
+        raise Stop(f"{after} runs already. A node that has a tag does not pull it again: build with another tag.")
+    cluster.ask("set", "image", f"cronjob/{CRONJOB}", f"{CRONJOB}={after}")
+    say(f"Image: {before} -> {after}. The next run uses it; back again: {choosing(before)}")
+
+
+def undeploy(cluster: Cluster) -> None:
+    name, everything = cluster.namespace, "deployments,statefulsets,daemonsets,cronjobs,jobs,pods,services,pvc"
+    cluster.tell("delete", "cronjob", CRONJOB, "--ignore-not-found")
+    cluster.tell("delete", "jobs,pods", "-l", APP, "--ignore-not-found")
+    rest = [found for found in cluster.files if found.kind not in ("Namespace", "Secret", "CronJob")]
+    cluster.tell("delete", "--ignore-not-found", "-f", "-", send=rest)
+    if given("PURGE") != "yes":
+        say(f"The namespace {name} and the Secret {SECRET} stay. To remove them, too: make undeploy PURGE=yes")
+    else:
+        cluster.tell("delete", "secret", SECRET, "--ignore-not-found")
+        if others := " ".join(cluster.ask("get", everything, "-o", "name").split()[:3]):
+            say(f"The namespace {name} stays, as it holds {others}. To remove all: kubectl delete namespace {name}")
+        else:
+            cluster.tell("delete", "namespace", name, "--ignore-not-found")
+    say("The ledger stays in the database. It is what keeps people from a second text.")
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def pods_of(cluster: Cluster, job: str) -> list[Object]:
+    return cluster.every("pods", "-l", f"job-name={job}")
+
+
+def print_log(cluster: Cluster, pod: str) -> None:
+    """Each line once, also when the connection breaks in between."""
+    printed = 0
+    while True:
+        log = lines(*cluster.here("logs", "-f", pod, "-c", CRONJOB), quiet=printed > 0)
+        for line in islice(log, printed, None):
+            say(line, end="")
+            printed += 1
+        if "running" not in state_of(cluster.get("pod", pod)):
+            return
+        time.sleep(1)
+
+
+def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
+    """Print the logs of a Job's pods, or of one pod, to the end.
+
+    What keeps it from starting for longer than the patience is told, and is the answer unless another shard has started
+    or a cluster that grows may make room. No patience waits for ever.
+    """
+    followed, sharded, told, since = set[str](), False, False, time.monotonic()
+    while found := cluster.get(kind, name):
+        pods = pods_of(cluster, name) if kind == "job" else [found]
+        how, trouble = "", "" if pods else cluster.complaint(name, "FailedCreate")
+        for pod in [pod for pod in pods if pod.metadata.name not in followed]:
+            how, why = start_of(cluster, pod)
+            if how in ("waiting", "broken"):
+                trouble = why
+                continue
+            introduce(pod, why, is_first=not followed)
+            if how == "started":
+                print_log(cluster, pod.metadata.name)
+            followed.add(pod.metadata.name)
+            sharded = sharded or bool(shard_of(pod))
+        if outcome_of(found) or state_of(found).terminated or found.status.phase == "Failed":
+            return ""
+        since = since if trouble else time.monotonic()
+        if trouble and (time.monotonic() - since >= (patience or 2) or how == "broken"):
+            if patience and not sharded and "Unschedulable" not in trouble:
+                return trouble
+            if not told:
+                say(f"The pod waits: {with_remedy(trouble)}\nWaiting on; Ctrl-C stops the waiting.")
+            told = True
+        time.sleep(1)
+    raise Stop(f"somebody deleted the {kind} {name}.")
+
+
+def introduce(pod: Object, gone: str, *, is_first: bool) -> None:
+    if gone:
+        say(f"--- pod/{pod.metadata.name} ended before it started ({gone})")
+    elif shard_of(pod):
+        say(f"--- shard {shard_of(pod)}: pod/{pod.metadata.name}")
+    elif not is_first:
+        say(f"--- replaced by pod/{pod.metadata.name}")
+
+
+def verdict(cluster: Cluster, job: str) -> int:
+    outcome, code = outcome_of(cluster.get("job", job)), exit_code(pods_of(cluster, job))
+    if outcome == "Complete":
+        say(f"The Job {job} is complete.")
+        return 0
+    if "DeadlineExceeded" in outcome:
+        lost = 'which deletes its pod with the log. See "A Job without a log" in DEPLOYMENT.md.'
+        say(f"The Job {job} hit activeDeadlineSeconds, {lost}")
+    else:
+        say(f'The Job {job} failed ({outcome}). Exit code {code or "unknown"}: see "Exit codes" in DEPLOYMENT.md.')
+    return code or 1
+
+
+def test(cluster: Cluster) -> int:
+    cluster.cronjob()
+    job = f"{CRONJOB}-manual-{stamp()}"
+    cluster.ask("create", "job", job, f"--from=cronjob/{CRONJOB}", otherwise="the cluster takes no Job")
+    say(f"Job {job} started in {cluster.where}: a real run.")
+    try:
+        trouble = follow(cluster, "job", job, patience=20)
+    except KeyboardInterrupt:
+        say("The Job goes on in the cluster: make logs")
+        raise
+    if trouble:
+        cluster.ask("delete", "job", job, "--wait=false")
+        taken = f"The Job {job} was deleted again, so that it does not start by itself later."
+        raise Stop(f"the run cannot start: {with_remedy(trouble)}\n{taken}")
+    return verdict(cluster, job)
+
+
+def logs(cluster: Cluster) -> None:
+    """Of JOB, or of the newest Job that the CronJob owns, as it does one that was made from it by hand."""
+    owned = [job for job in cluster.every("jobs", "-l", APP) if job.metadata.ownerReferences]
+    found = cluster.get("job", given("JOB")) if given("JOB") else owned[-1] if owned else Object()
+    if not found:
+        none = "there was no run yet, or it is deleted already. Start one: make test. When is the next? make status"
+        raise Stop(f"there is no Job {given('JOB')} in {cluster.where}." if given("JOB") else none)
+    job = found.metadata.name
+    say(f"Job {job}, made {found.metadata.creationTimestamp} in {cluster.where}")
+    if outcome_of(found) and not pods_of(cluster, job):
+        say("There is no log left: its pods are gone.")
+    follow(cluster, "job", job)
+    verdict(cluster, job)
+
+
+def clean_jobs(cluster: Cluster) -> None:
+    if jobs := [job.metadata.name for job in cluster.every("jobs", "-l", APP) if outcome_of(job)]:
+        cluster.tell("delete", "job", *jobs)
+    else:
+        say(f"There are no finished Jobs in {cluster.where}.")
+
+
+# --- status -----------------------------------------------------------------------------------------------------------
+
+
+def summary_of(pod: Object) -> Object:
+    """The program's last words: one JSON object, else the end of its log."""
+    message = (state_of(pod).terminated.message or "").strip()
+    with suppress(ValueError):
+        if isinstance(found := json.loads(message, object_hook=Object), Object):
+            return found
+    return Object(error=message.rpartition("\n")[2])
+
+
+def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
+    """Sent by all attempts; failed and uncertain as each shard's last attempt has it."""
+    words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
+    if not outcome:
+        waits = [start_of(cluster, pod)[1] for pod in pods] or [cluster.complaint(job.metadata.name, "FailedCreate")]
+        return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work")
+    last = {shard_of(pod): summary_of(pod) for pod in pods}.values()
+    words += "complete" if outcome == "Complete" else f"failed ({outcome}), exit code {exit_code(pods)}"
+    if any("sent" in found for found in last):
+        failed, uncertain = (sum(found.get(name, 0) for found in last) for name in ("failed", "uncertain"))
+        words += f": {sum(summary_of(pod).sent or 0 for pod in pods)} sent, {failed} failed, {uncertain} uncertain"
+    return "\n    ".join([words, *dict.fromkeys(found.error for found in last if found.error)])
+
+
+def status(cluster: Cluster) -> None:
+    cronjob, pods = cluster.cronjob(), cluster.every("pods", "-l", APP)
+    say(f"{cluster.where}. Image: {container_of(cronjob).image}\n{schedule_in_words(cronjob)}")
+    say(f"Last complete run: {cronjob.status.lastSuccessfulTime or 'never'}. The last runs:")
+    for job in cluster.every("jobs", "-l", APP)[-10:]:
+        its = [pod for pod in pods if pod.metadata.labels.get("job-name") == job.metadata.name]
+        say(run_in_words(cluster, job, its))
+
+
+def events(cluster: Cluster) -> None:
+    say(f"Events in {cluster.where}. A cluster keeps them for about an hour.")
+    cluster.tell("get", "events", "--sort-by=.metadata.creationTimestamp")
+
+
+def next_run(cronjob: Object, now: datetime) -> tuple[datetime, timedelta] | None:
+    """When, and how often, where the schedule is as simple as `M H * * *` or `M * * * *` in UTC."""
+    simple = re.fullmatch(r"(\d+) (\d+|\*) \* \* \*", cronjob.spec.schedule)
+    if not simple or cronjob.spec.timeZone not in ("Etc/UTC", "UTC"):
+        return None
+    hour, period = (now.hour, timedelta(hours=1)) if simple[2] == "*" else (int(simple[2]), timedelta(days=1))
+    at = now.replace(hour=hour, minute=int(simple[1]), second=0, microsecond=0)
+    return (at if at > now else at + period), period
+
+
+def schedule_in_words(cronjob: Object) -> str:
+    words, now = (
+        f"Schedule: {cronjob.spec.schedule} ({cronjob.spec.timeZone})",
+        datetime.now(UTC).replace(microsecond=0),
+    )
+    if cronjob.spec.suspend:
+        return f"{words}. It is suspended: make resume"
+    if coming := next_run(cronjob, now):
+        words += f", next at {coming[0]:%Y-%m-%d %H:%M} UTC, in {coming[0] - now}"
+    return f"{words}. A run right now: make test"
+
+
+def missed_run(cronjob: Object, now: datetime) -> str:
+    """What starts at once when the CronJob is resumed."""
+    if not (coming := next_run(cronjob, now)):
+        return "A run that was missed lately (startingDeadlineSeconds) starts at once."
+    missed, deadline = coming[0] - coming[1], timedelta(seconds=cronjob.spec.startingDeadlineSeconds or 10**9)
+    last = datetime.fromisoformat(cronjob.status.lastScheduleTime or cronjob.metadata.creationTimestamp)
+    gone = missed <= last or now - missed > deadline
+    return "" if gone else f"The run of {missed:%H:%M} UTC was missed: it starts at once, and texts people."
+
+
+# --- suspend, resume, stop --------------------------------------------------------------------------------------------
+
+
+def set_suspend(cluster: Cluster, value: str) -> None:
+    cluster.ask("patch", "cronjob", CRONJOB, "-p", f'{{"spec": {{"suspend": {value}}}}}')
+
+
+def at_work(cluster: Cluster) -> list[str]:
+    return [job.metadata.name for job in cluster.every("jobs", "-l", APP) if not outcome_of(job)]
+
+
+def suspend(cluster: Cluster) -> None:
+    cluster.cronjob()
+    set_suspend(cluster, "true")
+    say("Suspended: no scheduled run starts until make resume. A deploy leaves it so. make test still works.")
+    if running := at_work(cluster):
+        say(f"A run is at work and goes on: {' '.join(running)}. To end it: make stop")
+
+
+def resume(cluster: Cluster) -> None:
+    cronjob = cluster.cronjob()
+    if missed := cronjob.spec.suspend and missed_run(cronjob, datetime.now(UTC)):
+        say(missed)
+        if not confirmed("Resume?", unattended=True):
+            raise Stop("it stays suspended.")
+    set_suspend(cluster, "false")
+    say(f"Resumed. {schedule_in_words(cluster.cronjob())}")
+
+
+def stop(cluster: Cluster) -> None:
+    """SIGTERM to what runs, and wait for its end."""
+    cluster.cronjob()
+    running = " ".join(at_work(cluster)) or "nothing is at work"
+    if not confirmed(f"Suspend, and end the run that is at work ({running})?", unattended=False):
+        raise Stop("nothing was changed. In a script: make stop YES=yes")
+    set_suspend(cluster, "true")
+    if jobs := at_work(cluster):
+        say("Texts in flight are finished and recorded, which takes up to a minute.")
+        cluster.tell("delete", "job", *jobs, "--cascade=foreground")
+    say("Suspended, and nothing is at work. Scheduled runs again: make resume")
+
+
+# --- pods like the job's, that are no run -----------------------------------------------------------------------------
+
+
+@contextmanager
+def pod_like_the_jobs(cluster: Cluster, purpose: str, **changes: object) -> Iterator[str]:
+    """The Job's own template without an owner. It is gone at the end, or after an hour, whatever happens."""
+    cronjob, name = cluster.cronjob(), f"{CRONJOB}-{purpose}-{stamp()}"
+    template, container = cronjob.spec.jobTemplate.spec.template, container_of(cronjob)
+    env = [each for each in container.env if each.name != "SHARD_COUNT"]  # a single pod has no index, and is no shard
+    container |= {"env": [*env, {"name": "SHARD_COUNT", "value": "1"}], **changes}
+    template.metadata["name"] = name
+    template.metadata.labels["habit-notifier/purpose"] = purpose
+    template.spec.update(restartPolicy="Never", activeDeadlineSeconds=3600, terminationGracePeriodSeconds=1)
+    try:
+        new = {"apiVersion": "v1", "kind": "Pod", **template}
+        cluster.ask("create", "-f", "-", send=new, otherwise="the cluster takes no pod")
+        yield name
+    finally:
+        run(*cluster.here("delete", "pod", name, "--ignore-not-found", "--wait=false"))
+
+
+def question(cluster: Cluster, purpose: str, *arguments: str) -> int:
+    with pod_like_the_jobs(cluster, purpose, args=arguments) as name:
+        if trouble := follow(cluster, "pod", name, patience=20):
+            raise Stop(f"the pod does not start: {with_remedy(trouble)}")
+        return exit_code([cluster.get("pod", name)]) or 0
+
+
+def explain(cluster: Cluster) -> int:
+    if not given("USER_ID"):
+        raise Stop("whom? make explain USER_ID=42")
+    return question(cluster, "explain", "--explain", given("USER_ID"))
+
+
+def shell(cluster: Cluster) -> int:
+    options = ["-it" if sys.stdin.isatty() else "-i", "-c", CRONJOB]
+    with pod_like_the_jobs(cluster, "shell", command=["sleep", "3600"], args=None) as name:
+        if run(*cluster.here("wait", "--for=condition=Ready", "--timeout=60s", f"pod/{name}")).returncode:
+            raise Stop(f"the pod does not start: {with_remedy(start_of(cluster, cluster.get('pod', name))[1])}")
+        if sys.stdin.isatty():
+            say(f"A shell in {name}: the job's image, settings and network. Leave: exit")
+            say("To run the job itself: python /app/habit_notifier.py (it texts people)")
+        command = ["kubectl", *cluster.here("exec", *options, name, "--", "/bin/sh")]
+        return subprocess.run(command, check=False).returncode  # noqa: S603
+
+
+TARGETS: dict[str, Callable[[Cluster], int | None]] = {
+    "secret": secret, "deploy": deploy, "test": test, "logs": logs, "status": status, "events": events,
+    "preflight": lambda cluster: question(cluster, "preflight", "--check"),
+    "dry-run": lambda cluster: question(cluster, "dry-run", "--dry-run"),
+    "explain": explain, "shell": shell, "suspend": suspend, "resume": resume, "stop": stop,
+    "update-image": update_image, "clean-jobs": clean_jobs, "undeploy": undeploy,
+}  # fmt: skip
+
+
+def main(target: str) -> int:
+    os.chdir(Path(__file__).parents[1])
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+    try:
+        return TARGETS[target](Cluster(target)) or 0
+    except FileNotFoundError:
+        say("kubectl is not here. Install it: https://kubernetes.io/docs/tasks/tools/", file=sys.stderr)
+    except Stop as why:
+        say(f"make {target}: {why}", file=sys.stderr)
+    except (KeyboardInterrupt, EOFError):
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,180 @@
+"""The cluster, as kubectl shows it: what it holds is read as JSON; what goes there travels through kubectl's standard
+input, so that nothing of the Secret stands in arguments, which everybody on the machine can list.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cached_property, partial
+from typing import Any
+
+CRONJOB, SECRET, APP = "habit-notifier", "habit-notifier-secrets", "app=habit-notifier"
+REMEDIES = {  # of what keeps a pod from starting: the first that is found in it
+    f'secret "{SECRET}" not found': "make secret",
+    'configmap "habit-notifier-config" not found|serviceaccount': "make deploy",
+    "CreateContainerConfigError|FailedMount": "make what it names, in the job's namespace.",
+    "exec format error": "the image is for another processor: make build-push PLATFORM=linux/amd64 (or linux/arm64).",
+    "InvalidImageName": "make update-image IMAGE_NAME=... IMAGE_TAG=...",
+    "ErrImage|ImagePull": "is it pushed (make push), and is the name right (make update-image)? "
+    "For a private registry see imagePullSecrets in k8s/serviceaccount.yaml.",
+    "Unschedulable": "make room on a node, or lower resources.requests in k8s/cronjob.yaml.",
+    "quota": "raise the namespace's ResourceQuota, or lower resources in k8s/cronjob.yaml.",
+    "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
+    "": "make events",
+}
+say = partial(print, flush=True)
+
+
+class Stop(Exception):  # noqa: N818 - named by what it does
+    """What keeps the target from being done, with the remedy."""
+
+
+class Object(dict[str, Any]):
+    """An object of Kubernetes, as JSON has it. What is not there is empty."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name, Object())
+
+
+def given(name: str, default: str = "") -> str:
+    """A variable of the environment. Set but empty is not set."""
+    return os.environ.get(name) or default
+
+
+def run(*arguments: str, text: str = "", offline: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run kubectl to its end. Offline is for what needs no cluster: whichever context is chosen must not matter."""
+    environ = os.environ | ({"KUBECONFIG": os.devnull} if offline else {})
+    command = ["kubectl", *arguments]
+    return subprocess.run(command, input=text, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
+
+
+def lines(*arguments: str, quiet: bool) -> Iterator[str]:
+    """What kubectl prints, as it comes."""
+    errors, command = subprocess.DEVNULL if quiet else None, ["kubectl", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:  # noqa: S603
+        try:
+            yield from process.stdout or ()
+        finally:
+            process.terminate()
+
+
+def objects(yaml: str) -> list[Object]:
+    arguments = ["patch", "--local", "--type=merge", "-p", "{}", "-f", "-", "-o", r'jsonpath={@}{"\n"}']
+    if (done := run(*arguments, text=yaml, offline=True)).returncode:
+        raise Stop(f"kubectl does not understand it: {done.stderr.strip()}")
+    return [json.loads(line, object_hook=Object) for line in done.stdout.splitlines()]
+
+
+def because(it: Object) -> str:
+    return ": ".join(filter(None, [it.reason, it.message]))
+
+
+def with_remedy(trouble: str) -> str:
+    return f"{trouble}\nRemedy: {next(it for pattern, it in REMEDIES.items() if re.search(pattern, trouble))}"
+
+
+class Cluster:
+    """The cluster and the namespace that a target is about, and the files that are meant for it."""
+
+    def __init__(self, target: str) -> None:
+        self.target, self.overlay = target, given("OVERLAY", "k8s")
+        self.context = ["--context", given("CONTEXT")] if given("CONTEXT") else []
+        if (done := run(*self.context, "get", "--raw", "/version", "--request-timeout=15s")).returncode:
+            choose = "Choose one: kubectl config use-context NAME, or CONTEXT=NAME, or KUBECONFIG."
+            raise Stop(f"kubectl reaches no cluster ({done.stderr.strip()}). {choose}")
+        base = "habit-tracker" if self.overlay == "k8s" else self.file("CronJob", CRONJOB).metadata.namespace
+        self.namespace = given("NAMESPACE") or base
+        context = given("CONTEXT") or run("config", "current-context").stdout.strip() or "default"
+        self.where = f"namespace {self.namespace} of {context}"
+
+    @cached_property
+    def files(self) -> list[Object]:
+        done = run("kustomize", self.overlay, offline=True)
+        if "kind: CronJob" not in done.stdout:
+            raise Stop(f"kustomize makes no CronJob of {self.overlay}. {done.stderr.strip()}")
+        return objects(done.stdout)
+
+    def file(self, kind: str, name: str) -> Object:
+        return next((each for each in self.files if (each.kind, each.metadata.name) == (kind, name)), Object())
+
+    def here(self, *arguments: str) -> list[str]:
+        return [*self.context, "--namespace", self.namespace, *arguments]
+
+    def ask(self, *arguments: str, send: object = None, otherwise: str = "the cluster refuses") -> str:
+        """What kubectl says; its input is what is sent. Warnings are shown."""
+        send = {"apiVersion": "v1", "kind": "List", "items": send} if isinstance(send, list) else send
+        if (done := run(*self.here(*arguments), text=json.dumps(send) if send else "")).returncode:
+            raise Stop(f"{otherwise}: {done.stderr.strip()}")
+        sys.stderr.write(done.stderr)
+        return done.stdout
+
+    def tell(self, *arguments: str, send: object = None) -> None:
+        say(self.ask(*arguments, send=send), end="")
+
+    def get(self, *what: str) -> Object:
+        text = self.ask("get", *what, "--ignore-not-found", "-o", "json")
+        return Object(json.loads(text or "{}", object_hook=Object))
+
+    def every(self, kind: str, *options: str) -> list[Object]:
+        """The oldest first."""
+        found = self.get(kind, *options).get("items", [])
+        return sorted(found, key=lambda each: (str(each.metadata.creationTimestamp), each.metadata.name))
+
+    def cronjob(self) -> Object:
+        if not (found := self.get("cronjob", CRONJOB)):
+            raise Stop(f"there is no CronJob {CRONJOB} in {self.where}. Deploy it: make deploy")
+        return found
+
+    def complaint(self, name: str, *reasons: str) -> str:
+        """The newest event of an object for one of these reasons."""
+        events = reversed(self.every("events", "--field-selector", f"involvedObject.name={name}"))
+        return next((because(each) for each in events if each.reason in reasons), "")
+
+
+def container_of(cronjob: Object) -> Object:
+    """The program's own container; others may stand beside it."""
+    return next((it for it in cronjob.spec.jobTemplate.spec.template.spec.containers if it.name == CRONJOB), Object())
+
+
+def state_of(pod: Object) -> Object:
+    return next((each.state for each in pod.status.containerStatuses if each.name == CRONJOB), Object())
+
+
+def shard_of(pod: Object) -> str:
+    return str(pod.metadata.labels.get("batch.kubernetes.io/job-completion-index", ""))
+
+
+def outcome_of(job: Object) -> str:
+    """Complete, or why it failed; nothing while it is at work."""
+    for each in job.status.conditions:
+        if each.status == "True" and each.type in ("Complete", "Failed"):
+            words = [each.reason, each.message, job.status.failedIndexes]
+            return "Complete" if each.type == "Complete" else ": ".join(filter(None, words)) or "Failed"
+    return ""
+
+
+def exit_code(pods: list[Object]) -> int | None:
+    """How a run ended: the exit code of its last pod, or, of the last pods of its shards, 2 or else the highest."""
+    codes = {shard_of(pod): state_of(pod).terminated.exitCode for pod in pods if state_of(pod).terminated}
+    return max(codes.values(), key=lambda code: (code == 2, code), default=None)
+
+
+def start_of(cluster: Cluster, pod: Object) -> tuple[str, str]:
+    """Whether a pod has started, is gone before that, is broken or waits; and why."""
+    ended, waiting = state_of(pod).terminated, state_of(pod).waiting
+    if ended.reason in ("StartError", "ContainerCannotRun"):
+        return "broken", because(ended)
+    if ended or "running" in state_of(pod):
+        return "started", ""
+    if pod.status.phase == "Failed":
+        return "gone", because(pod.status)
+    if waiting and waiting.reason not in ("ContainerCreating", "PodInitializing"):
+        return "waiting", because(waiting)
+    unplaced = [it for it in pod.status.conditions if it.type == "PodScheduled" and it.status == "False"]
+    mounts = "FailedMount", "FailedCreatePodSandBox"
+    return "waiting", because(unplaced[0]) if unplaced else cluster.complaint(pod.metadata.name, *mounts)
