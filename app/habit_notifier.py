@@ -945,6 +945,7 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
 # --- what rules and gates are made of: pure functions -----------------------------------------------------------------
 
 
+@cache  # a run asks for the same few again before each text
 def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
     """The UTC instant at which clocks in the zone show that time.
 
@@ -1013,7 +1014,7 @@ def zone_name(value: object) -> str:
 def phone_number(value: object) -> str:
     """The number in E.164 if that is plain: blanks, dots, dashes and brackets go, 00 is +. Else as it stands."""
     text = unicodedata.normalize("NFKC", clean(value))
-    digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
+    digits = re.sub(r"[\s.()\u2010-\u2015\u2212-]", "", text)
     number = re.sub("^00", "+", digits)
     return number if E164.fullmatch(number) and "(0)" not in text.replace(" ", "") else text
 
@@ -2365,8 +2366,8 @@ def claim_of(reminder: Reminder, token: str, now: datetime) -> Row:
 def finished(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
     state = STATES[answer.outcome]
-    final = State.REFUSED if state is State.REFUSED else None  # of the others, Twilio's last word is still to come
-    known = replace(claim, state=state, finished_at=now, final_status=final)
+    refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
+    known = replace(claim, state=state, finished_at=now, final_status=State.REFUSED if refused else None)
     return replace(known, sid=answer.sid, code=answer.code, segments=answer.segments)
 
 
@@ -2473,7 +2474,7 @@ def check_sender(settled: Sequence[Row]) -> None:
 
     :raises FixFirst: when that is what most of the newly learned outcomes say
     """
-    codes = [row.code for row in settled if row.final_status]
+    codes = [row.code for row in settled if row.final_status in KNOWN_ENDS]
     blocked = [code for code in codes if code in BLOCKED_SENDER]
     if len(blocked) >= max(FEW, len(codes) / 2):
         raise FixFirst(
