@@ -204,6 +204,7 @@ class User:
     zone: str
     days: Days | None
     logged_day1: bool
+    rows_matter: bool = True  # whether a gate may have something to say of the user's rows in the ledger
 
     def __str__(self) -> str:
         return f"{self.name or '(no name)'} (ID: {shown_id(self.id)})"
@@ -469,7 +470,6 @@ class Job:
         self.sender = Sender(self.twilio, self.brake, settings, clock)
         self.streak = Streak(self.brake)
         self.now = clock()  # what days are judged by; read anew when all has answered
-        self.days: dict[bytes, Days] = {}
         self.waiting: deque[Reminder] = deque()
         self.unrecorded: dict[Reminder, Answer] = {}
         self.aside: list[tuple[User, Skip]] = []  # another run holds them
@@ -546,7 +546,7 @@ class Job:
         """Read the time and the zones; what concerns everybody and looks wrong."""
         self.now, zones = self.clock(), self.store.zones()
         self.report.start(sum(zone.users for zone in zones))
-        self.days = days_by_zone(zones, self.settings, self.now)
+        self.store.judge_by(days_by_zone(zones, self.settings, self.now), self.now)
         yield from zone_doubts(zones, self.settings)
         yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users, self.now)
         if only := self.settings.only_users:
@@ -560,7 +560,7 @@ class Job:
 
     def judged(self) -> Iterator[list[Reminder]]:
         """The reminders of each page, while more work may be taken."""
-        pages = self.store.pages(self.days, self.report.users)
+        pages = self.store.pages(self.report.users)
         while not self.brake.pulled:
             if (page := next(pages, None)) is None:
                 self.report.walked = True
@@ -618,7 +618,7 @@ class Job:
         """The reminders of those whom another run held."""
         self.last_call = True
         while self.aside:
-            reminders = self.due([user for user, _ in self.aside[:IN_LIST]])
+            reminders = self.due([replace(user, rows_matter=True) for user, _ in self.aside[:IN_LIST]])
             del self.aside[:IN_LIST]
             yield reminders
 
@@ -1030,7 +1030,10 @@ def zone_name(value: object) -> str:
 
 def phone_number(value: object) -> str:
     """The number in E.164 if that is plain: blanks, dots, dashes and brackets go, 00 is +. Else as it stands."""
-    text = unicodedata.normalize("NFKC", clean(value))
+    text = clean(value)
+    if E164.fullmatch(text):
+        return text
+    text = unicodedata.normalize("NFKC", text)
     digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
     number = re.sub("^00", "+", digits)
     return number if E164.fullmatch(number) and "(0)" not in text.replace(" ", "") else text
@@ -1898,6 +1901,10 @@ ROW = ", ".join(LEDGER_COLUMNS)
 HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
 LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
     WHERE h.user_id = u.id AND l.created_at >= z.{start} AND l.created_at < z.{end})"""
+# Rows of which `of_the_past`, `handled`, `remembered`, `delivered` or `spaced` may have something to say.
+ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR n.finished_at >= z.since
+    OR n.state = 'refused' OR n.final_status IN ('undelivered', 'failed'))"""
+ZonesTable = tuple[str, list[object]]  # the SQL of a derived table, and its arguments
 # Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
 STATEMENT_SECONDS = DATABASE_TIMEOUT - 2
 STATEMENT_LIMIT = (
@@ -1948,7 +1955,9 @@ class Store:
         self._settings, self._stop = settings, stop
         self._connection: pymysql.Connection[Any] | None = None
         self._opened = self._dates = self._binary_ids = self._fresh = False
-        self._has_ledger = True
+        self._has_ledger = False
+        self._days: Mapping[bytes, Days] = {}
+        self._zones: ZonesTable = "", []
         self.claims: dict[Reminder, Row] = {}
         """What this run has claimed and not recorded yet."""
         self._recorded: deque[tuple[float, Row]] = deque()
@@ -1973,10 +1982,12 @@ class Store:
         key = "CAST(u.time_zone AS BINARY)"
         return f"COALESCE({key}, '')" if self._settings.default_time_zone else key
 
-    def _stranger(self, days: Mapping[bytes, Days]) -> tuple[str, list[bytes]]:
+    @property
+    def _stranger(self) -> tuple[str, list[bytes]]:
         """The condition for users whose zone is not among the known ones, and its arguments."""
-        unknown = f"{self._zone_key} NOT IN ({holes(list(days))})" if days else "TRUE"
-        return f"({self._zone_key} IS NULL OR {unknown})", list(days)
+        known = list(self._days)
+        unknown = f"{self._zone_key} NOT IN ({holes(known)})" if known else "TRUE"
+        return f"({self._zone_key} IS NULL OR {unknown})", known
 
     # connection
 
@@ -2058,7 +2069,7 @@ class Store:
         id_type = self.look()
         self._open_ledger(id_type)
         self._check_type(id_type)
-        self._opened = True
+        self._opened = self._has_ledger = True
         for warning in self.doubts():
             log.warning("%s", warning)
 
@@ -2077,7 +2088,8 @@ class Store:
         if not created_at.startswith(("datetime", "timestamp", "date")):
             raise FixFirst(f"Log.created_at is {created_at}: it must be a TIMESTAMP or a DATETIME in UTC, or a DATE")
         self._dates, self._binary_ids = created_at == "date", "binary" in id_type
-        self._run(*self._page_query({}, None, None, limit="LIMIT 0"))  # finds what is wrong between the tables
+        self.judge_by({}, datetime.now(UTC))
+        self._run(*self._page_query(None, None, limit="LIMIT 0"))  # finds what is wrong between the tables
         return id_type
 
     def doubts(self) -> Iterator[str]:
@@ -2129,10 +2141,10 @@ class Store:
         """Whoever only reads takes a ledger that is not there for an empty one."""
         try:
             self._run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
+            self._has_ledger = True
         except DatabaseError as error:
             if error.number not in NO_SUCH_GRANT_OR_TABLE:
                 raise
-            self._has_ledger = False
             log.warning("The ledger %s is not there, or DB_USER may not read it: taken as empty", LEDGER)
 
     def missing_ledger(self) -> str:
@@ -2212,7 +2224,11 @@ class Store:
         found = self._run(f"SELECT id FROM `User` WHERE id IN ({holes(wanted)})", wanted) if wanted else []
         return {id_key(user_id) for (user_id,) in found}
 
-    def pages(self, days: Mapping[bytes, Days], total: int) -> Iterator[Page]:
+    def judge_by(self, days: Mapping[bytes, Days], now: datetime) -> None:
+        """Judge users by these days of their zones, at this instant."""
+        self._days, self._zones = days, zones_table(days, now, dates=self._dates)
+
+    def pages(self, total: int) -> Iterator[Page]:
         """This run's users with a phone number: those who are due, and those whose days cannot be told.
 
         Starts at another place each time, so that a deadline does not starve the same people day after day.
@@ -2222,17 +2238,15 @@ class Store:
             [random.randrange(max(total, 1))],  # noqa: S311 - no secret
         )
         for low, through in [(middle[0][0], None), (None, middle[0][0])] if middle else [(None, None)]:
-            yield from self._pages(days, low, through)
+            yield from self._pages(low, through)
 
-    def _pages(self, days: Mapping[bytes, Days], low: UserId | None, through: UserId | None) -> Iterator[Page]:
+    def _pages(self, low: UserId | None, through: UserId | None) -> Iterator[Page]:
         """The pages of the ids in (low, through]; their size follows the time that they take."""
         size = min(FIRST_PAGE, PAGE_USERS)
-        while (slice_ := self._slice(days, low, through, size))[0]:
+        while (slice_ := self._slice(low, through, size))[0]:
             (count, high, strangers), began = slice_, time.monotonic()
             try:
-                page = Page(
-                    count, self._page(days, low, high) + (self._strangers(days, low, high) if strangers else [])
-                )
+                page = Page(count, [*self._due(low, high), *(self._strangers(low, high) if strangers else ())])
             except DatabaseError as failure:
                 if failure.remedy is not Remedy.SMALLER:
                     raise
@@ -2244,12 +2258,10 @@ class Store:
             low, size = high, next_size(size, time.monotonic() - began)
             yield page
 
-    def _slice(
-        self, days: Mapping[bytes, Days], low: UserId | None, through: UserId | None, size: int
-    ) -> tuple[int, UserId, int]:
+    def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId, int]:
         """Of the next users with a phone number in (low, through]: how many, the last id, how many of unknown zones."""
         within, args = id_range(low, through)
-        unknown, keys = self._stranger(days)
+        unknown, keys = self._stranger
         [(count, high, strangers)] = self._run(
             f"""SELECT COUNT(*), MAX(id), COUNT(IF(stranger, 1, NULL))
                 FROM (SELECT u.id, {unknown} AS stranger FROM `User` u WHERE {within} AND {self._users}
@@ -2258,64 +2270,64 @@ class Store:
         )
         return count, high, strangers
 
-    def _page(self, days: Mapping[bytes, Days], low: UserId | None, high: UserId) -> list[User]:
+    def _due(self, low: UserId | None, high: UserId) -> Iterator[User]:
         """The users in (low, high] who have logged nothing on day 2."""
-        rows = self._run(*self._page_query(days, low, high))
-        return [
-            User(user_id, shown_name(name), phone_number(phone), "", days[zone], bool(day1))
-            for user_id, name, phone, zone, day1 in rows
-        ]
+        for user_id, name, phone, zone, day1, matter in self._run(*self._page_query(low, high)):
+            yield User(user_id, shown_name(name), phone_number(phone), "", self._days[zone], bool(day1), bool(matter))
 
-    def _page_query(
-        self, days: Mapping[bytes, Days], low: UserId | None, high: UserId | None, limit: str = ""
-    ) -> tuple[str, list[object]]:
+    def _page_query(self, low: UserId | None, high: UserId | None, limit: str = "") -> tuple[str, list[object]]:
         within, args = id_range(low, high)
-        table, bounds = zones_table(days, dates=self._dates)
+        table, bounds = self._zones
         return (
             f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")}, z.zone,
-                       {LOGGED.format(start="day1", end="day2")}
+                       {LOGGED.format(start="day1", end="day2")}, {self._rows_matter}
                 FROM `User` u JOIN ({table}) z ON z.zone = {self._zone_key}
                 WHERE {within} AND {self._users} AND NOT {LOGGED.format(start="day2", end="day3")}
                 ORDER BY u.id {limit}""",
             [*bounds, *args],
         )
 
-    def _strangers(self, days: Mapping[bytes, Days], low: UserId | None, high: UserId) -> list[User]:
+    @property
+    def _rows_matter(self) -> str:
+        """Whether a gate may have something to say of a user's rows in the ledger: of most, none has."""
+        own, s = f"FROM {LEDGER} n WHERE n.user_id = u.id", self._settings
+        conditions = [f"EXISTS (SELECT 1 {own} AND {ROW_MATTERS})"]
+        if s.quiet_after:
+            conditions.append(f"(SELECT COUNT(*) {own}) >= {s.quiet_after}")
+        if s.max_per_week:
+            conditions.append(f"(SELECT COUNT(*) {own} AND n.local_day > z.today - INTERVAL 7 DAY) >= {s.max_per_week}")
+        return f"({' OR '.join(conditions)})" if self._has_ledger else "FALSE"
+
+    def _strangers(self, low: UserId | None, high: UserId) -> list[User]:
         """The users in (low, high] whose zone is not among the known ones."""
         within, args = id_range(low, high)
-        unknown, keys = self._stranger(days)
-        rows = self._run(
-            f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")}, {as_text("u.time_zone")}
-                FROM `User` u WHERE {within} AND {self._users} AND {unknown} ORDER BY u.id""",
-            [*args, *keys],
-        )
-        return [
-            User(user_id, shown_name(name), phone_number(phone), clean(zone_name(zone)), None, logged_day1=False)
-            for user_id, name, phone, zone in rows
-        ]
+        unknown, keys = self._stranger
+        where = f"{within} AND {self._users} AND {unknown} ORDER BY u.id"
+        return [user for user, _ in self._users_where(where, [*args, *keys])]
 
-    def user(self, user_id: str, days: Mapping[bytes, Days]) -> User | None:
+    def user(self, user_id: str) -> User | None:
         """One user, as ONLY_USERS would name them."""
         key = bytes.fromhex(user_id) if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", user_id) else user_id
-        found = [user for user, _ in self._users_where("u.id = %s", [key], days) if id_key(user.id) == user_id.lower()]
+        found = [user for user, _ in self._users_where("u.id = %s", [key]) if id_key(user.id) == user_id.lower()]
         return found[0] if found else None
 
-    def everybody(self, days: Mapping[bytes, Days]) -> Iterator[tuple[User, str]]:
+    def everybody(self) -> Iterator[tuple[User, str]]:
         """All users with a phone number, each with the number as it stands."""
         low: UserId | None = None
         while True:
             within, args = id_range(low, None)
-            users = self._users_where(f"{within} AND {HAS_PHONE} ORDER BY u.id LIMIT {PAGE_USERS}", args, days)
+            users = self._users_where(f"{within} AND {HAS_PHONE} ORDER BY u.id LIMIT {PAGE_USERS}", args)
             yield from users
             if len(users) < PAGE_USERS:
                 return
             low = users[-1][0].id
 
-    def _users_where(self, where: str, args: Sequence[object], days: Mapping[bytes, Days]) -> list[tuple[User, str]]:
+    def _users_where(self, where: str, args: Sequence[object]) -> list[tuple[User, str]]:
+        """Users, whatever they logged, each with the phone number as it stands."""
         columns = ", ".join(map(as_text, ("u.name", "u.phone_number", "u.time_zone")))
         rows = self._run(f"SELECT u.id, {columns}, {self._zone_key} FROM `User` u WHERE {where}", args)
         return [
-            (User(i, shown_name(name), phone_number(phone), clean(zone_name(zone)), days.get(key), False), clean(phone))
+            (User(i, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False), clean(phone))
             for i, name, phone, zone, key in rows
         ]
 
@@ -2334,7 +2346,8 @@ class Store:
     def history(self, users: Sequence[User]) -> tuple[dict[UserId, list[Row]], dict[UserId, date]]:
         """The rows of users whose days are known, and the last log of those whom QUIET_AFTER may concern."""
         rows: dict[UserId, list[Row]] = defaultdict(list)
-        for part in chunks([user.id for user in users if user.days and self._has_ledger], IN_LIST):
+        ids = [user.id for user in users if user.days and user.rows_matter and self._has_ledger]
+        for part in chunks(ids, IN_LIST):
             for row in self._rows(part):
                 rows[row.user_id].append(row)
         logs: dict[UserId, date] = {}
@@ -2449,14 +2462,22 @@ def next_size(size: int, seconds: float) -> int:
     return min(size * 2, PAGE_USERS) if seconds < fast else size
 
 
-def zones_table(days: Mapping[bytes, Days], *, dates: bool) -> tuple[str, list[object]]:
-    """A derived table of each zone's bounds, and its arguments. A first row, never matched, names the columns."""
-    kind = "DATE" if dates else "TIMESTAMP"
-    type_ = "DATE" if dates else "DATETIME"
-    first = f"SELECT CAST(NULL AS BINARY) AS zone, CAST(NULL AS {type_}) AS day1, NULL AS day2, NULL AS day3"
-    row = f" UNION ALL SELECT %s, {kind} %s, {kind} %s, {kind} %s"
-    bounds = ((zone, *(str(bound) for bound in bounds_of(d, dates=dates))) for zone, d in days.items())
-    return first + row * len(days), list(chain.from_iterable(bounds))
+def zones_table(days: Mapping[bytes, Days], now: datetime, *, dates: bool) -> ZonesTable:
+    """Each zone's bounds, the day it is there, and since when another text would be too near.
+
+    A first row, never matched, names the columns.
+    """
+    column, literal = ("DATE", "DATE") if dates else ("DATETIME", "TIMESTAMP")
+    names = ", ".join(f"CAST(NULL AS {column}) AS {name}" for name in ("day1", "day2", "day3"))
+    first = (
+        f"SELECT CAST(NULL AS BINARY) AS zone, {names}, CAST(NULL AS DATE) AS today, CAST(NULL AS DATETIME) AS since"
+    )
+    row = f" UNION ALL SELECT %s, {literal} %s, {literal} %s, {literal} %s, DATE %s, TIMESTAMP %s"
+    bounds = (
+        (zone, *bounds_of(d, dates=dates), d.today, naive(min(d.end, now - SPACING)).replace(microsecond=0))
+        for zone, d in days.items()
+    )
+    return first + row * len(days), [v if isinstance(v, bytes) else str(v) for v in chain.from_iterable(bounds)]
 
 
 def bounds_of(days: Days, *, dates: bool) -> tuple[date, ...]:
@@ -2640,7 +2661,7 @@ def explain(job: Job) -> Exit:
         job.store.look()
         job.store.look_at_ledger()
         job.look_around()
-        if not (user := job.store.user(job.about, job.days)):
+        if not (user := job.store.user(job.about)):
             raise RetryLater(f"there is no user {job.about} in User")
         log.info("User %s, %s, time zone %r", user, Personal(user.phone or "no phone number"), user.zone)
         rows, last_logs = job.store.history([user])
@@ -2737,7 +2758,7 @@ def check_users(job: Job) -> Iterator[str]:
     yield from job.survey()
     found: dict[str, list[int | str]] = defaultdict(list)
     longest, seen = "", set()
-    for user, raw_phone in job.store.everybody(job.days):
+    for user, raw_phone in job.store.everybody():
         longest = max(longest, user.name, key=len)
         problems = {
             "have no time zone that is known": user.days is None,
