@@ -63,7 +63,7 @@ from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from email.utils import parsedate_to_datetime
 from enum import Enum, IntEnum, StrEnum, auto
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -990,6 +990,7 @@ def resolve_zone(name: str) -> pytz.BaseTzInfo | None:
         return None
 
 
+@lru_cache(maxsize=1_000)  # the same for all users of a zone
 def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: pytz.BaseTzInfo) -> float:
     """The seconds to the window's end, as clocks in the zone show it; 0 outside."""
     local, (start, end) = now.astimezone(zone), window
@@ -2290,13 +2291,16 @@ class Store:
     @property
     def _rows_matter(self) -> str:
         """Whether a gate may have something to say of a user's rows in the ledger: of most, none has."""
-        own, s = f"FROM {LEDGER} n WHERE n.user_id = u.id", self._settings
-        conditions = [f"EXISTS (SELECT 1 {own} AND {ROW_MATTERS})"]
-        if s.quiet_after:
-            conditions.append(f"(SELECT COUNT(*) {own}) >= {s.quiet_after}")
-        if s.max_per_week:
-            conditions.append(f"(SELECT COUNT(*) {own} AND n.local_day > z.today - INTERVAL 7 DAY) >= {s.max_per_week}")
-        return f"({' OR '.join(conditions)})" if self._has_ledger else "FALSE"
+        if not self._has_ledger:
+            return "FALSE"
+        limits = {
+            "TRUE": self._settings.quiet_after,
+            "n.local_day > z.today - INTERVAL 7 DAY": self._settings.max_per_week,
+        }
+        counts = [
+            f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in {ROW_MATTERS: 1, **limits}.items() if limit
+        ]
+        return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
 
     def _strangers(self, low: UserId | None, high: UserId) -> list[User]:
         """The users in (low, high] whose zone is not among the known ones."""
