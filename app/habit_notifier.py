@@ -2732,8 +2732,8 @@ class Settings:
 
     def hide(self, text: str) -> str:
         """What MySQL, Twilio or a library says, without the secrets."""
-        values = (str(getattr(self, f.name)) for f in fields(self) if not f.repr)
-        found = "|".join(re.escape(value) for value in values if value)
+        values = sorted((str(getattr(self, f.name)) for f in fields(self) if not f.repr), key=len, reverse=True)
+        found = "|".join(re.escape(value) for value in values if value)  # one may begin with another
         return re.sub(rf"(?<!\w)({found})(?!\w)", "***", text) if found else text
 
 
@@ -2829,7 +2829,7 @@ class OneLine(logging.Formatter):
         if not pii and isinstance(record.args, tuple):
             record = logging.makeLogRecord(record.__dict__ | {"args": tuple(map(masked, record.args))})
         line = self.as_json(record) if self.settings and self.settings.log_format == "json" else super().format(record)
-        if self.settings and record.name != log.name:
+        if self.settings and (record.name != log.name or record.exc_info):
             line = self.settings.hide(line)
         if not pii:
             line = re.sub(r"\+[0-9]{7,15}\b", lambda number: masked_number(number[0]), line)
