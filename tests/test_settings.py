@@ -137,8 +137,10 @@ GOOD: dict[str, dict[str, Any]] = {  # text: value
     },
     "SEND_CONCURRENCY": {"1": 1, "64": 64},
     "SEND_WINDOW": {
-        **{"09:00-20:00": (time(9), time(20)), " 00:00 - 23:59 ": (time(0), time(23, 59))},
-        **{"09:30-10:30": (time(9, 30), time(10, 30)), "22:59-23:59": (time(22, 59), time(23, 59))},
+        "09:00-20:00": (time(9), time(20)),
+        " 00:00 - 23:59 ": (time(0), time(23, 59)),
+        "09:30-10:30": (time(9, 30), time(10, 30)),
+        "22:59-23:59": (time(22, 59), time(23, 59)),
     },
     "DAY_STARTS_AT": {"00:00": time(0), "03:30": time(3, 30), "06:00": time(6)},
     "DEFAULT_TIME_ZONE": {"Europe/Berlin": "Europe/Berlin", "utc": "utc"},
@@ -151,8 +153,10 @@ GOOD: dict[str, dict[str, Any]] = {  # text: value
     "MAX_PER_WEEK": {"0": 0, "7": 7},
     "MAX_TEXTS": {"0": 0, "20000": 20_000},
     "ONLY_USERS": {
-        **{"42": {"42"}, " 42, 43,42 ": {"42", "43"}, ",".join(map(str, range(100))): set(map(str, range(100)))},
-        **{"0D1F3F5C-aaaa-4bbb-8ccc-000000000001": {"0d1f3f5c-aaaa-4bbb-8ccc-000000000001"}},
+        "42": {"42"},
+        " 42, 43,42 ": {"42", "43"},
+        ",".join(map(str, range(100))): set(map(str, range(100))),
+        "0D1F3F5C-aaaa-4bbb-8ccc-000000000001": {"0d1f3f5c-aaaa-4bbb-8ccc-000000000001"},
     },
     "RUN_DEADLINE": {"1": 1, "86400": 86_400},
     "SHARD_COUNT": {"1": 1, "1000": 1_000},
@@ -500,8 +504,10 @@ def test_without_settings_the_program_says_all_that_it_needs_and_exits_with_2() 
     assert said(done) == [
         (
             "ERROR",
-            "DB_HOST is missing: write MySQL's host: the primary, not a read-only replica, "
-            "a host name or an address, without scheme and port",
+            (
+                "DB_HOST is missing: write MySQL's host: the primary, not a read-only replica, "
+                "a host name or an address, without scheme and port"
+            ),
         ),
         ("ERROR", "DB_NAME is missing: write the database that holds User, Habit and Log"),
         ("ERROR", "DB_USER is missing: write the database account"),
