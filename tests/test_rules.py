@@ -87,12 +87,12 @@ def a_row(state: State = State.SENT, **changes: Any) -> Row:
     return row
 
 
-def a_case(rows: Iterable[Row] = (), user: User | None = None, now: datetime = NOW, **changes: object) -> Case:
+def a_case(rows: Iterable[Row] = (), user: User | None = None, now: datetime = NOW, **changes: Any) -> Case:
     told = Settings.read(ENVIRON | {name: str(value) for name, value in changes.items()})
     return Case(user or a_user(), list(rows), None, told, now)
 
 
-def skipped(*case: Any, **changes: object) -> Skip | None:
+def skipped(*case: Any, **changes: Any) -> Skip | None:
     """What speaks against a text to this user, with these rows."""
     return speaks_against(a_case(*case, **changes))
 
@@ -525,7 +525,7 @@ def test_a_text_without_a_sid_is_unknown_after_all_attempts_of_its_job_and_stays
     """Whatever Twilio lists: by number and time another program's text could be taken for it."""
     row = a_row(state)
     now = row.claimed_at + timedelta(minutes=30) + age
-    found = settled(row, a_message("SM1"), a_message(""), now=now, looked_up=looked_up)
+    found = settled(row, a_message("SM1"), now=now, looked_up=looked_up)
     assert found == (dataclasses.replace(row, state=State.UNCERTAIN, final_status="unknown") if said else None)
 
 
