@@ -1336,6 +1336,7 @@ PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
 NO_TRUST = "Twilio's certificate does not verify: does a proxy open TLS? Name its CA file in REQUESTS_CA_BUNDLE"
 QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
 NO_SUCH = 20404
+SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
 MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
 NOT_POSTED = Answer(Action.PAUSE, "the run ended before it was posted")
 DAY_IS_OVER = Answer(Action.PAUSE, "its local day is over")
@@ -1400,11 +1401,14 @@ class Twilio:
         :raises Outage: when Twilio cannot be reached or does not answer as it should
         """
         answer = self.ask(lambda client: client.messages.page(page_size=1))
-        if answer.action is Action.STOP:
+        _, http = self._client()
+        if http.last and http.last.status_code == requests.codes.proxy_authentication_required:
+            answer = Answer(Action.STOP, PROXY)
+        known = answer.code in TWILIO_CODES and answer.action is not Action.PAUSE
+        if known or answer.action is Action.STOP:
             raise FixFirst(f"Twilio: {answer.words}. Nobody was texted")
         if answer.action is not Action.ACCEPT:
             raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted")
-        _, http = self._client()
         try:
             return parsedate_to_datetime(http.last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
         except (KeyError, TypeError, ValueError):
@@ -1524,7 +1528,7 @@ def accepted(message: Any) -> Answer:
     if not MESSAGE_SID.fullmatch(str(message.sid)):
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
     code, parts = column_int(message.error_code, 999_999), column_int(message.num_segments, 32_767)
-    if message.status in LOST:
+    if str(message.status) in LOST:
         return Answer(
             Action.REFUSE, f"Twilio took it, but it {message.status}: {meaning(code)}", code, message.sid, parts
         )
@@ -1545,8 +1549,6 @@ def understand(error: Exception, response: Response | None) -> Answer:
     if response is None:
         return unanswered(error)
     status = response.status_code
-    if status == requests.codes.proxy_authentication_required:
-        return Answer(Action.STOP, PROXY)
     body = refusal(response)
     if body is None:
         kind = clean((response.headers or {}).get("Content-Type", "no content type"))
@@ -1567,7 +1569,7 @@ def refusal(response: Response) -> dict[str, Any] | None:
     if not 400 <= response.status_code < 500 or not isinstance(body, dict):
         return None
     code, status = body.get("code"), body.get("status")
-    ours = isinstance(code, int) and not isinstance(code, bool) and status == response.status_code
+    ours = isinstance(code, int) and code >= SMALLEST_CODE and status == response.status_code  # a bool is an int, too
     return body if ours else None
 
 
@@ -1594,8 +1596,9 @@ def unanswered(error: Exception) -> Answer:
     tunnel = str(reason) if str(reason).startswith("Tunnel connection failed") else ""
     if "407" in tunnel or isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return Answer(Action.STOP, PROXY)
-    if type(error) is OSError and error.errno is None:
-        return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file that can be read: correct it")
+    unread = isinstance(reason, PermissionError) or getattr(reason, "library", None) == "X509"
+    if unread or (type(error) is OSError and error.errno is None):
+        return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file of certificates that can be read: correct it")
     never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
     if tunnel or isinstance(reason, never_connected):
         return Answer(Action.UNREACHED, f"Twilio cannot be reached ({cause(error)})")
@@ -3061,8 +3064,8 @@ class Settings:
 
     def hide(self, text: str) -> str:
         """What MySQL, Twilio or a library says, without the secrets."""
-        values = (str(getattr(self, f.name)) for f in fields(self) if not f.repr)
-        found = "|".join(re.escape(value) for value in values if value)
+        values = sorted((str(getattr(self, f.name)) for f in fields(self) if not f.repr), key=len, reverse=True)
+        found = "|".join(re.escape(value) for value in values if value)  # one may begin with another
         return re.sub(rf"(?<!\w)({found})(?!\w)", "***", text) if found else text
 
 
@@ -3164,7 +3167,7 @@ class OneLine(logging.Formatter):
         if not pii and isinstance(record.args, tuple):
             record = logging.makeLogRecord(record.__dict__ | {"args": tuple(map(masked, record.args))})
         line = self.as_json(record) if self.settings and self.settings.log_format == "json" else super().format(record)
-        if self.settings and record.name != log.name:
+        if self.settings and (record.name != log.name or record.exc_info):
             line = self.settings.hide(line)
         if not pii:
             line = re.sub(r"\+[0-9]{7,15}\b", lambda number: masked_number(number[0]), line)
