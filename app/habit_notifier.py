@@ -960,25 +960,20 @@ def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
 
     A time that comes twice (clocks go back) means the first; one that a jump of the clocks leaves out, the jump.
     """
-    wanted = datetime.combine(day, at)
-    try:
-        local = zone.localize(wanted, is_dst=None)
-    except pytz.AmbiguousTimeError:
-        local = zone.localize(wanted, is_dst=True)
-    except pytz.NonExistentTimeError:
-        return jump_at(wanted, zone)
-    return local.astimezone(UTC)
-
-
-def jump_at(missing: datetime, zone: pytz.BaseTzInfo) -> datetime:
-    """The UTC instant of the jump that leaves a local time out."""
-    before, after = (zone.localize(missing, is_dst=dst).astimezone(UTC) for dst in (True, False))
-    low, high = min(before, after), max(before, after)
-    offset = low.astimezone(zone).utcoffset()
+    low, high = readings(day, at, zone)
+    shown = low.astimezone(zone)
+    if shown.replace(tzinfo=None) == datetime.combine(day, at):
+        return low
     while high - low > timedelta(seconds=1):
         middle = low + (high - low) / 2
-        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == offset else (low, middle)
+        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == shown.utcoffset() else (low, middle)
     return high.replace(microsecond=0)
+
+
+def readings(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> list[datetime]:
+    """The UTC instants that a local time can mean, the earlier first: they differ where clocks are changed."""
+    wanted = datetime.combine(day, at)
+    return sorted(zone.localize(wanted, is_dst=dst).astimezone(UTC) for dst in (True, False))
 
 
 @cache
@@ -996,10 +991,7 @@ def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: p
     local, (start, end) = now.astimezone(zone), window
     if not start <= local.time() < end:
         return 0.0
-    closing = datetime.combine(local.date(), end)
-    ends = (
-        zone.localize(closing, is_dst=dst).astimezone(UTC) for dst in (True, False)
-    )  # they differ when it comes twice
+    ends = instant_of(local.date(), end, zone), *readings(local.date(), end, zone)
     return min((at - now).total_seconds() for at in ends if at > now)
 
 
@@ -2876,7 +2868,7 @@ def time_zone(name: str) -> str:
 
 def clock_time(text: str) -> time_of_day:
     """A time of day such as 09:00."""
-    if not re.fullmatch("[0-9]{2}:[0-9]{2}", text):
+    if not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]", text):
         raise ValueError
     return time_of_day.fromisoformat(text)
 
