@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import uuid
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytz
 
 from tests.faults import faults as f
 from tests.faults.faults import Fault
-from tests.faults.scene import Person, start_of
+from tests.faults.scene import Person, start_of, zone_of
 from tests.sandbox import fake_twilio as ft
 from tests.sandbox.fake_twilio import Answer, Door, refuse, server_error, slow, throttle
 from tests.sandbox.people import zone_named
@@ -73,6 +74,16 @@ class Scene:
     people: list[Person]
     steps: list[Step]
     list_lag: timedelta
+
+    def seconds_left(self, person: Person, instant: datetime) -> float:
+        """The seconds to the end of SEND_WINDOW as clocks show it where the person is; 0 outside."""
+        zone = zone_of(person, self.default_zone)
+        if not zone or "SEND_WINDOW" not in self.environ:
+            return math.inf
+        local = instant.astimezone(zone)
+        start, end = (time.fromisoformat(text) for text in self.environ["SEND_WINDOW"].split("-"))
+        closing = datetime.combine(local.date(), end, zone)
+        return (closing.astimezone(UTC) - instant).total_seconds() if start <= local.time() < end else 0.0
 
     @property
     def story(self) -> str:
@@ -151,8 +162,13 @@ def constants(rng: Rng, steps: list[Step]) -> dict[str, Any]:
         "HTTP_TIMEOUT": [2.0, SLOW_TIMEOUT if is_slow else 4.0],
         # A statement must outlast the wait for a lock, here 1 s, as in the program: else the server works on alone.
         "DATABASE_TIMEOUT": 10.0 if not is_silent else 1.5 if is_locked else SILENT_TIMEOUT,
+        "DATABASE_CONNECT_TIMEOUT": SILENT_TIMEOUT if is_silent else 5.0,
         "PAUSE_BUDGET": rng.choice([3.0, 20.0, 60.0]),
-        "PROBE_PAUSES": [1.0, 2.0],
+        "OUTAGE_PAUSES": [1.0, 2.0],
+        "OUTAGE_PATIENCE": 40.0,
+        # In-process the watchdog would end the driver.
+        "TERM_LIMIT": 100.0,
+        "WATCHDOG_LIMIT": 2_000.0,
         "PAGE_USERS": rng.choice([5_000, 5_000, 2, 5, 9]),
         "IN_LIST": rng.choice([500, 500, 3]),
         "KEYS": rng.choice([500, 500, 2]),
@@ -328,7 +344,7 @@ def draw_faults(rng: Rng, processes: bool, tls: bool, chance: float) -> list[Fau
 
 COMBINED = (f.BadAnswers, f.Ended, f.Cut, f.WrongCredentials, f.KilledConnection)
 WRITES = ["claim", "claim", "record", "record", "release"]
-TARGETS = [*WRITES, "read back", "history", "page", "zones", "any"]
+TARGETS = [*WRITES, "read back", "history", "page", "slice", "zones", "learn", "settle", "any"]
 
 
 def draw_fault(rng: Rng, processes: bool, tls: bool) -> Fault:
@@ -343,7 +359,7 @@ def early(rng: Rng) -> int:
     return rng.choice([1, 1, 1, 2, 2, 3, 4, 6])
 
 
-def cut(verdict: Verdict | None, kind: str) -> Callable[[Rng, bool], Fault]:
+def cut(verdict: Verdict, kind: str) -> Callable[[Rng, bool], Fault]:
     """A cut of this kind."""
 
     def make(rng: Rng, _tls: bool) -> Fault:
@@ -421,7 +437,7 @@ THROTTLES = (throttle(), throttle(0), throttle(1), throttle(3), refuse(21611, 42
 
 INLINE_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
     (5, cut(Verdict.CUT_BEFORE, "connection cut before a statement")),
-    (3, cut(None, "connection cut within an answer")),
+    (3, cut(Verdict.CUT_WITHIN, "connection cut within an answer")),
     (2, at_query(f.CutWhileExecuting, writes=True)),
     (6, cut(Verdict.CUT_AFTER, "connection cut after a statement")),
     (3, at_query(f.KilledConnection)),

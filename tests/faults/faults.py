@@ -21,29 +21,26 @@ import pymysql
 
 from tests.faults.program import Actor, ProcessActor
 from tests.faults.scene import SceneClock
-from tests.faults.wire import Wire
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import Answer, Door, FakeTwilio, Request
-from tests.sandbox.proxy import Rule, Verdict
+from tests.sandbox.proxy import Proxy, Rule, Verdict
 
 # What tells the program's statements apart.
-CLAIM = "rule, state, run_token, claimed_at)"
-READ_BACK = " AND local_day >= "
-RECORD = "rule, run_token, claimed_at, finished_at,"
+CLAIM = "UPDATE user_id = "
+RECORD = "state = IF(run_token"
 RELEASE = f"DELETE FROM {LEDGER} WHERE (user_id"
-HISTORY = "AND state = 'refused')"
-PAGE = "LEFT JOIN ("
-ZONES = "COUNT(*) FROM `User`"
-ANY = ""
 TARGETS = {
+    "learn": "WHERE final_status IS NULL",
+    "settle": "SET state = '",
+    "zones": "GROUP BY 1, 2",
+    "slice": "AS stranger FROM",
+    "page": "JOIN (SELECT CAST(NULL",
+    "history": "AND local_day >= '0001",
     "claim": CLAIM,
-    "read back": READ_BACK,
+    "read back": "AND local_day >= '2",
     "record": RECORD,
     "release": RELEASE,
-    "history": HISTORY,
-    "page": PAGE,
-    "zones": ZONES,
-    "any": ANY,
+    "any": "",
 }
 LEDGER_KEY = re.compile(r"\((?:user_id = )?(\d+|'[0-9a-f-]{36}')(?:,| AND local_day =) '(\d{4}-\d\d-\d\d)'")
 
@@ -54,7 +51,7 @@ class Group:
 
     server: Server
     database: Database
-    wire: Wire
+    wire: Proxy
     twilio: FakeTwilio
     clock: SceneClock
     accounts: list[str]
@@ -67,7 +64,12 @@ class Fault:
     """Something that goes wrong. `kind` is the row of the table that it counts in."""
 
     kind: str
-    needs_process = False
+    skew = timedelta()
+    """How far the program's clock is off."""
+    slack = timedelta()
+    """By how much texts may come closer, since the program cannot know better."""
+    passing: frozenset[str] | set[str] = frozenset()
+    """The keys of people who came or went in mid-run."""
 
     def __init__(self) -> None:
         self.hits = 0
@@ -190,17 +192,14 @@ class Cut(Fault):
     """The connection is lost before a statement arrives, in the middle of its answer, or after it was executed; or
     the statement or its answer never arrives and the connection stays."""
 
-    def __init__(self, kind: str, verdict: Verdict | None, target: str, nth: int) -> None:
+    def __init__(self, kind: str, verdict: Verdict, target: str, nth: int) -> None:
         super().__init__()
         self.kind, self.verdict, self.target, self.nth = kind, verdict, target, nth
         self._rule: Rule | None = None
 
     def begin(self, group: Group) -> None:
         super().begin(group)
-        if self.verdict is None:
-            self._rule = group.wire.cut_within_answer(TARGETS[self.target], self.nth)
-        else:
-            self._rule = group.wire.on_query(TARGETS[self.target], self.verdict, nth=self.nth)
+        self._rule = group.wire.on_query(TARGETS[self.target], self.verdict, nth=self.nth)
 
     def end(self) -> None:
         if self._rule:
@@ -276,7 +275,7 @@ class ReadOnly(AtQuery):
 
     def begin(self, group: Group) -> None:
         super().begin(group)
-        self._errors = group.wire.errors[1290]
+        self._errors = group.wire.mysql_errors[1290]
         if self.nth == 0:
             self.strike("")
 
@@ -288,7 +287,7 @@ class ReadOnly(AtQuery):
     def end(self) -> None:
         if self._on:
             self._set(0)
-        self.hits += self._group.wire.errors[1290] - self._errors
+        self.hits += self._group.wire.mysql_errors[1290] - self._errors
 
     def _set(self, value: int) -> None:
         with self._group.server.connect() as admin, admin.cursor() as cursor:
@@ -302,14 +301,14 @@ class Rival(AtQuery):
 
     def begin(self, group: Group) -> None:
         super().begin(group)
-        self._errors = Counter(group.wire.errors)
+        self._errors = Counter(group.wire.mysql_errors)
         self._connection: pymysql.connections.Connection[Any] | None = None
 
     def end(self) -> None:
         self.join_background()
         self._let_go()
         if self.error:
-            self.hits += self._group.wire.errors[self.error] - self._errors[self.error]
+            self.hits += self._group.wire.mysql_errors[self.error] - self._errors[self.error]
 
     def hold(self, *statements: tuple[str, object]) -> None:
         """Begin a transaction with these statements, and leave it open."""
@@ -396,7 +395,6 @@ class Ended(Fault):
 
     def __init__(self, *, kill: bool, at: str, nth: int, before: bool, seconds: float, again: bool = False) -> None:
         super().__init__()
-        self.needs_process = kill
         self.kind = "kill -9" if kill else "SIGTERM"
         self.at, self.nth, self.before, self.seconds, self.again = at, nth, before, seconds, again
         self._kill, self._seen, self._victim = kill, 0, 0
@@ -447,7 +445,6 @@ class Ended(Fault):
 class ServerRestart(AtQuery):
     """The server is stopped or killed, and comes back."""
 
-    needs_process = True
     kind = "server restarted"
 
     def __init__(self, target: str, nth: int, *, kill: bool, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -35,9 +36,10 @@ class Person:
         return self.name.split()[0]
 
     @property
-    def phone_is_good(self) -> bool:
-        """Whether it is a number in E.164; the scenes know only obviously good and bad ones."""
-        return bool(self.phone and self.phone.startswith("+1555"))
+    def number(self) -> str:
+        """The number in E.164, '' if there is none; the scenes know only obviously good and bad ones."""
+        number = re.sub("^00", "+", (self.phone or "").replace(" ", ""))
+        return number if re.fullmatch(r"\+[0-9]{7,15}", number) else ""
 
     @property
     def is_listening(self) -> bool:
@@ -91,6 +93,8 @@ class SceneClock:
     """The time in a run: it flows as ours, from wherever it was set."""
 
     offset: timedelta = field(default_factory=timedelta)
+    jumps: list[tuple[datetime, datetime]] = field(default_factory=list)
+    """From when to when it went by `advance`."""
 
     def __call__(self) -> datetime:
         return datetime.now(UTC) + self.offset
@@ -101,4 +105,6 @@ class SceneClock:
 
     def advance(self, by: timedelta) -> None:
         """Let time pass."""
+        before = self()
         self.offset += by
+        self.jumps.append((before, before + by))

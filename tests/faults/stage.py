@@ -22,10 +22,9 @@ from tests.faults.draw import Part, Scene, Step
 from tests.faults.faults import Fault, Group
 from tests.faults.program import LOCK_WAIT, Actor, InlineActor, Orders, ProcessActor, Replacements, Run
 from tests.faults.scene import Person, SceneClock
-from tests.faults.wire import Wire
 from tests.sandbox.database import LEDGER, Id, Server
 from tests.sandbox.fake_twilio import Answer, FakeTwilio, Message, Request, refuse, self_signed_certificate
-from tests.sandbox.proxy import Verdict
+from tests.sandbox.proxy import Proxy, Verdict
 
 ENVIRON = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 RETRIED = {1, 143, program.KILLED}  # what a Job tries again: podFailurePolicy excepts 2
@@ -60,6 +59,8 @@ class Played:
     requests: list[Request]
     faults: list[Fault]
     errors: Counter[int]
+    jumps: list[tuple[datetime, datetime]]
+    """From when to when the clock went while the runs were at work."""
     stray: list[str]
     """What libraries and threads said."""
 
@@ -104,7 +105,7 @@ class Stage:
                 self.accounts[name] = database.environ(), database.least_account(create=True)
                 database.execute("CREATE TABLE Ballast (n INT NOT NULL) ENGINE=InnoDB")
                 database.execute(f"INSERT INTO Ballast VALUES {', '.join(['(0)'] * 200)}")
-            self.wire = stack.enter_context(Wire((self.server.host, self.server.port)))
+            self.wire = stack.enter_context(Proxy((self.server.host, self.server.port)))
             fakes = FakeTwilio(), FakeTwilio(tls=certificate)
             self.fakes = {bool(fake.tls): stack.enter_context(fake) for fake in fakes}
             self._stack = stack.pop_all()
@@ -141,7 +142,7 @@ class Stage:
         self.twilio.clock = self.clock
         self.twilio.list_lag = scene.list_lag
         self.wire.rules.clear()
-        self.wire.errors.clear()
+        self.wire.mysql_errors.clear()
         for table in ("Log", "Habit", "User"):
             self.database.execute(f"DELETE FROM `{table}`")
         if self.database.rows("SHOW TABLES LIKE %s", (LEDGER,)):
@@ -225,7 +226,8 @@ class Stage:
         group.actors = [self._actor(scene, order, self._copies[n], n) for n, order in enumerate(orders)]
         before = self._ledger()
         books, requests = len(self.twilio.book), len(self.twilio.requests)
-        errors = Counter(self.wire.errors)
+        errors = Counter(self.wire.mysql_errors)
+        self.clock.jumps = []
         direction = _Direction(scene, part, group)
         for fault in part.faults:
             fault.begin(group)
@@ -257,7 +259,8 @@ class Stage:
             texts=self.twilio.book[books:],
             requests=self.twilio.requests[requests:],
             faults=part.faults,
-            errors=self.wire.errors - errors,
+            errors=self.wire.mysql_errors - errors,
+            jumps=self.clock.jumps,
             stray=stray,
         )
 
