@@ -86,39 +86,10 @@ SPACING = timedelta(hours=11, minutes=30)  # between two texts to one user, what
 ALL_ATTEMPTS = timedelta(minutes=30)  # of a Job: its activeDeadlineSeconds
 RETENTION = timedelta(days=90)  # of the ledger's rows
 CLOCK_TOLERANCE = timedelta(minutes=5)  # between Twilio's clock or a time stamp and ours
-
-FIRST_PAGE, PAGE_USERS = 1_000, 10_000  # users judged by one query: by the first one, and at most
-PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the users, one that took more by a half
-IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
-KEYS = 500  # ledger rows that one statement deletes or changes
-NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where ids are random
 PROGRESS_SECONDS = 10.0
-
 OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while nobody is claimed
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
-DATABASE_CONNECT_TIMEOUT = 5  # seconds
-DATABASE_TIMEOUT = 10  # seconds, for one statement; the server ends a query two seconds earlier
-DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
-DATABASE_MEMORY = (
-    60.0  # seconds of results that are written again on a new connection: commits may be lost with the old
-)
-LAST_TIMEOUT, LAST_PATIENCE = 3, 1.0  # the time-out and the patience after SIGTERM
-HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
-HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
-LONGEST_PAUSE = 120.0  # seconds, when Twilio says "too many" but not for how long
-PAUSE_BUDGET = 600.0  # seconds that one run may spend in such pauses
-TERM_LIMIT, DEADLINE_LIMIT = 40.0, 60.0  # seconds for what is in flight, after SIGTERM and after the deadline
-WATCHDOG_LIMIT = 13.0  # seconds more until the process is ended: within terminationGracePeriodSeconds, 60
-STREAK, STREAK_WINDOW = 10, 30  # so many failures among the last answers say: it's not these people, it's everybody
 FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
-
-SETTLE_AFTER = timedelta(minutes=15)  # Twilio's list of messages lags behind
-SETTLE_NOT_FOUND = timedelta(hours=12)  # beyond the 10 h that Twilio may keep a text queued
-SETTLE_FINAL = timedelta(hours=72)  # no carrier's receipt comes later
-SETTLE_BUDGET = 60.0  # seconds
-SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
-
-OUR_FAULT = "the program failed: what is queued is not posted"
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
 NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
 NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
@@ -201,12 +172,6 @@ class Outcome(Enum):
 
     def __init__(self, words: str, failed: bool, exit_code: Exit, level: int) -> None:
         self.words, self.failed, self.exit_code, self.level = words, failed, exit_code, level
-
-
-class Personal(str):
-    """A name or a number of a person, which LOG_PII=off hides."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -335,102 +300,6 @@ def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_
     return Days(zone, today, day1, day2, end)
 
 
-def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
-    """The UTC instant at which clocks in the zone show that time.
-
-    A time that comes twice (clocks go back) means the first; one that a jump of the clocks leaves out, the jump.
-    """
-    wanted = datetime.combine(day, at)
-    try:
-        local = zone.localize(wanted, is_dst=None)
-    except pytz.AmbiguousTimeError:
-        local = zone.localize(wanted, is_dst=True)
-    except pytz.NonExistentTimeError:
-        return jump_at(wanted, zone)
-    return local.astimezone(UTC)
-
-
-def jump_at(missing: datetime, zone: pytz.BaseTzInfo) -> datetime:
-    """The UTC instant of the jump that leaves a local time out."""
-    before, after = (zone.localize(missing, is_dst=dst).astimezone(UTC) for dst in (True, False))
-    low, high = min(before, after), max(before, after)
-    offset = low.astimezone(zone).utcoffset()
-    while high - low > timedelta(seconds=1):
-        middle = low + (high - low) / 2
-        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == offset else (low, middle)
-    return high.replace(microsecond=0)
-
-
-@cache
-def resolve_zone(name: str) -> pytz.BaseTzInfo | None:
-    """The zone of a tz database name, whatever its case and surrounding blanks; None when there is none."""
-    try:
-        return pytz.timezone(name.strip())
-    except pytz.UnknownTimeZoneError:
-        return None
-
-
-JOINERS = {"\u200c", "\u200d"}  # do not print, but hold Persian words and family emoji together
-
-
-def shows(character: str) -> bool:
-    """Whether a character may stand in a line of the log."""
-    return character.isprintable() or character in JOINERS
-
-
-def decoded(value: object) -> str:
-    """Text from the database, which may hold bytes that are no UTF-8; '' for NULL."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else str("" if value is None else value)
-
-
-def clean(value: object) -> str:
-    """The value as one line, without characters that don't print: what is read from the database can forge nothing."""
-    text = decoded(value)
-    if not text.isprintable():
-        text = "".join(c if shows(c) else " " for c in text)
-    return " ".join(text.split())
-
-
-def zone_name(value: object) -> str:
-    """The name of a time zone without what nobody sees in it: blanks around, characters that don't print."""
-    return "".join(c for c in decoded(value) if c.isprintable()).strip()
-
-
-def phone_number(value: object) -> str:
-    """The number in E.164 if that is plain: blanks, dots, dashes and brackets go, 00 is +. Else as it stands."""
-    text = unicodedata.normalize("NFKC", clean(value))
-    digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
-    number = re.sub("^00", "+", digits)
-    return number if E164.fullmatch(number) and "(0)" not in text.replace(" ", "") else text
-
-
-def shown_id(user_id: UserId) -> int | str:
-    """An id for people: bytes as hexadecimal digits."""
-    return user_id.hex() if isinstance(user_id, bytes) else user_id
-
-
-def message_for(reminder: Reminder, settings: Settings) -> str:
-    """The text that a person reads."""
-    template: str = getattr(settings, reminder.rule.message)
-    return template.replace("{name}", reminder.user.name or "there")
-
-
-GSM7 = frozenset(
-    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿"
-    "abcdefghijklmnopqrstuvwxyzäöñüà"
-)
-GSM7_EXTENDED = frozenset("^{}\\[~]|€\f")  # two places each
-
-
-def segments(text: str) -> int:
-    """How many segments a text costs (3GPP TS 23.038: 160 septets, or 153 each; in UCS-2 70 characters, or 67 each)."""
-    if GSM7.issuperset(text.translate({ord(c): None for c in GSM7_EXTENDED})):
-        length, one, each = len(text) + sum(c in GSM7_EXTENDED for c in text), 160, 153
-    else:
-        length, one, each = len(text.encode("utf-16-le")) // 2, 70, 67
-    return 1 if length <= one else -(-length // each)
-
-
 # --- gates: every reason not to text ----------------------------------------------------------------------------------
 
 
@@ -438,11 +307,6 @@ def listed(case: Case) -> Skip | None:
     """ONLY_USERS names whom a first try may reach."""
     only = case.settings.only_users
     return Skip(Outcome.NOT_LISTED, "ONLY_USERS names others") if only and id_key(case.user.id) not in only else None
-
-
-def id_key(user_id: UserId) -> str:
-    """An id as ONLY_USERS names it."""
-    return str(shown_id(user_id)).lower()
 
 
 def placed(case: Case) -> Skip | None:
@@ -518,11 +382,6 @@ def delivered(case: Case) -> Skip | None:
     return None
 
 
-def own_rows(case: Case) -> list[Row]:
-    """The rows of the number that the user has now, the newest first."""
-    return sorted((r for r in case.rows if r.phone == case.user.phone), key=lambda row: row.local_day, reverse=True)
-
-
 def wanted(case: Case) -> Skip | None:
     """After QUIET_AFTER texts without any log in between, silence until the next log."""
     limit, counted = case.settings.quiet_after, counted_rows(case)
@@ -531,17 +390,6 @@ def wanted(case: Case) -> Skip | None:
     if case.last_log is not None and not all(is_after(row, case.last_log) for row in counted[:limit]):
         return None
     return Skip(Outcome.QUIET, "no log since the last %d texts: silence until the next log", (limit,))
-
-
-def is_after(row: Row, logged: date | datetime) -> bool:
-    """Whether a row's text came after a log; of a log without a time of day only if it is of an earlier day."""
-    return row.claimed_at > logged if isinstance(logged, datetime) else row.local_day > logged
-
-
-def counted_rows(case: Case) -> list[Row]:
-    """The texts that reached the user, as far as we know, the newest first."""
-    rows = (r for r in case.rows if r.state is not State.REFUSED and r.final_status not in LOST)
-    return sorted(rows, key=lambda row: row.claimed_at, reverse=True)
 
 
 def within_week(case: Case) -> Skip | None:
@@ -572,18 +420,6 @@ def in_window(case: Case) -> Skip | None:
         return None
     local = f"{case.now.astimezone(case.days.zone):%H:%M}"
     return Skip(Outcome.LATER, "it is %s there, SEND_WINDOW is %s", (local, "-".join(f"{t:%H:%M}" for t in window)))
-
-
-def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: pytz.BaseTzInfo) -> float:
-    """The seconds to the window's end, as clocks in the zone show it; 0 outside."""
-    local, (start, end) = now.astimezone(zone), window
-    if not start <= local.time() < end:
-        return 0.0
-    closing = datetime.combine(local.date(), end)
-    ends = (
-        zone.localize(closing, is_dst=dst).astimezone(UTC) for dst in (True, False)
-    )  # they differ when it comes twice
-    return min((at - now).total_seconds() for at in ends if at > now)
 
 
 # A run asks them in this order and takes the first that speaks; none of them writes.
@@ -869,8 +705,8 @@ def check_clock(twilios: datetime | None, now: datetime) -> None:
         log.warning("Twilio's answer has no Date: whether this node's clock is right is not known")
     elif abs(twilios - now) > CLOCK_TOLERANCE:
         raise RetryLater(
-            f"this node's clock is wrong: it says {now:%Y-%m-%d %H:%M:%S} UTC, Twilio says {twilios:%Y-%m-%d %H:%M:%S}. "
-            "Mend the node's time synchronisation (NTP). Nobody was texted"
+            f"this node's clock is wrong: it says {now:%Y-%m-%d %H:%M:%S} UTC, Twilio {twilios:%Y-%m-%d %H:%M:%S}: "
+            "mend its time synchronisation (NTP). Nobody was texted"
         )
 
 
@@ -910,8 +746,8 @@ def too_many(rules: Counter[str], limit: int) -> str:
     """Why nobody is texted when more are due than MAX_TEXTS."""
     counts = ", ".join(f'"{reason}" {rules[reason]}' for reason in (NO_LOGS.reason, MISSED_YESTERDAY.reason))
     return (
-        f"{rules.total()} texts are due ({counts}), more than MAX_TEXTS={limit}: nobody is texted. Are logs still written? "
-        "If all is well, raise MAX_TEXTS"
+        f"{rules.total()} texts are due ({counts}), more than MAX_TEXTS={limit}: nobody is texted. Are logs still "
+        "written? If all is well, raise MAX_TEXTS"
     )
 
 
@@ -1034,8 +870,8 @@ class Report:
             log.warning("%s", problem)
         if self._at_night and not settings.send_window:
             log.warning(
-                "%d texts were posted between 21:00 and 8:00 local time: SEND_WINDOW, which k8s/components/local-morning "
-                "sets, keeps a decent hour",
+                "%d texts were posted between 21:00 and 8:00 local time: SEND_WINDOW keeps a decent hour, "
+                "see k8s/components/local-morning",
                 self._at_night,
             )
 
@@ -1106,7 +942,145 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
             yield f"{name.upper()} costs {parts} segments with {name_of}: one has 160 characters (70 if not GSM-7)"
 
 
+# --- what rules and gates are made of: pure functions -----------------------------------------------------------------
+
+
+def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
+    """The UTC instant at which clocks in the zone show that time.
+
+    A time that comes twice (clocks go back) means the first; one that a jump of the clocks leaves out, the jump.
+    """
+    wanted = datetime.combine(day, at)
+    try:
+        local = zone.localize(wanted, is_dst=None)
+    except pytz.AmbiguousTimeError:
+        local = zone.localize(wanted, is_dst=True)
+    except pytz.NonExistentTimeError:
+        return jump_at(wanted, zone)
+    return local.astimezone(UTC)
+
+
+def jump_at(missing: datetime, zone: pytz.BaseTzInfo) -> datetime:
+    """The UTC instant of the jump that leaves a local time out."""
+    before, after = (zone.localize(missing, is_dst=dst).astimezone(UTC) for dst in (True, False))
+    low, high = min(before, after), max(before, after)
+    offset = low.astimezone(zone).utcoffset()
+    while high - low > timedelta(seconds=1):
+        middle = low + (high - low) / 2
+        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == offset else (low, middle)
+    return high.replace(microsecond=0)
+
+
+@cache
+def resolve_zone(name: str) -> pytz.BaseTzInfo | None:
+    """The zone of a tz database name, whatever its case and surrounding blanks; None when there is none."""
+    try:
+        return pytz.timezone(name.strip())
+    except pytz.UnknownTimeZoneError:
+        return None
+
+
+def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: pytz.BaseTzInfo) -> float:
+    """The seconds to the window's end, as clocks in the zone show it; 0 outside."""
+    local, (start, end) = now.astimezone(zone), window
+    if not start <= local.time() < end:
+        return 0.0
+    closing = datetime.combine(local.date(), end)
+    ends = (
+        zone.localize(closing, is_dst=dst).astimezone(UTC) for dst in (True, False)
+    )  # they differ when it comes twice
+    return min((at - now).total_seconds() for at in ends if at > now)
+
+
+JOINERS = {"\u200c", "\u200d"}  # do not print, but hold Persian words and family emoji together
+
+
+def shows(character: str) -> bool:
+    """Whether a character may stand in a line of the log."""
+    return character.isprintable() or character in JOINERS
+
+
+def decoded(value: object) -> str:
+    """Text from the database, which may hold bytes that are no UTF-8; '' for NULL."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str("" if value is None else value)
+
+
+def clean(value: object) -> str:
+    """The value as one line, without characters that don't print: what is read from the database can forge nothing."""
+    text = decoded(value)
+    if not text.isprintable():
+        text = "".join(c if shows(c) else " " for c in text)
+    return " ".join(text.split())
+
+
+def zone_name(value: object) -> str:
+    """The name of a time zone without what nobody sees in it: blanks around, characters that don't print."""
+    return "".join(c for c in decoded(value) if c.isprintable()).strip()
+
+
+def phone_number(value: object) -> str:
+    """The number in E.164 if that is plain: blanks, dots, dashes and brackets go, 00 is +. Else as it stands."""
+    text = unicodedata.normalize("NFKC", clean(value))
+    digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
+    number = re.sub("^00", "+", digits)
+    return number if E164.fullmatch(number) and "(0)" not in text.replace(" ", "") else text
+
+
+def shown_id(user_id: UserId) -> int | str:
+    """An id for people: bytes as hexadecimal digits."""
+    return user_id.hex() if isinstance(user_id, bytes) else user_id
+
+
+def id_key(user_id: UserId) -> str:
+    """An id as ONLY_USERS names it."""
+    return str(shown_id(user_id)).lower()
+
+
+def message_for(reminder: Reminder, settings: Settings) -> str:
+    """The text that a person reads."""
+    template: str = getattr(settings, reminder.rule.message)
+    return template.replace("{name}", reminder.user.name or "there")
+
+
+GSM7 = frozenset(
+    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿"
+    "abcdefghijklmnopqrstuvwxyzäöñüà"
+)
+GSM7_EXTENDED = frozenset("^{}\\[~]|€\f")  # two places each
+
+
+def segments(text: str) -> int:
+    """How many segments a text costs (3GPP TS 23.038: 160 septets, or 153 each; in UCS-2 70 characters, or 67 each)."""
+    if GSM7.issuperset(text.translate({ord(c): None for c in GSM7_EXTENDED})):
+        length, one, each = len(text) + sum(c in GSM7_EXTENDED for c in text), 160, 153
+    else:
+        length, one, each = len(text.encode("utf-16-le")) // 2, 70, 67
+    return 1 if length <= one else -(-length // each)
+
+
+def own_rows(case: Case) -> list[Row]:
+    """The rows of the number that the user has now, the newest first."""
+    return sorted((r for r in case.rows if r.phone == case.user.phone), key=lambda row: row.local_day, reverse=True)
+
+
+def counted_rows(case: Case) -> list[Row]:
+    """The texts that reached the user, as far as we know, the newest first."""
+    rows = (r for r in case.rows if r.state is not State.REFUSED and r.final_status not in LOST)
+    return sorted(rows, key=lambda row: row.claimed_at, reverse=True)
+
+
+def is_after(row: Row, logged: date | datetime) -> bool:
+    """Whether a row's text came after a log; of a log without a time of day only if it is of an earlier day."""
+    return row.claimed_at > logged if isinstance(logged, datetime) else row.local_day > logged
+
+
 # --- what ends a run early --------------------------------------------------------------------------------------------
+
+
+TERM_LIMIT, DEADLINE_LIMIT = 40.0, 60.0  # seconds for what is in flight, after SIGTERM and after the deadline
+WATCHDOG_LIMIT = 13.0  # seconds more until the process is ended: within terminationGracePeriodSeconds, 60
+STREAK, STREAK_WINDOW = 10, 30  # so many failures among the last answers say: it's not these people, it's everybody
+OUR_FAULT = "the program failed: what is queued is not posted"
 
 
 class Stop:
@@ -1241,6 +1215,12 @@ class Streak:
 
 
 # --- Twilio -----------------------------------------------------------------------------------------------------------
+
+
+HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
+HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
+LONGEST_PAUSE = 120.0  # seconds, when Twilio says "too many" but not for how long
+PAUSE_BUDGET = 600.0  # seconds that one run may spend in such pauses
 
 
 class Action(Enum):
@@ -1729,6 +1709,20 @@ class Sender:
 # --- store: MySQL -----------------------------------------------------------------------------------------------------
 
 
+FIRST_PAGE, PAGE_USERS = 1_000, 10_000  # users judged by one query: by the first one, and at most
+PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the users, one that took more by a half
+IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
+KEYS = 500  # ledger rows that one statement deletes or changes
+NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where ids are random
+DATABASE_CONNECT_TIMEOUT = 5  # seconds
+DATABASE_TIMEOUT = 10  # seconds, for one statement; the server ends a query two seconds earlier
+DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
+DATABASE_MEMORY = (
+    60.0  # seconds of results that are written again on a new connection: commits may be lost with the old
+)
+LAST_TIMEOUT, LAST_PATIENCE = 3, 1.0  # the time-out and the patience after SIGTERM
+
+
 class Remedy(Enum):
     """What to do about an error of MySQL."""
 
@@ -2062,7 +2056,7 @@ class Store:
         [(durable,)] = self._run("SELECT @@innodb_flush_log_at_trx_commit")
         if durable != 1:
             yield (
-                f"innodb_flush_log_at_trx_commit is {durable}: a crash of its server can lose the ledger's last second, "
+                f"innodb_flush_log_at_trx_commit is {durable}: a crash of the server can lose the ledger's last second "
                 "and so lead to a second text. SET GLOBAL innodb_flush_log_at_trx_commit = 1"
             )
         kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'Log'"
@@ -2429,6 +2423,12 @@ def chunks(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 # --- outcomes: what became of earlier texts ---------------------------------------------------------------------------
+
+SETTLE_AFTER = timedelta(minutes=15)  # Twilio's list of messages lags behind
+SETTLE_NOT_FOUND = timedelta(hours=12)  # beyond the 10 h that Twilio may keep a text queued
+SETTLE_FINAL = timedelta(hours=72)  # no carrier's receipt comes later
+SETTLE_BUDGET = 60.0  # seconds
+SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
 
 FINAL = {"delivered", "undelivered", "failed", "canceled", "read"}  # Twilio's statuses that do not change any more
 LOST, ARRIVED, UNKNOWN = {"undelivered", "failed"}, {"delivered", "read"}, "unknown"
@@ -2846,7 +2846,13 @@ class OneLine(logging.Formatter):
         """A traceback; with LOG_PII=off without the exception's words, which may hold anything."""
         if self.settings is None or self.settings.log_pii == "on":
             return super().formatException(ei)
-        return "".join(traceback.format_tb(ei[2])) + ei[0].__name__
+        return f"{''.join(traceback.format_tb(ei[2]))}{ei[0].__name__}"
+
+
+class Personal(str):
+    """A name or a number of a person, which LOG_PII=off hides."""
+
+    __slots__ = ()
 
 
 RUN = secrets.token_hex(4)  # tells the lines of one run from another's
