@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from hack import cluster as script
+from hack import credentials
 from hack import kubectl as transport
 from tests.fake_kubectl import START, FakeKubectl, condition, container, cronjob, ended, secret, text_of
 from tests.manifests import K8S, ROOT
@@ -110,7 +111,7 @@ def keyboard(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
         monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
         monkeypatch.setattr("builtins.input", answer)
-        monkeypatch.setattr(script, "getpass", answer)
+        monkeypatch.setattr(credentials, "getpass", answer)
         return asked
 
     return answers
@@ -938,6 +939,13 @@ def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(fake: FakeKu
     assert done.code == 1
     assert re.search("the pod does not start: CreateContainerConfigError: .*\nRemedy: make secret", done.err)
     assert not fake.of("Pod")
+
+
+def test_a_question_whose_pod_is_evicted_does_not_end_well(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    asked_pod(fake, {"phase": "Failed", "reason": "Evicted", "message": "disk"}, [])
+    done = operate("preflight")
+    assert (done.code, "ended before it started (Evicted: disk)" in done.out) == (1, True)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
