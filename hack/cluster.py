@@ -183,8 +183,7 @@ def print_log(cluster: Cluster, pod: str) -> None:
     """Each line once, also when the connection breaks in between."""
     printed = 0
     while True:
-        log = lines(*cluster.here("logs", "-f", pod, "-c", CRONJOB), quiet=printed > 0)
-        for line in islice(log, printed, None):
+        for line in islice(lines(*cluster.here("logs", "-f", pod, "-c", CRONJOB), quiet=printed > 0), printed, None):
             say(line, end="")
             printed += 1
         if "running" not in state_of(cluster.get("pod", pod)):
@@ -366,9 +365,8 @@ def resume(cluster: Cluster) -> None:
 def stop(cluster: Cluster) -> None:
     """SIGTERM to what runs, and wait for its end."""
     cluster.cronjob()
-    if not confirmed(
-        f"Suspend, and end what is at work ({' '.join(at_work(cluster)) or 'nothing'})?", unattended=False
-    ):
+    running = " ".join(at_work(cluster)) or "nothing"
+    if not confirmed(f"Suspend, and end what is at work ({running})?", unattended=False):
         raise Stop("nothing was changed. In a script: make stop YES=yes")
     set_suspend(cluster, "true")
     if jobs := at_work(cluster):
