@@ -130,7 +130,8 @@ def deploy(cluster: Cluster) -> None:
 
 
 def warn(cluster: Cluster, schedule: str) -> None:
-    if re.search("^ *(stringData|data):", Path("k8s/secret.yaml").read_text(), re.MULTILINE):
+    template = "".join(file.read_text() for file in Path("k8s").glob("secret.yaml"))
+    if re.search("^ *(stringData|data):", template, re.MULTILINE):
         say("WARNING: k8s/secret.yaml is filled in. kubectl apply -f k8s/ would set it, a commit publish it.")
     window = cluster.file("ConfigMap", "habit-notifier-config").data.SEND_WINDOW
     if window and schedule.split()[1] != "*":
@@ -437,12 +438,10 @@ def main(target: str) -> int:
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         return TARGETS[target](Cluster(target)) or 0
-    except FileNotFoundError:
-        say("kubectl is not here. Install it: https://kubernetes.io/docs/tasks/tools/", file=sys.stderr)
     except Stop as why:
         say(f"make {target}: {why}", file=sys.stderr)
     except (KeyboardInterrupt, EOFError):
-        return 130
+        return 0 if target == "logs" else 130
     return 1
 
 

@@ -51,7 +51,10 @@ def run(*arguments: str, text: str = "", offline: bool = False) -> subprocess.Co
     """Run kubectl to its end. Offline is for what needs no cluster: whichever context is chosen must not matter."""
     environ = os.environ | ({"KUBECONFIG": os.devnull} if offline else {})
     command = ["kubectl", *arguments]
-    return subprocess.run(command, input=text, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
+    try:
+        return subprocess.run(command, input=text, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
+    except FileNotFoundError:
+        raise Stop("kubectl is not here. Install it: https://kubernetes.io/docs/tasks/tools/") from None
 
 
 def lines(*arguments: str, quiet: bool) -> Iterator[str]:
