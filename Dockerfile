@@ -17,8 +17,13 @@ COPY app/habit_notifier.py /app/habit_notifier.py
 RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /app
 
 FROM ${BASE_IMAGE}
-# A name for the uid: some libraries ask for it. Any other uid works too.
-RUN useradd --uid 1000 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin notifier
+# A name for the uid: some libraries ask for it. Any other uid works too. Then away with what nothing here runs: pip, the
+# lists of apt, and every program's right to become another user.
+RUN useradd --uid 1000 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin notifier \
+ && python -m pip uninstall --quiet --yes --root-user-action ignore pip \
+ && find / -xdev -name 'pip-*.whl' -delete \
+ && rm -rf /var/lib/apt/lists/* \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s '{}' +
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
 # The system's certificate authorities are not for this program: it trusts certifi's or REQUESTS_CA_BUNDLE for Twilio and

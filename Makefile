@@ -1,15 +1,12 @@
 # Everything there is to do with this project, as commands. `make` alone lists them.
 # Works with GNU make 3.81 (macOS) and newer.
 
-PYTHON ?= python3
+# Set but empty means not set: such a variable reaches nothing that make starts. All others do, from the environment and
+# from the command line; hack/ and tests/ tell what for.
+$(foreach name,$(.VARIABLES),$(if $(filter environment command,$(firstword $(origin $(name)))),$(if $(value $(name)),,$(eval \
+  unexport $(name)))))
 
-# What `make faults` runs: how many runs, and the seed of their chance.
-RUNS ?= 100
-SEED ?= 1
-
-# What the targets for image and cluster read; hack/ tells what for.
 SECRETS := DB_USER DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN TWILIO_API_KEY_SID TWILIO_API_KEY_SECRET
-export IMAGE_NAME IMAGE_TAG PLATFORM DOCKER BASE_IMAGE CONTEXT NAMESPACE OVERLAY FILE JOB PURGE SUSPEND USER_ID YES
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -65,11 +62,8 @@ $(CLUSTER): %:
 demo: .venv/.ready ## run the whole job on sample people, with nothing set up before
 	@.venv/bin/python -m tests.sandbox.demo
 
-check: lint ## prove everything that needs no cluster: linters, types, tests, image, manifests
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy --strict app tests
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile --cov --ignore=tests/e2e
-	@echo 'What this run skipped stands above. Not part of it: make e2e, which needs a cluster.'
+check: .venv/.ready .venv-scan/.ready ## prove all that needs no cluster: linters, types, tests, image, manifests; FULL=1 at length
+	@.venv/bin/python -m tests.check
 
 lint: .venv/.ready .venv-scan/.ready ## code linting: Python, shell, YAML, Dockerfile
 	.venv/bin/ruff check .
@@ -84,7 +78,7 @@ bench: .venv/.ready ## measure users and texts per second, and memory
 	@.venv/bin/python -m tests.bench
 
 faults: .venv/.ready ## break the job at random places; RUNS=100 SEED=1
-	@.venv/bin/python -m tests.faults $(RUNS) $(SEED)
+	@.venv/bin/python -m tests.faults $(or $(RUNS),100) $(or $(SEED),1)
 
 e2e: .venv/.ready ## walk through the documents on a real cluster: needs KUBECONFIG and more, see tests/e2e/README.md
 	E2E=required .venv/bin/python -m pytest tests/e2e
@@ -97,9 +91,9 @@ lock: .venv-scan/.ready ## resolve the dependencies anew: app/requirements.txt a
 # --- Virtual environments, made when they are needed ------------------------------------------------------------------
 
 define make_venv
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	@$(or $(PYTHON),python3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'This needs Python 3.11 or newer. Name one that you have: make PYTHON=python3.13' >&2; exit 1; }
-	@$(PYTHON) -m venv --clear $(@D) >/dev/null || { \
+	@$(or $(PYTHON),python3) -m venv --clear $(@D) >/dev/null || { \
 	  echo 'This Python cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@echo 'Installing $< into $(@D). This happens once.'
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $< || { \

@@ -17,14 +17,14 @@ text was surely not sent and may be tried again. So no retry, overlapping run, c
 text that day, and nobody is texted within 11 h 30 min of their last text. Where the program cannot know, it sends
 nothing and says so. The promise is per account: two accounts with one number get a text each.
 
-Order. Judge a page of users, claim a few, post them, record the answers, and so on; in the end ask Twilio what became
-of earlier texts whose end is not known, and delete rows that are older than 90 days.
+Order. Ask Twilio what became of earlier texts; judge a page of users, ask each gate whether something speaks against
+their text, claim a few, post them, record the answers, and so on; in the end delete rows that are older than 90 days.
 
 Shards. Several runs side by side may share the users out: each serves those whose id falls to it.
 
 Failures. One bad row never stops the rest. Of the pages that were looked at, every user who was due and not served is
-named, counted and explained; users beyond are counted. What concerns everybody (database, credentials, sender) ends
-the run, after what is in flight was recorded. "Failed" counts those due who got no text, or perhaps none.
+named, counted and explained. What concerns everybody (database, credentials, sender, clock) ends the run, after what
+is in flight was recorded. "Failed" counts those due who got no text, or perhaps none.
 
 Exit codes: 0 done; 1 not everybody was served, a retry helps; 2 a person must act first, the log says how; 143 SIGTERM
 came: what was in flight is recorded, the next run goes on. The highest of 2 > 143 > 1 > 0 wins.
@@ -35,55 +35,38 @@ Settings are environment variables, declared in the class Settings; --help print
 from __future__ import annotations
 
 import signal
-import time
 
-
-class Stop:
-    """Whether SIGTERM came. A plain attribute: Event.set could wait for a lock that the interrupted code holds."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def request(self, *_signal: object) -> None:
-        """Ask the run to end; a signal handler."""
-        self.requested = True
-
-    def sleep(self, seconds: float) -> bool:
-        """Sleep, but wake at once on SIGTERM; whether the seconds were slept out."""
-        until = time.monotonic() + seconds
-        while not self.requested and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, 0.1))
-        return not self.requested
-
-
-STOP = Stop()
-if __name__ == "__main__":  # before the slow imports: as PID 1, a process without a handler ignores SIGTERM
-    signal.signal(signal.SIGTERM, STOP.request)
-    signal.signal(signal.SIGINT, STOP.request)
+if __name__ == "__main__":  # as PID 1, a process without a handler ignores SIGTERM: let it wait for ours
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
 import argparse
 import json
 import logging
 import os
+import queue
 import random
 import re
 import secrets
+import socket
 import ssl
+import struct
 import sys
 import threading
-from collections import Counter, defaultdict
+import time
+import traceback
+import unicodedata
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from email.utils import parsedate_to_datetime
-from enum import Enum, IntEnum, StrEnum
+from enum import Enum, IntEnum, StrEnum, auto
 from functools import cache
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 import pymysql
@@ -100,34 +83,17 @@ T = TypeVar("T")
 # --- constants --------------------------------------------------------------------------------------------------------
 
 SPACING = timedelta(hours=11, minutes=30)  # between two texts to one user, whatever their local day says
+ALL_ATTEMPTS = timedelta(minutes=30)  # of a Job: its activeDeadlineSeconds
 RETENTION = timedelta(days=90)  # of the ledger's rows
-
-FIRST_PAGE, PAGE_USERS = 1_000, 10_000  # users judged by one query: by the first one, and at most
-PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the users, one that took more by a half
-IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
-KEYS = 500  # ledger rows that one statement deletes or changes
+CLOCK_TOLERANCE = timedelta(minutes=5)  # between Twilio's clock or a time stamp and ours
 PROGRESS_SECONDS = 10.0
-
-DATABASE_CONNECT_TIMEOUT = 5  # seconds
-DATABASE_TIMEOUT = 10  # seconds, for one statement
-DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
-LAST_TIMEOUT, LAST_PATIENCE = 3, 1.0  # the same two after SIGTERM
-HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
-PROBE_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds: a new pod can be faster than its network policy
-LONGEST_PAUSE = 120.0  # seconds, when Twilio says "too many" but not for how long
-PAUSE_BUDGET = 600.0  # seconds that one run may spend in such pauses
-STREAK = 10  # failures in a row that say: it's not these people, it's everybody
-STREAK_OF_ALL = 3  # refusals that say so when there was nothing else
-
-SETTLE_AFTER = timedelta(minutes=15)  # Twilio's list of messages lags behind
-SETTLE_NOT_FOUND = timedelta(hours=12)  # beyond the 10 h that Twilio may keep a text queued
-SETTLE_FINAL = timedelta(hours=72)  # no carrier's receipt comes later
-SETTLE_BUDGET = 60.0  # seconds
-SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
-SETTLE_SLACK = timedelta(minutes=1)  # between Twilio's clock and ours
-
+OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while nobody is claimed
+OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
+FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
 NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
+NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
+SMALLEST_VALIDITY = 60  # seconds: a text that may wait less is left for the next window
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
@@ -150,10 +116,17 @@ class NotifierError(Exception):
     """A failure that concerns the whole run. Each argument is one line for the log, with the remedy."""
 
     exit_code = Exit.RETRY
+    may_pass = False  # by itself, within minutes
 
 
 class RetryLater(NotifierError):  # noqa: N818 - named by what the caller should do next
     """The set-up is right as far as we know: the same run may succeed later."""
+
+
+class Outage(RetryLater):
+    """Something is away: worth waiting for while nobody is claimed."""
+
+    may_pass = True
 
 
 class FixFirst(NotifierError):  # noqa: N818
@@ -166,6 +139,2675 @@ class Terminated(NotifierError):  # noqa: N818
     """SIGTERM came."""
 
     exit_code = Exit.TERMINATED
+
+
+# --- records: what travels --------------------------------------------------------------------------------------------
+
+UserId = int | str | bytes
+Clock = Callable[[], datetime]
+
+
+class Outcome(Enum):
+    """What became of a user: words for the log, whether it counts as Failed, the exit code it asks for, log level."""
+
+    SENT = ("sent", False, Exit.DONE, logging.INFO)
+    NOT_LISTED = ("not in ONLY_USERS", False, Exit.DONE, logging.DEBUG)
+    ALREADY = ("already handled today", False, Exit.DONE, logging.DEBUG)
+    EARLIER = ("uncertain earlier today", False, Exit.DONE, logging.INFO)
+    LATER = ("later", False, Exit.DONE, logging.INFO)
+    DEFERRED = ("deferred", False, Exit.DONE, logging.INFO)
+    REMEMBERED = ("refused earlier", False, Exit.DONE, logging.INFO)
+    UNDELIVERED = ("left alone (texts do not arrive)", False, Exit.DONE, logging.INFO)
+    QUIET = ("left in peace (QUIET_AFTER)", False, Exit.DONE, logging.INFO)
+    ENOUGH = ("left in peace (MAX_PER_WEEK)", False, Exit.DONE, logging.INFO)
+    BAD_ZONE = ("skipped (time zone)", False, Exit.DONE, logging.WARNING)
+    BAD_PHONE = ("skipped (phone number)", False, Exit.DONE, logging.WARNING)
+    REFUSED = ("refused", True, Exit.DONE, logging.WARNING)
+    SETUP = ("refused for the set-up", True, Exit.DONE, logging.WARNING)
+    TRIAL = ("refused to a trial account", True, Exit.ACT, logging.WARNING)
+    UNCERTAIN = ("uncertain", True, Exit.DONE, logging.WARNING)
+    RELEASED = ("not sent", True, Exit.RETRY, logging.WARNING)
+    NOT_TRIED = ("not tried", True, Exit.RETRY, logging.WARNING)
+    FUTURE = ("barred by a row of the future", True, Exit.ACT, logging.WARNING)
+
+    def __init__(self, words: str, failed: bool, exit_code: Exit, level: int) -> None:
+        self.words, self.failed, self.exit_code, self.level = words, failed, exit_code, level
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Why a user is texted, and the field of Settings with the text."""
+
+    key: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Days:
+    """A user's last two days as half-open UTC intervals: day 1 [day1, day2), day 2 [day2, end)."""
+
+    zone: pytz.BaseTzInfo
+    today: date
+    day1: datetime
+    day2: datetime
+    end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user who is due, having logged nothing on day 2; or, without days, one whose days cannot be told."""
+
+    id: UserId
+    name: str
+    phone: str
+    zone: str
+    days: Days | None
+    logged_day1: bool
+    rows_matter: bool = True  # whether a gate may have something to say of the user's rows in the ledger
+
+    def __str__(self) -> str:
+        return f"{self.name or '(no name)'} (ID: {shown_id(self.id)})"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reminder:
+    """One text that is due; the one thing that travels from judging to recording."""
+
+    user: User
+    rule: Rule
+    days: Days
+
+
+class State(StrEnum):
+    """What a row of the ledger says of its text."""
+
+    SENDING = "sending"
+    SENT = "sent"
+    REFUSED = "refused"
+    UNCERTAIN = "uncertain"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the ledger: a field for each of its columns, in their order."""
+
+    user_id: UserId
+    local_day: date
+    phone: str
+    rule: str
+    state: State
+    token: str
+    claimed_at: datetime
+    finished_at: datetime | None = None
+    sid: str | None = None
+    code: int | None = None
+    final_status: str | None = None
+    segments: int | None = None
+
+    def last_possible_text(self, deadline: timedelta) -> datetime:
+        """The latest instant at which this row's text can have been posted, if its run had that deadline."""
+        return self.finished_at or self.claimed_at + deadline
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Why a user gets no text. 'again': another run is at it, so it is worth asking once more at the run's end."""
+
+    outcome: Outcome
+    reason: str
+    args: tuple[object, ...] = ()
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that the gates decide by; 'last_log' is known only where QUIET_AFTER may speak."""
+
+    user: User
+    rows: Sequence[Row]
+    last_log: date | datetime | None
+    settings: Settings
+    now: datetime
+
+    @property
+    def days(self) -> Days:
+        """The user's days: asked by gates after `placed` only."""
+        return cast(Days, self.user.days)
+
+    @property
+    def deadline(self) -> timedelta:
+        """Of the runs that made the rows, as far as we know."""
+        return timedelta(seconds=self.settings.run_deadline)
+
+
+# --- rules: pure functions --------------------------------------------------------------------------------------------
+
+NO_LOGS = Rule("no_logs", "No logs in the past 2 days", "message_no_logs")
+MISSED_YESTERDAY = Rule("missed_yesterday", "Missed yesterday", "message_missed_yesterday")
+
+
+def rule_for(*, logged_day1: bool) -> Rule:
+    """The rule for whoever logged nothing on day 2; about all others the database is not even asked."""
+    return MISSED_YESTERDAY if logged_day1 else NO_LOGS
+
+
+def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_day()) -> Days:
+    """The two days before the one that it is now in the zone, where days start at that time of day."""
+    today = now.astimezone(zone).date()
+    if now < instant_of(today, starts, zone):
+        today -= timedelta(days=1)
+    day1, day2, end = (instant_of(today - timedelta(days=n), starts, zone) for n in (2, 1, 0))
+    return Days(zone, today, day1, day2, end)
+
+
+# --- gates: every reason not to text ----------------------------------------------------------------------------------
+
+
+def listed(case: Case) -> Skip | None:
+    """ONLY_USERS names whom a first try may reach."""
+    only = case.settings.only_users
+    return Skip(Outcome.NOT_LISTED, "ONLY_USERS names others") if only and id_key(case.user.id) not in only else None
+
+
+def placed(case: Case) -> Skip | None:
+    """Without a time zone there are no days to judge."""
+    user = case.user
+    if user.days:
+        return None
+    if resolve_zone(user.zone):
+        return Skip(Outcome.BAD_ZONE, "time zone %r came in use during this run: the next one serves", (user.zone,))
+    wrong = "time zone %r is unknown" if user.zone else "there is no time zone"
+    remedy = f"{wrong}: correct User.time_zone or set DEFAULT_TIME_ZONE"
+    return Skip(Outcome.BAD_ZONE, remedy, (user.zone,) if user.zone else ())
+
+
+def numbered(case: Case) -> Skip | None:
+    """Only a number in E.164 can be texted."""
+    if E164.fullmatch(case.user.phone):
+        return None
+    reason = "phone number %r is not E.164, such as +14155550123: correct User.phone_number"
+    return Skip(Outcome.BAD_PHONE, reason, (Personal(case.user.phone),))
+
+
+def of_the_past(case: Case) -> Skip | None:
+    """A row from a clock that was ahead would bar its user for as long, unnamed."""
+    for row in case.rows:
+        if row.claimed_at > case.now + CLOCK_TOLERANCE or row.local_day > case.days.today + timedelta(days=1):
+            return Skip(
+                Outcome.FUTURE,
+                "the ledger has a row of %s, claimed at %s UTC, from a clock that was ahead. Delete it: "
+                "DELETE FROM %s WHERE user_id = %r AND local_day = '%s';",
+                (row.local_day, f"{row.claimed_at:%Y-%m-%d %H:%M}", LEDGER, shown_id(row.user_id), row.local_day),
+            )
+    return None
+
+
+def handled(case: Case) -> Skip | None:
+    """One row, one day: the user has today's already."""
+    for row in case.rows:
+        if row.local_day != case.days.today:
+            continue
+        if row.state not in (State.SENDING, State.UNCERTAIN):
+            return Skip(Outcome.ALREADY, "%s today", (row.state,))
+        sending = row.state is State.SENDING
+        words = "another run is texting this user, or was cut off while it did" if sending else "it may have been sent"
+        recent = case.now - row.claimed_at < ALL_ATTEMPTS
+        return Skip(Outcome.UNCERTAIN if recent else Outcome.EARLIER, words, again=sending and recent)
+    return None
+
+
+def remembered(case: Case) -> Skip | None:
+    """A number that refused for good is left alone for REFUSED_RETRY_DAYS; a new number is not."""
+    for row in own_rows(case):
+        permanent = is_permanent(row.code) if row.state is State.REFUSED else False
+        if permanent and (case.days.today - row.local_day).days < case.settings.refused_retry_days:
+            return Skip(
+                Outcome.REMEMBERED,
+                "Twilio refused %s for good on %s (error %s)",
+                (Personal(row.phone), row.local_day, row.code),
+            )
+    return None
+
+
+def delivered(case: Case) -> Skip | None:
+    """A number that never gets its texts is left alone as long."""
+    ends = [r for r in own_rows(case) if r.final_status in KNOWN_ENDS and r.code not in BLOCKED_SENDER]
+    if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
+        return None
+    if ends[0].code in GONE:
+        return Skip(Outcome.REMEMBERED, "the last text did not arrive: %s", (meaning(ends[0].code),))
+    limit = case.settings.undelivered_limit
+    if limit and len(ends) >= limit and all(row.final_status in LOST for row in ends[:limit]):
+        return Skip(Outcome.UNDELIVERED, "the last %d texts did not arrive: %s", (limit, meaning(ends[0].code)))
+    return None
+
+
+def wanted(case: Case) -> Skip | None:
+    """After QUIET_AFTER texts without any log in between, silence until the next log."""
+    limit, counted = case.settings.quiet_after, counted_rows(case)
+    if not limit or len(counted) < limit:
+        return None
+    if case.last_log is not None and not all(is_after(row, case.last_log) for row in counted[:limit]):
+        return None
+    return Skip(Outcome.QUIET, "no log since the last %d texts: silence until the next log", (limit,))
+
+
+def within_week(case: Case) -> Skip | None:
+    """At most MAX_PER_WEEK texts in seven local days."""
+    limit, since = case.settings.max_per_week, case.days.today - timedelta(days=7)
+    if limit and sum(row.local_day > since for row in counted_rows(case)) >= limit:
+        return Skip(Outcome.ENOUGH, "%d texts in seven days already", (limit,))
+    return None
+
+
+def spaced(case: Case) -> Skip | None:
+    """SPACING since the last text, and never two in one local day, whatever zone the user had then."""
+    for row in case.rows:
+        last = row.last_possible_text(case.deadline)
+        if row.state is State.REFUSED or (last <= case.now - SPACING and last < case.days.end):
+            continue
+        if row.state is State.SENDING and case.now < row.claimed_at + case.deadline:
+            return Skip(Outcome.NOT_TRIED, "another run holds this user for another local day", again=True)
+        words = "another text may have been posted as late as %s UTC, not 11 h 30 min ago, or today"
+        return Skip(Outcome.DEFERRED, words, (f"{last:%Y-%m-%d %H:%M}",))
+    return None
+
+
+def in_window(case: Case) -> Skip | None:
+    """Nobody is texted outside of SEND_WINDOW, or so late in it that the text might wait beyond."""
+    window = case.settings.send_window
+    if not window or seconds_left(window, case.now, case.days.zone) >= SMALLEST_VALIDITY:
+        return None
+    local = f"{case.now.astimezone(case.days.zone):%H:%M}"
+    return Skip(Outcome.LATER, "it is %s there, SEND_WINDOW is %s", (local, "-".join(f"{t:%H:%M}" for t in window)))
+
+
+# A run asks them in this order and takes the first that speaks; none of them writes.
+GATES: tuple[Callable[[Case], Skip | None], ...] = (
+    listed,
+    placed,
+    numbered,
+    of_the_past,
+    handled,
+    remembered,
+    delivered,
+    wanted,
+    within_week,
+    spaced,
+    in_window,
+)
+
+
+def speaks_against(case: Case, gates: Iterable[Callable[[Case], Skip | None]] = GATES) -> Skip | None:
+    """The first reason not to text; None when there is none."""
+    return next((skip for gate in gates if (skip := gate(case))), None)
+
+
+def not_ours(claim: Row, case: Case) -> Skip | None:
+    """Why a claim may not be posted, from the user's rows after it was made; None when it may.
+
+    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
+    """
+    others = [row for row in case.rows if row.token != claim.token]
+    if len(others) < len(case.rows):
+        return spaced(replace(case, rows=others))
+    gone = "its claim is gone from the ledger: another run held the day and released it"
+    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
+
+
+# --- the job ----------------------------------------------------------------------------------------------------------
+
+
+class Job:
+    """One run, step by step, and what its steps share."""
+
+    def __init__(self, settings: Settings, report: Report, clock: Clock, stop: Stop) -> None:
+        self.settings, self.report, self.clock = settings, report, clock
+        self.brake = Brake(stop, clock, settings.run_deadline)
+        self.store = Store(settings, stop)
+        self.twilio = Twilio(settings)
+        self.sender = Sender(self.twilio, self.brake, settings, clock)
+        self.streak = Streak(self.brake)
+        self.now = clock()  # what days are judged by; read anew when all has answered
+        self.waiting: deque[Reminder] = deque()
+        self.unrecorded: dict[Reminder, Answer] = {}
+        self.aside: list[tuple[User, Skip]] = []  # another run holds them
+        self.about = ""  # the user whom --explain asks about
+        self.last_call = False
+
+    def run(self) -> Exit:
+        """Text everybody who is due."""
+        log.info("Starting habit notification job")
+        log.info("Settings: %s", self.settings.shown())
+        with self.brake.holding(), self.store, self.sender:
+            self.prove()
+            self.learn()
+            self.look_around()
+            self.deliver(self.pages())
+            self.deliver(self.once_more())
+            self.clean_up()
+        self.name_the_rest()
+        return self.report.close(self.brake, self.settings)
+
+    def settle(self) -> Exit:
+        """Ask Twilio what became of texts whose end is not known yet; text nobody."""
+        with self.brake.holding(), self.store:
+            self.prove()
+            if failure := self.learn():
+                raise failure
+        return self.report.close(self.brake, self.settings)
+
+    def prove(self) -> None:
+        """Whatever would fail everybody fails here, before anybody is claimed."""
+        self.patiently(self.store.open)
+        twilios = self.patiently(self.twilio.probe)
+        log.info("Twilio client initialized")
+        check_clock(twilios, self.clock())
+
+    def patiently(self, step: Callable[[], T]) -> T:
+        """Take a step, again and again while what it needs is away: nobody is claimed yet."""
+        until, pauses = time.monotonic() + OUTAGE_PATIENCE, chain(OUTAGE_PAUSES, repeat(OUTAGE_PAUSES[-1]))
+        while True:
+            try:
+                return step()
+            except NotifierError as failure:
+                pause = next(pauses)
+                if not failure.may_pass or time.monotonic() + pause > until:
+                    raise
+                log.warning("Once more in %.0f s: %s", pause, failure)
+                if not self.brake.sleep(pause):
+                    raise
+
+    def learn(self) -> NotifierError | None:
+        """Record what became of earlier texts, for the gates; the failure that kept some from being looked up.
+
+        :raises FixFirst: when carriers block the sender
+        """
+        rows, messages, failure = self.store.unsettled(self.clock()), {}, None
+        try:
+            for message in self.twilio.outcomes(rows, self.brake):
+                messages[message.sid] = message
+        except NotifierError as cut_short:
+            failure = cut_short
+            log.warning("Not all earlier texts were looked up, the next run goes on: %s", failure)
+        settled = settled_rows(rows, messages, self.clock(), looked_up=failure is None)
+        self.store.settle(settled)
+        self.report.learned(rows, settled)
+        check_sender(settled)
+        return failure
+
+    def look_around(self) -> None:
+        """Read the time and the zones, and warn of what concerns everybody."""
+        for doubt in self.survey():
+            log.warning("%s", doubt)
+
+    def survey(self) -> Iterator[str]:
+        """Read the time and the zones; what concerns everybody and looks wrong."""
+        self.now, zones = self.clock(), self.store.zones()
+        self.report.start(sum(zone.users for zone in zones))
+        self.store.judge_by(days_by_zone(zones, self.settings, self.now), self.now)
+        yield from zone_doubts(zones, self.settings)
+        yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users, self.now)
+        if only := self.settings.only_users:
+            yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
+            for user_id in sorted(only - self.store.known(only)):
+                yield f"ONLY_USERS names {user_id}: there is no such user"
+
+    def pages(self) -> Iterator[list[Reminder]]:
+        """The reminders to claim, page by page; MAX_TEXTS holds them all back until their number is known."""
+        return self.held_back(self.judged()) if self.settings.max_texts else self.judged()
+
+    def judged(self) -> Iterator[list[Reminder]]:
+        """The reminders of each page, while more work may be taken."""
+        pages = self.store.pages(self.report.users)
+        while not self.brake.pulled:
+            if (page := next(pages, None)) is None:
+                self.report.walked = True
+                return
+            reminders = self.due(page.users)
+            self.report.page(page)
+            yield reminders
+
+    def held_back(self, pages: Iterator[list[Reminder]]) -> Iterator[list[Reminder]]:
+        """All reminders at once, if they are not more than MAX_TEXTS.
+
+        :raises FixFirst: when they are
+        """
+        held: list[Reminder] = []
+        rules: Counter[str] = Counter()
+        for page in pages:
+            rules.update(reminder.rule.reason for reminder in page)
+            held += page
+            if rules.total() > self.settings.max_texts:
+                self.report.not_tried(held)  # at once, so that memory stays flat
+                held = []
+        if rules.total() > self.settings.max_texts:
+            raise FixFirst(too_many(rules, self.settings.max_texts))
+        yield held
+
+    def due(self, users: Sequence[User]) -> list[Reminder]:
+        """The reminders to claim; who gets none is reported, or put aside."""
+        users = self.once_each(users)
+        rows, last_logs = self.store.history(users)
+        now, reminders = self.clock() if self.last_call else self.now, []
+        for user in users:
+            case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), self.settings, now)
+            if skip := speaks_against(case):
+                self.skip(user, skip)
+            else:
+                reminders.append(Reminder(user, rule_for(logged_day1=user.logged_day1), case.days))
+        return reminders
+
+    def once_each(self, users: Sequence[User]) -> list[User]:
+        """The users without those whose id came before: a view over a join may return one twice."""
+        by_id = {user.id: user for user in reversed(users)}
+        for user_id, count in Counter(user.id for user in users).items() if len(by_id) < len(users) else ():
+            if count > 1:
+                log.warning("User %s stands %d times in User: served once", by_id[user_id], count)
+        return list(reversed(by_id.values()))
+
+    def skip(self, user: User, skip: Skip) -> None:
+        """Report who gets no text, or put aside whom another run holds."""
+        if skip.again and not self.last_call:
+            self.aside.append((user, skip))
+        else:
+            self.report.skipped(user, skip)
+
+    def once_more(self) -> Iterator[list[Reminder]]:
+        """The reminders of those whom another run held."""
+        self.last_call = True
+        while self.aside:
+            reminders = self.due([replace(user, rows_matter=True) for user, _ in self.aside[:IN_LIST]])
+            del self.aside[:IN_LIST]
+            yield reminders
+
+    def deliver(self, pages: Iterator[list[Reminder]]) -> None:
+        """Claim, post and record, a few more than the threads have in hand; on a failure, record what is left."""
+        try:
+            while self.fill(pages) or self.sender.busy:
+                self.claim()
+                self.take(self.sender.answers(timeout=1.0))
+        except Exception as failure:
+            self.brake.pull(failure if isinstance(failure, NotifierError) else RetryLater(OUR_FAULT))
+            self.record_last()
+            if not isinstance(failure, NotifierError):
+                raise
+
+    def fill(self, pages: Iterator[list[Reminder]]) -> bool:
+        """Judge the next page when the threads could take more than waits; whether there may be something to claim."""
+        if self.brake.pulled:
+            return False
+        if len(self.waiting) >= self.sender.room:
+            return True
+        page = next(pages, None)
+        self.waiting.extend(page or ())
+        return page is not None or bool(self.waiting)
+
+    def claim(self) -> None:
+        """Claim the next few, and hand those that are ours to the threads."""
+        room, now = 0 if self.brake.pulled else min(self.sender.room, len(self.waiting)), self.clock()
+        handful = [self.waiting.popleft() for _ in range(room)]
+        self.unrecorded |= dict.fromkeys(handful, NOT_POSTED)
+        rows = self.store.claim(handful, now)
+        cases = {r: Case(r.user, rows[r.user.id], None, self.settings, now) for r in handful}
+        others = {r: skip for r, case in cases.items() if (skip := not_ours(self.store.claims[r], case))}
+        self.store.release(others)
+        for reminder, skip in others.items():
+            del self.unrecorded[reminder]
+            self.skip(reminder.user, skip)
+        ours = [reminder for reminder in handful if reminder not in others]
+        self.report.claimed(ours)
+        self.unrecorded |= dict.fromkeys(ours, GIVEN_UP)  # until they are answered
+        self.sender.submit(ours)
+
+    def take(self, answers: Mapping[Reminder, Answer]) -> None:
+        """Record what became of texts, then tell it."""
+        self.unrecorded |= answers
+        self.streak.add(answers.values())
+        self.store.record(answers, self.clock())
+        self.report.finished(answers, self.clock())
+        for reminder in answers:
+            del self.unrecorded[reminder]
+
+    def record_last(self) -> None:
+        """After a failure: wait for what is in flight, and try once more to record it."""
+        self.unrecorded |= self.sender.answers()
+        try:
+            self.store.record(self.unrecorded, self.clock())
+        except NotifierError:
+            log.error(
+                "What became of the last %d texts could not be recorded: their rows stay at 'sending', which keeps "
+                "them from being sent again today",
+                len(self.unrecorded),
+            )
+        self.report.finished(self.unrecorded, self.clock())
+        self.unrecorded = {}
+
+    def clean_up(self) -> None:
+        """Delete old rows, a few at a time; what is left, or fails, can wait for the next run."""
+        deleted, before = 0, (self.clock() - RETENTION).date()
+        try:
+            while not self.brake.pulled and (some := self.store.purge(before)):
+                deleted += some
+        except NotifierError as failure:
+            log.warning("Left for the next run: %s", failure)
+        if deleted:
+            log.info("Deleted %d rows of the ledger that were older than %d days", deleted, RETENTION.days)
+
+    def name_the_rest(self) -> None:
+        """Report whose turn did not come."""
+        for user, skip in self.aside:
+            self.report.skipped(user, skip)
+        self.report.not_tried(self.waiting)
+
+
+def check_clock(twilios: datetime | None, now: datetime) -> None:
+    """Days are judged, and the ledger is kept, by this clock.
+
+    :raises RetryLater: when it is not Twilio's
+    """
+    if twilios is None:
+        log.warning("Twilio's answer has no Date: whether this node's clock is right is not known")
+    elif abs(twilios - now) > CLOCK_TOLERANCE:
+        raise RetryLater(
+            f"this node's clock is wrong: it says {now:%Y-%m-%d %H:%M:%S} UTC, Twilio {twilios:%Y-%m-%d %H:%M:%S}: "
+            "mend its time synchronisation (NTP). Nobody was texted"
+        )
+
+
+def days_by_zone(zones: Iterable[Zone], settings: Settings, now: datetime) -> dict[bytes, Days]:
+    """The days of each stored zone that can be resolved; DEFAULT_TIME_ZONE serves for the others."""
+    default = resolve_zone(settings.default_time_zone)
+    resolved = ((zone.key or b"", resolve_zone(zone.name) or default) for zone in zones)
+    return {key: days_of(now, zone, settings.day_starts_at) for key, zone in resolved if zone}
+
+
+def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
+    """The zones that DEFAULT_TIME_ZONE replaces; a missing one is what it is for."""
+    default = settings.default_time_zone
+    for zone in zones if default else ():
+        if zone.name and not resolve_zone(zone.name):
+            yield f"{zone.users} users have the unknown zone {zone.name!r}: DEFAULT_TIME_ZONE ({default}) serves for it"
+
+
+def log_doubts(logs: NewestLogs, users: int, now: datetime) -> Iterator[str]:
+    """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more."""
+    if logs.ahead >= min(FEW, logs.looked_at) > 0:
+        yield (
+            f"{logs.ahead} of the newest logs are still to come, the last of {logs.newest:%Y-%m-%d %H:%M:%S} UTC: "
+            "Log.created_at must be in UTC. Does a server with another time_zone fill a DATETIME? Until that is "
+            "mended, days are judged wrongly"
+        )
+    if users >= MANY and (logs.newest is None or logs.newest < now - timedelta(days=3)):
+        yield "there is no log of the last days at all: is what writes them broken? MAX_TEXTS guards against that"
+
+
+def too_many(rules: Counter[str], limit: int) -> str:
+    """Why nobody is texted when more are due than MAX_TEXTS."""
+    counts = ", ".join(f'"{reason}" {rules[reason]}' for reason in (NO_LOGS.reason, MISSED_YESTERDAY.reason))
+    return (
+        f"{rules.total()} texts are due ({counts}), more than MAX_TEXTS={limit}: nobody is texted. Are logs still "
+        "written? If all is well, raise MAX_TEXTS"
+    )
+
+
+class Report:
+    """Counts what becomes of users, tells it, and computes how the run ends."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.started = False
+        self.walked = False  # to the end of the pages
+        self.counts: Counter[Outcome] = Counter()
+        self.learned_ends: Counter[tuple[str | None, int | None]] = Counter()
+        self.error: str | None = None
+        self._looked_at = self._at_night = 0
+        self._longest_name, self._set_up, self._settings = "", "", None
+        self._began = self._told = time.monotonic()
+
+    def start(self, users: int) -> None:
+        """Say how many users there are."""
+        self.users, self.started = users, True
+        log.info("Found %d users with phone numbers", users)
+
+    def page(self, page: Page) -> None:
+        """Count a page of users, and name those of it whose logs could not be read."""
+        self._looked_at += page.users_in_all
+        for user_id in page.unread:
+            reason = "MySQL does not read their logs in time: index Log (habit_id, created_at), see DEPLOYMENT.md"
+            self.skipped(User(user_id, "", "", "", None, logged_day1=False), Skip(Outcome.NOT_TRIED, reason))
+        self._progress()
+
+    def _progress(self) -> None:
+        if time.monotonic() - self._told >= PROGRESS_SECONDS:
+            self._told = time.monotonic()
+            log.info("Progress: %d of %d users looked at%s", self._looked_at, self.users, self._totals())
+
+    def tell_totals(self) -> None:
+        """What became of everybody."""
+        log.info("Looked at %d of %d users%s", self._looked_at, self.users, self._totals())
+
+    def _totals(self) -> str:
+        return "".join(f", {outcome.words} {self.counts[outcome]}" for outcome in Outcome if self.counts[outcome])
+
+    def skipped(self, user: User, skip: Skip) -> None:
+        """Count and name a user who gets no text, and why."""
+        self.counts[skip.outcome] += 1
+        words = f"User %s gets no text, %s: {skip.reason}"
+        log.log(
+            skip.outcome.level, words, user, skip.outcome.words, *skip.args, extra=event("skipped", user, skip.outcome)
+        )
+
+    def not_tried(self, reminders: Iterable[Reminder]) -> None:
+        """Count and name whose turn did not come."""
+        for reminder in reminders:
+            self.skipped(reminder.user, Skip(Outcome.NOT_TRIED, "the run ended before"))
+
+    def claimed(self, reminders: Iterable[Reminder]) -> None:
+        """Name whose turn it is."""
+        for reminder in reminders:
+            details = event("due", reminder.user, rule=reminder.rule.key)
+            log.info("User %s needs notification: %s", reminder.user, reminder.rule.reason, extra=details)
+
+    def finished(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
+        """Count and tell what became of texts."""
+        for reminder, answer in answers.items():
+            user, outcome = reminder.user, answer.outcome
+            self.counts[outcome] += 1
+            details = event("text", user, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
+            if outcome is Outcome.SENT:
+                self._note(reminder, now)
+                name, phone = Personal(user.name or "(no name)"), Personal(user.phone)
+                log.info("Notification sent to %s (%s). Message SID: %s", name, phone, answer.sid, extra=details)
+            else:
+                words = "Notification to %s %s: %s: %s"
+                log.log(outcome.level, words, user, outcome.words, Personal(user.phone), answer.words, extra=details)
+                self._set_up = answer.words if outcome in (Outcome.SETUP, Outcome.TRIAL) else self._set_up
+        self._progress()
+
+    def _note(self, reminder: Reminder, now: datetime) -> None:
+        self._longest_name = max(self._longest_name, reminder.user.name, key=len)
+        self._at_night += is_night(now.astimezone(reminder.days.zone))
+
+    def learned(self, rows: Sequence[Row], settled: Sequence[Row]) -> None:
+        """Tell what became of earlier texts, and name every one that did not arrive."""
+        ends: Counter[tuple[str | None, int | None]] = Counter()
+        ends.update((row.final_status, row.code) for row in settled if row.final_status)
+        self.learned_ends.update(ends)
+        if not rows:
+            log.info("There are no earlier texts to look up")
+            return
+        log.info("Looked up %d earlier texts%s, still open %d", len(rows), told(ends), len(rows) - ends.total())
+        for row in settled:
+            if row.final_status in LOST:
+                words = "The text of %s to user %s: %s (%s)"
+                log.warning(words, row.local_day, shown_id(row.user_id), row.final_status, meaning(row.code))
+            elif row.final_status == UNKNOWN:
+                words = "The text of %s to user %s, %s: unknown. Look in Twilio's console for %s, %s to %s UTC"
+                first, last = row.claimed_at, row.finished_at or row.claimed_at + timedelta(minutes=30)
+                when = row.claimed_at.date(), f"{first:%H:%M:%S}", f"{last:%H:%M:%S}"
+                log.warning(words, row.local_day, shown_id(row.user_id), row.state, Personal(row.phone), *when[1:])
+
+    def verdict(self) -> NotifierError | None:
+        """What the counts say of the whole run."""
+        sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
+        if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
+            return FixFirst(f"Twilio refuses texts for our set-up, the last one: {self._set_up}")
+        if uncertain and not sent:
+            return RetryLater(f"No text was surely sent, and {uncertain} may have been: is Twilio well?")
+        return None
+
+    def close(self, brake: Brake, settings: Settings) -> Exit:
+        """Sum up; the exit code."""
+        if self.started:
+            if verdict := self.verdict():
+                brake.pull(verdict)
+            brake.blame(unfinished=not self.walked or any(o.exit_code is Exit.RETRY for o in self._outcomes))
+            self._warn(settings)
+            self._sum_up(brake)
+        brake.blame(unfinished=False)
+        self.error = str(brake.failure.args[0]) if brake.failure else None
+        return Exit.worst([*(outcome.exit_code for outcome in self._outcomes), *brake.exit_codes])
+
+    @property
+    def _outcomes(self) -> list[Outcome]:
+        return [outcome for outcome, count in self.counts.items() if count]
+
+    def _warn(self, settings: Settings) -> None:
+        """What whoever set this up should know of the texts."""
+        for problem in text_problems(settings, self._longest_name) if self.counts[Outcome.SENT] else ():
+            log.warning("%s", problem)
+        if self._at_night and not settings.send_window:
+            log.warning(
+                "%d texts were posted between 21:00 and 8:00 local time: SEND_WINDOW keeps a decent hour, "
+                "see k8s/components/local-morning",
+                self._at_night,
+            )
+
+    def _sum_up(self, brake: Brake) -> None:
+        if not self.walked:
+            log.warning(
+                "The run ended before the last page: %d of %d users were looked at", self._looked_at, self.users
+            )
+        if uncertain := self.counts[Outcome.UNCERTAIN]:
+            log.warning(
+                "%d texts are uncertain: they may have been sent, and are not sent again today: see Twilio's console",
+                uncertain,
+            )
+        if self.learned_ends:
+            log.info("What became of earlier texts%s", told(self.learned_ends))
+        self.tell_totals()
+        sent, failed = self.counts[Outcome.SENT], self.failed
+        log.info("Job completed. Notifications sent: %d, Failed: %d", sent, failed, extra={"event": "completed"})
+        if brake.failure:  # its first telling may stand above thousands of lines
+            tell(brake.failure)
+
+    @property
+    def failed(self) -> int:
+        """How many were due and got no text, or perhaps none."""
+        return sum(count for outcome, count in self.counts.items() if outcome.failed)
+
+    def summary(self, mode: str, code: int) -> dict[str, Any]:
+        """The run in a few numbers, without a name or a number of a person."""
+        return {
+            "run": mode,
+            "exit_code": code,
+            "seconds": round(time.monotonic() - self._began, 1),
+            "users": self.users if self.started else None,
+            "sent": self.counts[Outcome.SENT],
+            "failed": self.failed,
+            "uncertain": self.counts[Outcome.UNCERTAIN],
+            "counts": {outcome.name.lower(): count for outcome, count in self.counts.items() if count},
+            "learned": {" ".join(str(part) for part in end if part): n for end, n in self.learned_ends.most_common(20)},
+            "error": self.error and self.error[:1_000],
+        }
+
+
+def event(name: str, user: User, outcome: Outcome | None = None, **details: object) -> dict[str, object]:
+    """What LOG_FORMAT=json adds to a line."""
+    known = {"event": name, "user_id": shown_id(user.id), "outcome": outcome and outcome.name.lower(), **details}
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def told(ends: Mapping[tuple[str | None, int | None], int]) -> str:
+    """Ends of texts and how many, each code with its meaning."""
+    ordered = sorted(ends.items(), key=lambda item: (str(item[0][0]), item[0][1] or 0))
+    return "".join(f", {end} {count}{f' ({meaning(code)})' if code else ''}" for (end, code), count in ordered)
+
+
+def is_night(local: datetime) -> bool:
+    """Whether people sleep."""
+    return not NIGHT_ENDS <= local.hour < NIGHT_STARTS
+
+
+def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
+    """What carriers, or whoever pays, may dislike about the two texts."""
+    for name in (NO_LOGS.message, MISSED_YESTERDAY.message):
+        text = getattr(settings, name).replace("{name}", longest_name)
+        if not re.search(r"\bSTOP\b", text, re.IGNORECASE):
+            yield f'{name.upper()} does not say how to opt out: write "Reply STOP to opt out"'
+        if (parts := segments(text)) > 1:
+            name_of = f"a name of {len(longest_name)} characters"
+            yield f"{name.upper()} costs {parts} segments with {name_of}: one has 160 characters (70 if not GSM-7)"
+
+
+# --- what rules and gates are made of: pure functions -----------------------------------------------------------------
+
+
+def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
+    """The UTC instant at which clocks in the zone show that time.
+
+    A time that comes twice (clocks go back) means the first; one that a jump of the clocks leaves out, the jump.
+    """
+    wanted = datetime.combine(day, at)
+    try:
+        local = zone.localize(wanted, is_dst=None)
+    except pytz.AmbiguousTimeError:
+        local = zone.localize(wanted, is_dst=True)
+    except pytz.NonExistentTimeError:
+        return jump_at(wanted, zone)
+    return local.astimezone(UTC)
+
+
+def jump_at(missing: datetime, zone: pytz.BaseTzInfo) -> datetime:
+    """The UTC instant of the jump that leaves a local time out."""
+    before, after = (zone.localize(missing, is_dst=dst).astimezone(UTC) for dst in (True, False))
+    low, high = min(before, after), max(before, after)
+    offset = low.astimezone(zone).utcoffset()
+    while high - low > timedelta(seconds=1):
+        middle = low + (high - low) / 2
+        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == offset else (low, middle)
+    return high.replace(microsecond=0)
+
+
+@cache
+def resolve_zone(name: str) -> pytz.BaseTzInfo | None:
+    """The zone of a tz database name, whatever its case and surrounding blanks; None when there is none."""
+    try:
+        return pytz.timezone(name.strip())
+    except pytz.UnknownTimeZoneError:
+        return None
+
+
+def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: pytz.BaseTzInfo) -> float:
+    """The seconds to the window's end, as clocks in the zone show it; 0 outside."""
+    local, (start, end) = now.astimezone(zone), window
+    if not start <= local.time() < end:
+        return 0.0
+    closing = datetime.combine(local.date(), end)
+    ends = (
+        zone.localize(closing, is_dst=dst).astimezone(UTC) for dst in (True, False)
+    )  # they differ when it comes twice
+    return min((at - now).total_seconds() for at in ends if at > now)
+
+
+JOINERS = {"\u200c", "\u200d"}  # do not print, but hold Persian words and family emoji together
+
+
+def shows(character: str) -> bool:
+    """Whether a character may stand in a line of the log."""
+    return character.isprintable() or character in JOINERS
+
+
+def decoded(value: object) -> str:
+    """Text from the database, which may hold bytes that are no UTF-8; '' for NULL."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str("" if value is None else value)
+
+
+def clean(value: object) -> str:
+    """The value as one line, without characters that don't print: what is read from the database can forge nothing."""
+    text = decoded(value)
+    if not text.isprintable():
+        text = "".join(c if shows(c) else " " for c in text)
+    return " ".join(text.split())
+
+
+def zone_name(value: object) -> str:
+    """The name of a time zone without what nobody sees in it: blanks around, characters that don't print."""
+    return "".join(c for c in decoded(value) if c.isprintable()).strip()
+
+
+def phone_number(value: object) -> str:
+    """The number in E.164 if that is plain: blanks, dots, dashes and brackets go, 00 is +. Else as it stands."""
+    text = clean(value)
+    if E164.fullmatch(text):
+        return text
+    text = unicodedata.normalize("NFKC", text)
+    digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
+    number = re.sub("^00", "+", digits)
+    return number if E164.fullmatch(number) and "(0)" not in text.replace(" ", "") else text
+
+
+def shown_id(user_id: UserId) -> int | str:
+    """An id for people: bytes as hexadecimal digits."""
+    return user_id.hex() if isinstance(user_id, bytes) else user_id
+
+
+def id_key(user_id: UserId) -> str:
+    """An id as ONLY_USERS names it."""
+    return str(shown_id(user_id)).lower()
+
+
+def message_for(reminder: Reminder, settings: Settings) -> str:
+    """The text that a person reads."""
+    template: str = getattr(settings, reminder.rule.message)
+    return template.replace("{name}", reminder.user.name or "there")
+
+
+GSM7 = frozenset(
+    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿"
+    "abcdefghijklmnopqrstuvwxyzäöñüà"
+)
+GSM7_EXTENDED = frozenset("^{}\\[~]|€\f")  # two places each
+
+
+def segments(text: str) -> int:
+    """How many segments a text costs (3GPP TS 23.038: 160 septets, or 153 each; in UCS-2 70 characters, or 67 each)."""
+    if GSM7.issuperset(text.translate({ord(c): None for c in GSM7_EXTENDED})):
+        length, one, each = len(text) + sum(c in GSM7_EXTENDED for c in text), 160, 153
+    else:
+        length, one, each = len(text.encode("utf-16-le")) // 2, 70, 67
+    return 1 if length <= one else -(-length // each)
+
+
+def own_rows(case: Case) -> list[Row]:
+    """The rows of the number that the user has now, the newest first."""
+    return sorted((r for r in case.rows if r.phone == case.user.phone), key=lambda row: row.local_day, reverse=True)
+
+
+def counted_rows(case: Case) -> list[Row]:
+    """The texts that reached the user, as far as we know, the newest first."""
+    rows = (r for r in case.rows if r.state is not State.REFUSED and r.final_status not in LOST)
+    return sorted(rows, key=lambda row: row.claimed_at, reverse=True)
+
+
+def is_after(row: Row, logged: date | datetime) -> bool:
+    """Whether a row's text came after a log; of a log without a time of day only if it is of an earlier day."""
+    return row.claimed_at > logged if isinstance(logged, datetime) else row.local_day > logged
+
+
+# --- what ends a run early --------------------------------------------------------------------------------------------
+
+
+TERM_LIMIT, DEADLINE_LIMIT = 40.0, 60.0  # seconds for what is in flight, after SIGTERM and after the deadline
+WATCHDOG_LIMIT = 13.0  # seconds more until the process is ended: within terminationGracePeriodSeconds, 60
+STREAK, STREAK_WINDOW = 10, 30  # so many failures among the last answers say: it's not these people, it's everybody
+OUR_FAULT = "the program failed: what is queued is not posted"
+
+
+class Stop:
+    """Whether SIGTERM came. Plain attributes: Event.set could wait for a lock that the interrupted code holds."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.at = 0.0
+
+    def request(self, *_signal: object) -> None:
+        """Ask the run to end; a signal handler."""
+        self.at = self.at or time.monotonic()
+        self.requested = True
+
+
+def sleep(seconds: float, cut_short: Callable[[], bool]) -> bool:
+    """Sleep, but wake when cut short; whether the seconds were slept out."""
+    until = time.monotonic() + seconds
+    while not cut_short() and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 0.1))
+    return not cut_short()
+
+
+class Brake:
+    """What ends a run early: SIGTERM, the deadline, or the first failure that concerns everybody.
+
+    The deadline is one of two clocks: while a machine is suspended, only the wall's goes on.
+    """
+
+    def __init__(self, stop: Stop, clock: Clock, deadline: float) -> None:
+        self._stop, self._clock, self._deadline = stop, clock, deadline
+        self._until, self._until_wall = time.monotonic() + deadline, clock() + timedelta(seconds=deadline)
+        self._lock = threading.Lock()
+        self.failure: NotifierError | None = None
+
+    def pull(self, failure: NotifierError) -> None:
+        """Take no more work, for this reason, which is told at once; the first one counts."""
+        with self._lock:
+            if self.failure is None:
+                self.failure = failure
+                tell(failure)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Let a failure that concerns everybody end the block, not the program."""
+        try:
+            yield
+        except NotifierError as failure:
+            self.pull(failure)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether SIGTERM came."""
+        return self._stop.requested
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline is over."""
+        return time.monotonic() > self._until or self._clock() > self._until_wall
+
+    @property
+    def pulled(self) -> bool:
+        """Whether no more work may be taken."""
+        return self.failure is not None or self.stopped or self.late
+
+    def overdue(self, more: float = 0.0) -> bool:
+        """Whether what is in flight may not be waited for any longer, or for so many seconds more."""
+        now = time.monotonic() - more
+        return (self.stopped and now > self._stop.at + TERM_LIMIT) or now > self._until + DEADLINE_LIMIT
+
+    def blame(self, *, unfinished: bool) -> None:
+        """Name SIGTERM, or the deadline if it left work undone, as what ended the run."""
+        if self.stopped:
+            self.pull(Terminated("SIGTERM came: no more texts are taken up, the next run goes on"))
+        elif unfinished and self.late:
+            self.pull(RetryLater(f"RUN_DEADLINE ({self._deadline:g} s) is reached: the next run goes on"))
+
+    @property
+    def exit_codes(self) -> list[Exit]:
+        """The exit codes that what happened to the run asks for."""
+        return [*([self.failure.exit_code] if self.failure else []), *([Exit.TERMINATED] if self.stopped else [])]
+
+    def sleep(self, seconds: float) -> bool:
+        """Sleep until then or until pulled; whether the seconds were slept out."""
+        return sleep(seconds, lambda: self.pulled)
+
+
+def tell(failure: NotifierError) -> None:
+    """Log a failure, a line for each of its arguments."""
+    for line in failure.args:
+        log.error("%s", line)
+
+
+@contextmanager
+def watchdog(brake: Brake) -> Iterator[None]:
+    """End the process when even its end hangs: a blocked standard error holds up every thread that logs."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            if brake.overdue(WATCHDOG_LIMIT):
+                os._exit(Exit.worst([Exit.RETRY, *brake.exit_codes]))
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+class Streak:
+    """Failures that say: it's not these people, it's everybody."""
+
+    def __init__(self, brake: Brake) -> None:
+        self._brake = brake
+        self._last: deque[Answer] = deque(maxlen=STREAK_WINDOW)
+
+    def add(self, answers: Iterable[Answer]) -> None:
+        """Count answers, and pull the brake when too many of the last ones failed."""
+        for answer in answers:
+            if answer is NOT_POSTED:
+                continue
+            self._last.append(answer)
+            lost = sum(a.action in (Action.UNCERTAIN, Action.UNREACHED) for a in self._last)
+            failed = list(self._last)[-STREAK:]
+            if lost >= STREAK:
+                words = f"{lost} of the last {len(self._last)} texts are uncertain or did not reach Twilio"
+                self._brake.pull(RetryLater(f"{words}, the last one: {answer.words}. No more are posted"))
+            elif len(failed) == STREAK and all(a.action is Action.FAIL for a in failed):
+                words = f"{STREAK} texts in a row failed, the last one: {answer.words}. No more are posted"
+                self._brake.pull(FixFirst(words))
+
+
+# --- Twilio -----------------------------------------------------------------------------------------------------------
+
+
+HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
+HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
+LONGEST_PAUSE = 120.0  # seconds, when Twilio says "too many" but not for how long
+PAUSE_BUDGET = 600.0  # seconds that one run may spend in such pauses
+
+
+class Action(Enum):
+    """What an answer of Twilio asks for."""
+
+    ACCEPT = auto()
+    REFUSE = auto()  # this person, for good
+    SKIP = auto()  # this person, today: our set-up does not reach them
+    TRIAL = auto()  # this person, today: nobody's production
+    FAIL = auto()  # this person, today; a streak stops the run
+    UNCERTAIN = auto()  # whether it was sent is unknown; a streak stops the run
+    UNREACHED = auto()  # surely not sent; a streak stops the run
+    PAUSE = auto()  # everybody waits, then this person is tried again
+    LATER = auto()  # not posted: the window has closed
+    STOP = auto()  # a person must act: the run stops
+
+
+OUTCOMES = {
+    Action.ACCEPT: Outcome.SENT,
+    Action.REFUSE: Outcome.REFUSED,
+    Action.SKIP: Outcome.SETUP,
+    Action.TRIAL: Outcome.TRIAL,
+    Action.FAIL: Outcome.SETUP,
+    Action.UNCERTAIN: Outcome.UNCERTAIN,
+    Action.UNREACHED: Outcome.RELEASED,
+    Action.PAUSE: Outcome.RELEASED,
+    Action.LATER: Outcome.LATER,
+    Action.STOP: Outcome.RELEASED,
+}
+STATES = {Outcome.SENT: State.SENT, Outcome.REFUSED: State.REFUSED, Outcome.UNCERTAIN: State.UNCERTAIN}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of Twilio, understood."""
+
+    action: Action
+    words: str = ""
+    code: int | None = None
+    sid: str | None = None
+    segments: int | None = None
+    retry_after: float | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of the user."""
+        return OUTCOMES[self.action]
+
+
+# https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
+TWILIO_CODES: dict[int, tuple[Action, str]] = {
+    10001: (Action.STOP, "the Twilio account is not active: see its console"),
+    20003: (Action.STOP, "the credentials were refused: correct TWILIO_ACCOUNT_SID and the auth token or API key"),
+    20005: (Action.STOP, "the Twilio account is not active: see its console"),
+    20008: (Action.FAIL, "test credentials send no texts: use the live ones, in the Secret"),
+    20403: (Action.STOP, "the Twilio account or key may not do this: see its console"),
+    20404: (Action.STOP, "there is no such account: correct TWILIO_ACCOUNT_SID"),
+    20429: (Action.PAUSE, "too many requests"),
+    21211: (Action.REFUSE, "not a valid phone number: correct User.phone_number"),
+    21212: (Action.FAIL, "TWILIO_FROM_NUMBER is not valid for this recipient"),
+    21265: (Action.REFUSE, "a short code cannot be texted: correct User.phone_number"),
+    21266: (Action.REFUSE, "the recipient's number is the sender's own: correct User.phone_number"),
+    21268: (Action.REFUSE, "a premium number cannot be texted: correct User.phone_number"),
+    21408: (Action.SKIP, "texts to this country are switched off: allow it in the console's Geo permissions"),
+    21602: (Action.FAIL, "the text is empty: correct MESSAGE_NO_LOGS and MESSAGE_MISSED_YESTERDAY"),
+    21603: (Action.STOP, "no sender was given: set TWILIO_FROM_NUMBER or TWILIO_MESSAGING_SERVICE_SID"),
+    21606: (Action.FAIL, "TWILIO_FROM_NUMBER cannot text this recipient, or is not the account's"),
+    21608: (Action.TRIAL, "a trial account texts verified numbers only: upgrade the account"),
+    21610: (Action.REFUSE, "the recipient opted out (STOP); only they can opt in again, by texting START"),
+    21611: (Action.PAUSE, "the sender's queue at Twilio is full"),
+    21612: (Action.SKIP, "this sender cannot reach this recipient: use a sender that can"),
+    21614: (Action.REFUSE, "not a mobile number: correct User.phone_number"),
+    21617: (Action.FAIL, "the text is too long: shorten MESSAGE_NO_LOGS and MESSAGE_MISSED_YESTERDAY"),
+    21635: (Action.REFUSE, "a landline cannot be texted: correct User.phone_number"),
+    21659: (Action.FAIL, "TWILIO_FROM_NUMBER is not a Twilio number, or a short code of another country"),
+    21660: (Action.FAIL, "TWILIO_FROM_NUMBER does not belong to this account"),
+    21661: (Action.FAIL, "TWILIO_FROM_NUMBER cannot send texts"),
+    21701: (Action.STOP, "the Messaging Service does not exist: correct TWILIO_MESSAGING_SERVICE_SID"),
+    21703: (Action.FAIL, "the Messaging Service has no senders: add one in the console"),
+    21704: (Action.FAIL, "the Messaging Service has no sender for this recipient: add one in the console"),
+    21705: (Action.STOP, "the Messaging Service is not valid: correct TWILIO_MESSAGING_SERVICE_SID"),
+    30454: (Action.STOP, "the account's cap of texts a day is reached: raise it in the console, or wait for tomorrow"),
+    30485: (Action.FAIL, "the sender is not registered for this traffic: register it in the console"),
+    30489: (Action.FAIL, "the text was blocked by the account's own settings: see the console"),
+    35118: (Action.STOP, "a Messaging Service is needed: set TWILIO_MESSAGING_SERVICE_SID"),
+    63038: (Action.STOP, "the account's limit of texts a day is reached: raise it, or wait for tomorrow"),
+    70051: (Action.STOP, "the API key lacks a permission: give it Messages read and create"),
+    90010: (Action.FAIL, "the account is not active: see its console"),
+    572006: (Action.FAIL, "the account may not send this traffic yet: see the console"),
+}
+HTTP_STATUSES: dict[int, tuple[Action, str]] = {
+    401: TWILIO_CODES[20003],
+    403: TWILIO_CODES[20403],
+    404: TWILIO_CODES[20404],
+    408: (Action.UNCERTAIN, "the request timed out on its way"),
+    429: TWILIO_CODES[20429],
+}
+PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
+NO_TRUST = "Twilio's certificate does not verify: does a proxy open TLS? Name its CA file in REQUESTS_CA_BUNDLE"
+QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
+NO_SUCH = 20404
+MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
+NOT_POSTED = Answer(Action.PAUSE, "the run ended before it was posted")
+DAY_IS_OVER = Answer(Action.PAUSE, "its local day is over")
+GIVEN_UP = Answer(Action.UNCERTAIN, "no answer in time")
+
+
+class Http(HttpClient):
+    """requests with a timeout, keeping the last response: Twilio's exceptions carry neither headers nor every code."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.getLogger("twilio.http_client"), is_async=False)
+        self.session = requests.Session()
+        self.last: Response | None = None
+        self._used = 0.0
+
+    def request(self, *request: Any, **options: Any) -> Response:
+        """Send one request. urllib3 repeats nothing unless told to, and it isn't."""
+        self.last = None
+        if abs(time.time() - self._used) > HTTP_IDLE:  # by the wall's clock, which goes on in a suspended machine
+            self.session.close()
+        with self.session.request(*request, **options | {"timeout": HTTP_TIMEOUT, "stream": True}) as answer:
+            self.last = Response(answer.status_code, read_all(answer).decode(errors="replace"), answer.headers)
+        self._used = time.time()
+        return self.last
+
+
+def read_all(answer: requests.Response) -> bytes:
+    """The body, if all of it comes in time: the time-out of requests starts anew with every byte.
+
+    :raises requests.ReadTimeout: when it does not
+    """
+    until, body = time.monotonic() + HTTP_TIMEOUT[1], bytearray()
+    while part := answer.raw.read1(65_536, decode_content=True):
+        body += part
+        if time.monotonic() > until:
+            raise requests.ReadTimeout("the answer goes on for too long")
+    return bytes(body)
+
+
+@dataclass(frozen=True)
+class Message:
+    """A text in Twilio's list."""
+
+    sid: str
+    status: str
+    code: int | None
+
+
+class Twilio:
+    """Twilio's API, with a client for each thread: sessions are not proven thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clients = threading.local()
+
+    def probe(self) -> datetime | None:
+        """Prove name resolution, TLS and credentials before anything is claimed; Twilio's clock, if it tells.
+
+        A list of one message, since a Standard API key cannot read the account.
+
+        :raises FixFirst: when a person must act first
+        :raises Outage: when Twilio cannot be reached or does not answer as it should
+        """
+        answer = self.ask(lambda client: client.messages.page(page_size=1))
+        if answer.action is Action.STOP:
+            raise FixFirst(f"Twilio: {answer.words}. Nobody was texted")
+        if answer.action is not Action.ACCEPT:
+            raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted")
+        _, http = self._client()
+        try:
+            return parsedate_to_datetime(http.last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def post(self, reminder: Reminder, validity: int) -> Answer:
+        """Post one text, which Twilio drops when it could not hand it on within so many seconds."""
+        s = self._settings
+        sender = {"from_": s.twilio_from_number} if s.twilio_from_number else {}
+        service = {"messaging_service_sid": s.twilio_messaging_service_sid} if not sender else {}
+        text, to = message_for(reminder, s), reminder.user.phone
+        created: list[Any] = []
+        answer = self.ask(
+            lambda client: created.append(
+                client.messages.create(to=to, body=text, validity_period=validity, **sender, **service)
+            )
+        )
+        return accepted(created[0]) if created and answer.action is Action.ACCEPT else answer
+
+    def outcomes(self, rows: Sequence[Row], brake: Brake) -> Iterator[Message]:
+        """What Twilio says of rows with a SID: by the list of each UTC day, and what is missing there by its SID.
+
+        :raises RetryLater: when SETTLE_BUDGET is spent, or Twilio does not answer as it should
+        :raises FixFirst: when a person must act first
+        :raises Terminated: when SIGTERM came
+        """
+        until = time.monotonic() + SETTLE_BUDGET
+        missing = {row.sid for row in rows if row.sid}
+        sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
+
+        def read(messages: Callable[[Client], Iterable[Any]]) -> list[Message]:
+            found = []
+
+            def keep(client: Client) -> None:
+                for message in messages(client):
+                    check_budget(brake, until)
+                    if message.sid in missing:
+                        found.append(Message(message.sid, message.status, message.error_code))
+
+            check_budget(brake, until)
+            answer = self.ask(keep)
+            if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
+                kind = FixFirst if answer.action is Action.STOP else RetryLater
+                raise kind(f"Twilio's list of messages could not be read: {answer.words}")
+            return found
+
+        for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
+            # Dates go as text: twilio-python would write a datetime with a literal Z.
+            search = {"date_sent": str(day), "page_size": 1_000, **sender}
+            found = read(lambda client, search=search: client.messages.stream(**search))  # type: ignore[misc]
+            missing -= {message.sid for message in found}
+            yield from found
+        for sid in sorted(missing):
+            yield from read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
+
+    def find_sender(self) -> str:
+        """Look for the sender in the account; why that could not be told, or ''.
+
+        :raises FixFirst: when it is not there
+        """
+        found: list[Any] = []
+        number, service = self._settings.twilio_from_number, self._settings.twilio_messaging_service_sid
+        if service:
+            answer = self.ask(lambda client: found.append(client.messaging.v1.services(service).fetch()))
+        elif number.startswith("+"):
+            answer = self.ask(
+                lambda client: found.extend(client.incoming_phone_numbers.list(phone_number=number, limit=1))
+            )
+        else:
+            answer = self.ask(lambda client: found.extend(client.short_codes.list(short_code=number, limit=1)))
+        if answer.action is Action.ACCEPT or (service and answer.code == NO_SUCH):
+            if not found:
+                raise FixFirst(f"the account has no sender {number or service}: see its console")
+            return ""
+        return f"whether the sender is the account's could not be told: {answer.words}"
+
+    def ask(self, question: Callable[[Client], Any]) -> Answer:
+        """Put one request to Twilio and understand whatever comes back."""
+        client, http = self._client()
+        try:
+            question(client)
+        except NotifierError:
+            raise
+        except Exception as error:  # noqa: BLE001 - around a POST, whatever is not understood is uncertain
+            answer = understand(error, http.last)
+            return replace(answer, words=self._settings.hide(answer.words))
+        return Answer(Action.ACCEPT)
+
+    def _client(self) -> tuple[Client, Http]:
+        """This thread's client."""
+        if not hasattr(self._clients, "pair"):
+            s, http = self._settings, Http()
+            user = s.twilio_api_key_sid or s.twilio_account_sid
+            password = s.twilio_api_key_secret or s.twilio_auth_token
+            client = Client(user, password, s.twilio_account_sid, http_client=http)  # type: ignore[no-untyped-call]
+            client.api.base_url = s.twilio_api_url
+            client.messaging.base_url = re.sub(r"//api\.(?=.*twilio\.com$)", "//messaging.", s.twilio_api_url)
+            self._clients.pair = client, http
+        pair: tuple[Client, Http] = self._clients.pair
+        return pair
+
+
+def check_budget(brake: Brake, until: float) -> None:
+    """Looking up may not keep a run from its work.
+
+    :raises Terminated: when SIGTERM came
+    :raises RetryLater: when the time is over
+    """
+    if brake.stopped:
+        raise Terminated("SIGTERM came while texts were looked up")
+    if time.monotonic() > until:
+        raise RetryLater("looking up texts takes too long, the rest waits")
+
+
+def accepted(message: Any) -> Answer:
+    """What a message that Twilio made says; it may have failed at once."""
+    if not MESSAGE_SID.fullmatch(str(message.sid)):
+        return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
+    code, parts = column_int(message.error_code, 999_999), column_int(message.num_segments, 32_767)
+    if message.status in LOST:
+        return Answer(
+            Action.REFUSE, f"Twilio took it, but it {message.status}: {meaning(code)}", code, message.sid, parts
+        )
+    return Answer(Action.ACCEPT, sid=message.sid, code=None, segments=parts)
+
+
+def column_int(value: object, most: int) -> int | None:
+    """A number that fits into its column of the ledger; None for anything else."""
+    text = "" if isinstance(value, bool) else str(value)
+    return int(text) if text.isdecimal() and int(text) <= most else None
+
+
+def understand(error: Exception, response: Response | None) -> Answer:
+    """What a failed request asks for, from the exception and, when there was one, the response.
+
+    Only Twilio's own refusal proves that nothing was sent: a proxy can block the answer to a text that was.
+    """
+    if response is None:
+        return unanswered(error)
+    status = response.status_code
+    if status == requests.codes.proxy_authentication_required:
+        return Answer(Action.STOP, PROXY)
+    body = refusal(response)
+    if body is None:
+        kind = clean((response.headers or {}).get("Content-Type", "no content type"))
+        return Answer(Action.UNCERTAIN, f"an answer that is not Twilio's, or a broken one (HTTP {status}, {kind})")
+    code = int(body["code"])
+    unknown = (Action.FAIL, f"Twilio answered HTTP {status} {clean(body.get('message') or body.get('title'))}".rstrip())
+    action, words = TWILIO_CODES.get(code) or HTTP_STATUSES.get(status) or unknown
+    link = f"{words} (error {code}, https://www.twilio.com/docs/api/errors/{code})"
+    return Answer(action, link, column_int(code, 999_999), retry_after=retry_after(response))
+
+
+def refusal(response: Response) -> dict[str, Any] | None:
+    """The body of a 4xx that is Twilio's, in its own form or in that of RFC 9457; None when it is not."""
+    try:
+        body = json.loads(response.text)
+    except ValueError:
+        return None
+    if not 400 <= response.status_code < 500 or not isinstance(body, dict):
+        return None
+    code, status = body.get("code"), body.get("status")
+    ours = isinstance(code, int) and not isinstance(code, bool) and status == response.status_code
+    return body if ours else None
+
+
+def retry_after(response: Response) -> float | None:
+    """The seconds that Retry-After asks for (RFC 9110, 10.2.3: a number of seconds, or a date); None when absent."""
+    try:
+        return urllib3.util.Retry().parse_retry_after((response.headers or {}).get("Retry-After", ""))
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+        return None
+
+
+def unanswered(error: Exception) -> Answer:
+    """What a request without an answer asks for.
+
+    Surely not sent is only what never connected. Every other error of TLS, time-out or cut connection can come after
+    the whole request.
+    """
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    reason = getattr(reason, "original_error", reason)  # what urllib3 calls a failed proxy may be a lost answer
+    if isinstance(reason, urllib3.exceptions.SSLError):
+        reason = reason.args[0]
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return Answer(Action.STOP, NO_TRUST)
+    tunnel = str(reason) if str(reason).startswith("Tunnel connection failed") else ""
+    if "407" in tunnel or isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+        return Answer(Action.STOP, PROXY)
+    if type(error) is OSError and error.errno is None:
+        return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file that can be read: correct it")
+    never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
+    if tunnel or isinstance(reason, never_connected):
+        return Answer(Action.UNREACHED, f"Twilio cannot be reached ({cause(error)})")
+    return Answer(Action.UNCERTAIN, f"no answer from Twilio ({cause(error)})")
+
+
+def cause(error: Exception) -> str:
+    """The kind and the innermost cause of an exception of requests."""
+    inner: object = error
+    while isinstance(inner, Exception):
+        outer, inner = inner, getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
+    return f"{type(error).__name__}: {clean(outer)}"
+
+
+def is_permanent(code: int | None) -> bool:
+    """Whether Twilio's code says that this number will not be served tomorrow either."""
+    return TWILIO_CODES.get(code or 0, (None,))[0] is Action.REFUSE
+
+
+class Pause:
+    """Where all threads wait while Twilio asks for patience: one pause for all, within PAUSE_BUDGET."""
+
+    def __init__(self, brake: Brake) -> None:
+        self._brake = brake
+        self._lock = threading.Lock()
+        self._ends = 0.0
+        self._spent = 0.0
+        self._doublings = 0
+
+    def wait(self) -> bool:
+        """Wait until texts may be posted; False when the run ends instead."""
+        while not self._brake.pulled and (left := self._ends - time.monotonic()) > 0:
+            self._brake.sleep(left)
+        return not self._brake.pulled
+
+    def begin(self, answer: Answer) -> None:
+        """Hold everybody for as long as Twilio says, else for twice as long as the last time, with jitter."""
+        with self._lock:
+            now, asked = time.monotonic(), answer.retry_after
+            if now < self._ends and (asked is None or now + asked <= self._ends):
+                return  # posted before the pause began
+            least = QUEUE_PAUSE if answer.code == QUEUE_FULL else 1.0
+            pause = max(least, min(least * 2**self._doublings, LONGEST_PAUSE) if asked is None else asked)
+            ends = max(self._ends, now + pause * random.uniform(1.0, 1.2))  # noqa: S311 - jitter
+            self._spent += ends - max(self._ends, now)
+            self._doublings, self._ends = min(self._doublings + 1, 10), ends
+            log.warning("All texts wait for %.0f s: %s", ends - now, answer.words)
+            if self._spent > PAUSE_BUDGET:
+                self._brake.pull(RetryLater(f"Twilio asks for more than the {PAUSE_BUDGET:g} s that a run may wait"))
+
+    def relax(self) -> None:
+        """Start over with short pauses, after a text that got through."""
+        self._doublings = 0
+
+
+class Sender:
+    """Posts texts from SEND_CONCURRENCY threads. They are daemons: nobody waits for one that hangs."""
+
+    def __init__(self, twilio: Twilio, brake: Brake, settings: Settings, clock: Clock) -> None:
+        self._twilio, self._brake, self._settings, self._clock = twilio, brake, settings, clock
+        self._pause = Pause(brake)
+        self._to_post: queue.SimpleQueue[Reminder | None] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[tuple[Reminder, Answer]] = queue.SimpleQueue()
+        self._flying: set[Reminder] = set()
+
+    def __enter__(self) -> Sender:
+        for _ in range(self._settings.send_concurrency):
+            threading.Thread(target=self._work, daemon=True).start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for _ in range(self._settings.send_concurrency):
+            self._to_post.put(None)
+
+    @property
+    def room(self) -> int:
+        """How many more texts may be claimed: some ahead, for the threads to go on while the database answers."""
+        threads = self._settings.send_concurrency
+        return threads + threads // 2 - len(self._flying)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a text is in flight."""
+        return bool(self._flying)
+
+    def submit(self, reminders: Iterable[Reminder]) -> None:
+        """Post claimed texts as soon as they may be."""
+        for reminder in reminders:
+            self._flying.add(reminder)
+            self._to_post.put(reminder)
+
+    def answers(self, timeout: float | None = None) -> dict[Reminder, Answer]:
+        """What came back, waiting up to the timeout (seconds) for a first one; None waits for all.
+
+        What is in flight for too long after SIGTERM or the deadline is uncertain.
+        """
+        until, found = time.monotonic() + (timeout or 0.0), dict(self._arrived(0.0))
+        while self._flying and (timeout is None or (not found and time.monotonic() < until)):
+            if self._brake.overdue():
+                found |= dict.fromkeys(self._flying, GIVEN_UP)
+                self._flying.clear()
+            found |= self._arrived(0.2)
+        return found
+
+    def _arrived(self, timeout: float) -> Iterator[tuple[Reminder, Answer]]:
+        with suppress(queue.Empty):
+            while self._flying:
+                reminder, answer = self._answered.get(timeout=timeout) if timeout else self._answered.get_nowait()
+                timeout = 0.0
+                self._flying.discard(reminder)
+                yield reminder, answer
+
+    def _work(self) -> None:
+        while (reminder := self._to_post.get()) is not None:
+            try:
+                answer = self._send(reminder)
+            except Exception:
+                log.critical("A fault of the program, please report it", exc_info=True)
+                self._brake.pull(RetryLater(OUR_FAULT))
+                answer = Answer(Action.UNCERTAIN, "the program failed")
+            self._answered.put((reminder, answer))
+
+    def _send(self, reminder: Reminder) -> Answer:
+        while self._pause.wait():
+            if (validity := self._last_look(reminder)) is None:
+                return DAY_IS_OVER
+            if validity < SMALLEST_VALIDITY:
+                return Answer(Action.LATER, "SEND_WINDOW has closed there")
+            answer = self._twilio.post(reminder, validity)
+            if answer.action is Action.STOP:
+                self._brake.pull(FixFirst(f"Twilio: {answer.words}"))
+            if answer.action is Action.ACCEPT:
+                self._pause.relax()
+            if answer.action is not Action.PAUSE:
+                return answer
+            self._pause.begin(answer)
+        return NOT_POSTED
+
+    def _last_look(self, reminder: Reminder) -> int | None:
+        """The seconds for which the text may wait at Twilio; None when its local day is over: pauses can be long."""
+        s, now, days = self._settings, self._clock(), reminder.days
+        if days_of(now, days.zone, s.day_starts_at).today != days.today:
+            return None
+        return min(s.validity_period, int(seconds_left(s.send_window, now, days.zone)) if s.send_window else 36_000)
+
+
+# --- store: MySQL -----------------------------------------------------------------------------------------------------
+
+
+FIRST_PAGE, PAGE_USERS = 1_000, 10_000  # users judged by one query: by the first one, and at most
+PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the users, one that took more by a half
+IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
+KEYS = 500  # ledger rows that one statement deletes or changes
+NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where ids are random
+DATABASE_CONNECT_TIMEOUT = 5  # seconds
+DATABASE_TIMEOUT = 10  # seconds, for one statement; the server ends a query two seconds earlier
+DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
+DATABASE_MEMORY = (
+    60.0  # seconds of results that are written again on a new connection: commits may be lost with the old
+)
+LAST_TIMEOUT, LAST_PATIENCE = 3, 1.0  # the time-out and the patience after SIGTERM
+
+
+class Remedy(Enum):
+    """What to do about an error of MySQL."""
+
+    REPEAT = auto()  # the statement
+    RECONNECT = auto()  # and repeat the statement
+    SWITCH_OVER = auto()  # reconnect if this server could be written before; else a person must act
+    SMALLER = auto()  # ask for less
+    RERUN = auto()  # later
+    FIX = auto()  # by a person
+
+
+READ_ONLY = "it is read-only: set DB_HOST to the primary"
+EXPIRED = "the password of DB_USER has expired: give the account a new one"
+LOCKED = "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK"
+AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
+TOO_SLOW = "a statement took too long: index Log (habit_id, created_at), see DEPLOYMENT.md"
+MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
+    -3: (Remedy.FIX, "a column holds bytes that are no text"),
+    -2: (Remedy.FIX, "what answers is not a MySQL server that this program can talk to: check DB_HOST and DB_PORT"),
+    -1: (Remedy.RECONNECT, "what answers is not MySQL: check DB_HOST and DB_PORT"),
+    0: (Remedy.RECONNECT, "the connection was lost"),
+    1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
+    1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name, or grant the account access"),
+    1045: (
+        Remedy.FIX,
+        "it refused DB_USER or DB_PASSWORD: correct them in the Secret, or let the account in from the host it names",
+    ),
+    1047: (Remedy.RECONNECT, "its Galera node is not ready"),
+    1049: (Remedy.FIX, "it has no database of the name DB_NAME: correct the name"),
+    1053: (Remedy.RECONNECT, "it is shutting down"),
+    1054: (Remedy.FIX, "a column is missing: the tables must be those of the README's schema, see docs/your-tables.md"),
+    1104: (Remedy.FIX, "it limits joins (sql_big_selects, max_join_size): lift the limit for DB_USER"),
+    1129: (Remedy.FIX, "it blocks this host after too many failed connections: FLUSH HOSTS there"),
+    1130: (Remedy.FIX, "it lets DB_USER in from other hosts only: give the account this host, or '%'"),
+    1142: (Remedy.FIX, "DB_USER lacks a grant on this table: see the grants in DEPLOYMENT.md"),
+    1143: (Remedy.FIX, "DB_USER lacks a grant on this column: see the grants in DEPLOYMENT.md"),
+    1146: (Remedy.FIX, "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"),
+    1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
+    1203: (Remedy.RECONNECT, "the account has too many connections"),
+    1205: (Remedy.REPEAT, "another transaction holds a lock"),
+    1213: (Remedy.REPEAT, "a deadlock"),
+    1226: (Remedy.RECONNECT, "the account has used up its hourly resources"),
+    1267: (Remedy.FIX, "columns that refer to each other have different collations: ALTER one of them to the other's"),
+    1290: (Remedy.SWITCH_OVER, READ_ONLY),
+    1317: (Remedy.REPEAT, "the statement was interrupted"),
+    1356: (Remedy.FIX, "a view refers to what is missing, or its definer may not read it: see docs/your-tables.md"),
+    1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
+    1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
+    1792: (Remedy.SWITCH_OVER, READ_ONLY),
+    1820: (Remedy.FIX, EXPIRED),
+    1836: (Remedy.SWITCH_OVER, READ_ONLY),
+    1862: (Remedy.FIX, EXPIRED),
+    1927: (Remedy.RECONNECT, "the connection was killed"),
+    1969: (Remedy.SMALLER, TOO_SLOW),
+    2003: (Remedy.RECONNECT, "it cannot be reached: check DB_HOST, DB_PORT, the server and the NetworkPolicy"),
+    2006: (Remedy.RECONNECT, "the connection was lost"),
+    2013: (Remedy.RECONNECT, "the connection was lost, or it did not answer in time"),
+    2026: (Remedy.FIX, "it offers no TLS: switch it on there, or remove DB_SSL_CA"),
+    2059: (Remedy.FIX, AUTHENTICATION),
+    2061: (Remedy.FIX, AUTHENTICATION),
+    3024: (Remedy.SMALLER, TOO_SLOW),
+    3118: (Remedy.FIX, LOCKED),
+    3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
+    3989: (Remedy.SWITCH_OVER, READ_ONLY),
+    4031: (Remedy.RECONNECT, "the connection was idle for too long"),
+    4151: (Remedy.FIX, LOCKED),
+}
+SILENT = {0, 1142, 1143, 1698, 3118, 4151}  # what the server says of these helps nobody, or names the account
+NO_SUCH_GRANT_OR_TABLE = {1142, 1146}
+ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver, unwrapped
+
+
+class DatabaseError(NotifierError):
+    """An error of MySQL, understood by its number and by when it came."""
+
+    def __init__(self, error: Exception, hide: Callable[[str], str], *, written: bool = False) -> None:
+        self.number = number_of(error)
+        self.remedy, words = MYSQL_ERRORS.get(self.number, (Remedy.RERUN, "it refused a statement"))
+        inner = getattr(error, "original_exception", None)
+        if isinstance(inner, ssl.SSLCertVerificationError):
+            self.remedy, words = Remedy.FIX, "DB_SSL_CA does not vouch for its certificate and for the name DB_HOST"
+        elif isinstance(inner, socket.gaierror):
+            words = "the name DB_HOST does not resolve: check it, and the cluster's DNS"
+        if self.remedy is Remedy.SWITCH_OVER:
+            self.remedy = Remedy.RECONNECT if written else Remedy.FIX
+        said = "" if self.number in SILENT else f": {clean(error.args[-1] if error.args else error)}"
+        self.exit_code = Exit.ACT if self.remedy is Remedy.FIX else Exit.RETRY
+        self.may_pass = self.remedy is Remedy.RECONNECT
+        super().__init__(hide(f"MySQL: {words} (error {self.number}{said})"))
+
+
+def number_of(error: Exception) -> int:
+    """The number of an error of MySQL; one below 0 for what the driver raises besides."""
+    if isinstance(error, UnicodeDecodeError):
+        return -3
+    if isinstance(error, ODD_ERRORS):
+        return -2
+    return error.args[0] if error.args and isinstance(error.args[0], int) else -1
+
+
+class RefuseClearPassword:
+    """Stands in for mysql_clear_password: without verified TLS, anybody who answers would get the password."""
+
+    def __init__(self, _connection: object) -> None:
+        pass
+
+    def authenticate(self, _packet: object) -> None:
+        """Refuse.
+
+        :raises pymysql.err.OperationalError: always
+        """
+        raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
+
+
+TABLES = {
+    "User": ("id", "name", "phone_number", "time_zone"),
+    "Habit": ("id", "user_id"),
+    "Log": ("id", "habit_id", "created_at"),
+}
+LEDGER = "HabitNotification"
+LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
+  `user_id` {user_id} NOT NULL,
+  `local_day` DATE NOT NULL,
+  `phone_number` VARCHAR(16) NOT NULL,
+  `rule` VARCHAR(32) NOT NULL,
+  `state` VARCHAR(16) NOT NULL,
+  `run_token` CHAR(32) NOT NULL,
+  `claimed_at` DATETIME(6) NOT NULL,
+  `finished_at` DATETIME(6) NULL,
+  `message_sid` CHAR(34) NULL,
+  `error_code` INT NULL,
+  `final_status` VARCHAR(32) NULL,
+  `segments` SMALLINT NULL,
+  PRIMARY KEY (`user_id`, `local_day`),
+  KEY `local_day` (`local_day`),
+  KEY `unsettled` (`final_status`, `local_day`)
+) ENGINE=InnoDB DEFAULT CHARACTER SET ascii"""
+LEDGER_COLUMNS = tuple(re.findall(r"^  `(\w+)`", LEDGER_DDL, re.MULTILINE))
+ROW = ", ".join(LEDGER_COLUMNS)
+
+HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
+LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
+    WHERE h.user_id = u.id AND l.created_at >= z.{start} AND l.created_at < z.{end})"""
+# Rows of which `of_the_past`, `handled`, `remembered`, `delivered` or `spaced` may have something to say.
+ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR n.finished_at >= z.since
+    OR n.state = 'refused' OR n.final_status IN ('undelivered', 'failed'))"""
+ZonesTable = tuple[str, list[object]]  # the SQL of a derived table, and its arguments
+# Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
+STATEMENT_SECONDS = DATABASE_TIMEOUT - 2
+STATEMENT_LIMIT = (
+    f" /*!50708 , max_execution_time = {1_000 * STATEMENT_SECONDS} */"
+    f" /*M!100101 , max_statement_time = {STATEMENT_SECONDS} */"
+)
+
+
+def as_text(column: str) -> str:
+    """A column's text as UTF-8 bytes, which may hold some that are no UTF-8: to be decoded by us."""
+    return f"CAST(CONVERT({column} USING utf8mb4) AS BINARY)"
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A time zone as it is stored, its name as people mean it, and how many users have it."""
+
+    key: bytes | None
+    name: str
+    users: int
+
+
+@dataclass(frozen=True)
+class NewestLogs:
+    """Of the logs with the highest ids: how many, the latest time stamp, and how many are still to come."""
+
+    looked_at: int
+    newest: datetime | None
+    ahead: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some users: how many, those who are due or whose days cannot be told, and ids whose logs could not be read."""
+
+    users_in_all: int
+    users: Sequence[User]
+    unread: Sequence[UserId] = ()
+
+
+class Store:
+    """The habit tracker's tables, and the ledger. Belongs to the main thread.
+
+    Every statement may be repeated after a lost answer. Every method raises DatabaseError; `open` raises FixFirst, too.
+    """
+
+    def __init__(self, settings: Settings, stop: Stop) -> None:
+        self._settings, self._stop = settings, stop
+        self._connection: pymysql.Connection[Any] | None = None
+        self._opened = self._dates = self._binary_ids = self._fresh = False
+        self._has_ledger = False
+        self._days: Mapping[bytes, Days] = {}
+        self._zones: ZonesTable = "", []
+        self.claims: dict[Reminder, Row] = {}
+        """What this run has claimed and not recorded yet."""
+        self._recorded: deque[tuple[float, Row]] = deque()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._disconnect()
+
+    def _ours(self, user_id: str) -> str:
+        """The condition for this shard's users: a checksum, since ids may be numbers or UUIDs."""
+        return f"CRC32({user_id}) MOD {self._settings.shard_count} = {self._settings.shard}"
+
+    @property
+    def _users(self) -> str:
+        return f"{HAS_PHONE} AND {self._ours('u.id')}"
+
+    @property
+    def _zone_key(self) -> str:
+        """Zones are compared as the bytes that are stored: a collation folds case and trailing blanks."""
+        key = "CAST(u.time_zone AS BINARY)"
+        return f"COALESCE({key}, '')" if self._settings.default_time_zone else key
+
+    @property
+    def _stranger(self) -> tuple[str, list[bytes]]:
+        """The condition for users whose zone is not among the known ones, and its arguments."""
+        known = list(self._days)
+        unknown = f"{self._zone_key} NOT IN ({holes(known)})" if known else "TRUE"
+        return f"({self._zone_key} IS NULL OR {unknown})", known
+
+    # connection
+
+    def _connect(self) -> pymysql.Connection[Any]:
+        s, timeout = self._settings, LAST_TIMEOUT if self._stop.requested else DATABASE_TIMEOUT
+        tls: dict[str, Any] = (
+            {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
+            if s.db_ssl_ca
+            else {"auth_plugin_map": {"mysql_clear_password": RefuseClearPassword}}
+        )
+        connection: pymysql.Connection[Any] = pymysql.connect(
+            host=s.db_host,
+            port=s.db_port,
+            user=s.db_user,
+            password=s.db_password.encode(),  # of a str PyMySQL makes Latin-1, but MySQL expects UTF-8
+            database=s.db_name,
+            charset="utf8mb4",
+            autocommit=True,
+            connect_timeout=DATABASE_CONNECT_TIMEOUT,
+            read_timeout=timeout,
+            write_timeout=timeout,
+            init_command="SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', innodb_lock_wait_timeout = 5"
+            + STATEMENT_LIMIT,
+            **tls,
+        )
+        return connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with suppress(Exception):  # it may be lost already
+                self._connection.close()
+            self._connection = None
+
+    def _run(self, sql: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows; repeat it, or reconnect and repeat it, as MYSQL_ERRORS says."""
+        start, pauses = time.monotonic(), chain((0.0, 0.2, 0.5, 1.0, 2.0), repeat(4.0))
+        while True:
+            try:
+                return self._run_once(sql, args)
+            except (pymysql.err.MySQLError, *ODD_ERRORS) as error:
+                failure = DatabaseError(error, self._settings.hide, written=self._opened)
+            if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
+                self._disconnect()
+            pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else DATABASE_PATIENCE
+            repeats = Remedy.REPEAT, *([Remedy.RECONNECT] if self._opened else [])
+            if failure.remedy not in repeats or time.monotonic() + pause > start + patience:
+                raise failure
+            log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
+            sleep(pause * random.uniform(0.8, 1.2), lambda: self._stop.requested)  # noqa: S311 - jitter
+
+    def _run_once(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
+        if self._connection is None:
+            self._connection, self._fresh = self._connect(), True
+        if self._fresh:
+            self._write_again()
+            self._fresh = False
+        return self._execute(sql, args)
+
+    def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
+        assert self._connection is not None  # noqa: S101 - for the type checker
+        with self._connection.cursor() as cursor:
+            cursor.execute(sql, tuple(args))
+            return list(cursor.fetchall())
+
+    def _write_again(self) -> None:
+        """On a new connection: what was written last may be lost with the server that it was written to."""
+        since = time.monotonic() - DATABASE_MEMORY
+        rows = [*(row for at, row in self._recorded if at > since), *self.claims.values()]
+        for part in chunks(rows, KEYS):
+            self._execute(*upsert(part))
+
+    # set-up
+
+    def open(self) -> None:
+        """Connect, check the tables' columns, and make the ledger or check that it can be written.
+
+        :raises FixFirst: when a table, a column, a type or a grant is not as needed
+        """
+        id_type = self.look()
+        self._open_ledger(id_type)
+        self._check_type(id_type)
+        self._opened = self._has_ledger = True
+        for warning in self.doubts():
+            log.warning("%s", warning)
+
+    def look(self) -> str:
+        """Connect, and check what is read; the type of User.id.
+
+        :raises FixFirst: when a table, a column or a type is not as needed
+        """
+        self._run("SELECT 1")
+        log.info("Database connection established")
+        if not self._settings.db_ssl_ca:
+            log.info("MySQL's server is not verified: DB_SSL_CA would do that")
+        for table, columns in TABLES.items():
+            self._run(f"SELECT {', '.join(columns)} FROM `{table}` LIMIT 0")
+        created_at, id_type = self._type_of("Log", "created_at"), self._type_of("User", "id")
+        if not created_at.startswith(("datetime", "timestamp", "date")):
+            raise FixFirst(f"Log.created_at is {created_at}: it must be a TIMESTAMP or a DATETIME in UTC, or a DATE")
+        self._dates, self._binary_ids = created_at == "date", "binary" in id_type
+        self.judge_by({}, datetime.now(UTC))
+        self._run(*self._page_query(None, None, limit="LIMIT 0"))  # finds what is wrong between the tables
+        return id_type
+
+    def doubts(self) -> Iterator[str]:
+        """What works, but not well."""
+        [(durable,)] = self._run("SELECT @@innodb_flush_log_at_trx_commit")
+        if durable != 1:
+            yield (
+                f"innodb_flush_log_at_trx_commit is {durable}: a crash of the server can lose the ledger's last second "
+                "and so lead to a second text. SET GLOBAL innodb_flush_log_at_trx_commit = 1"
+            )
+        kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'Log'"
+        indexed = "SHOW INDEX FROM `Log` WHERE Seq_in_index = 1 AND Column_name = 'habit_id'"
+        if self._run(kind) == [("BASE TABLE",)] and not self._run(indexed):
+            yield f"no index of Log begins with habit_id: {self.index_statement}"
+
+    @property
+    def index_statement(self) -> str:
+        """What an administrator runs for speed."""
+        return f"CREATE INDEX habit_created ON `{self._settings.db_name}`.`Log` (habit_id, created_at);"
+
+    def _type_of(self, table: str, column: str) -> str:
+        """The full type of a column, as a CREATE TABLE writes it."""
+        [(_, kind, collation, *_)] = self._run(f"SHOW FULL COLUMNS FROM `{table}` WHERE Field = %s", [column])
+        return f"{kind} COLLATE {collation}" if collation else str(kind)
+
+    def _open_ledger(self, id_type: str) -> None:
+        """Check the ledger by statements that touch no row but fail when a column or a grant is missing; make it."""
+        ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
+        try:
+            self.check_ledger()
+        except DatabaseError as error:
+            if error.number not in NO_SUCH_GRANT_OR_TABLE:
+                raise
+            try:
+                self._run(ddl)
+                self.check_ledger()
+            except DatabaseError as refused:
+                raise self._no_ledger(ddl) if refused.number in {1044, *NO_SUCH_GRANT_OR_TABLE} else refused from None
+            log.info("Created the ledger %s", LEDGER)
+
+    def check_ledger(self, explain: str = "") -> None:
+        """Statements that touch no row, but fail when a column or a grant is missing or the server is read-only."""
+        self._run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
+        self._run(f"{explain}INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
+        self._run(f"{explain}UPDATE {LEDGER} SET state = state WHERE FALSE")
+        self._run(f"{explain}DELETE FROM {LEDGER} WHERE FALSE")
+
+    def look_at_ledger(self) -> None:
+        """Whoever only reads takes a ledger that is not there for an empty one."""
+        try:
+            self._run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
+            self._has_ledger = True
+        except DatabaseError as error:
+            if error.number not in NO_SUCH_GRANT_OR_TABLE:
+                raise
+            log.warning("The ledger %s is not there, or DB_USER may not read it: taken as empty", LEDGER)
+
+    def missing_ledger(self) -> str:
+        """The statement that makes the ledger, if it is missing; else '', and it can be written.
+
+        :raises FixFirst: when its type is not as needed, or a grant is missing
+        """
+        there = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s"
+        id_type = self._type_of("User", "id")
+        ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
+        if not self._run(there, [LEDGER]):
+            return " ".join(ddl.split()) + ";"
+        try:
+            self.check_ledger("EXPLAIN ")
+        except DatabaseError as error:
+            raise self._no_ledger(ddl) if error.number in NO_SUCH_GRANT_OR_TABLE else error from None
+        self._check_type(id_type)
+        return ""
+
+    def _check_type(self, id_type: str) -> None:
+        if (ledger := self._type_of(LEDGER, "user_id")) != id_type:
+            raise FixFirst(
+                f"{LEDGER}.user_id is {ledger}, but User.id is {id_type}. Run as an administrator:",
+                f"ALTER TABLE `{self._settings.db_name}`.`{LEDGER}` MODIFY `user_id` {id_type} NOT NULL;",
+            )
+
+    def ledger_doubts(self, now: datetime) -> Iterator[str]:
+        """What of the ledger's rows wants a person's eye."""
+        questions = {
+            "claimed in the future, by a clock that was ahead": ("claimed_at > %s", now + CLOCK_TOLERANCE),
+            "left at 'sending' by a run that was cut off": (
+                "state = 'sending' AND final_status IS NULL AND claimed_at < %s",
+                now - ALL_ATTEMPTS,
+            ),
+        }
+        for words, (where, bound) in questions.items():
+            [(count,)] = self._run(f"SELECT COUNT(*) FROM {LEDGER} WHERE {where}", [naive(bound)])
+            if count:
+                yield f"{count} rows were {words}"
+
+    def _no_ledger(self, ddl: str) -> FixFirst:
+        [(account,)] = self._run("SELECT CURRENT_USER()")
+        user, _, host = account.rpartition("@")
+        database = self._settings.db_name
+        return FixFirst(
+            f"DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:",
+            " ".join(ddl.split()) + ";",
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{database}`.`{LEDGER}` TO '{user}'@'{host}';",
+        )
+
+    # reading
+
+    def newest_logs(self, limit: datetime) -> NewestLogs:
+        """What the logs that were inserted last say, as far as their ids tell; 'ahead' are those after the limit."""
+        bound: object = (limit + timedelta(hours=14)).date() if self._dates else naive(limit)  # UTC+14 is the first
+        [(count, newest, ahead)] = self._run(
+            f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL))
+                FROM (SELECT created_at FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
+            [bound],
+        )
+        if not isinstance(newest, date):  # none, or a zero date
+            return NewestLogs(count, None, ahead)
+        at = newest if isinstance(newest, datetime) else datetime.combine(newest, time_of_day())
+        return NewestLogs(count, at.replace(tzinfo=UTC), ahead)
+
+    def zones(self) -> list[Zone]:
+        """The zones that this run's users with a phone number have."""
+        rows = self._run(
+            f"""SELECT {self._zone_key}, {as_text("u.time_zone")}, COUNT(*)
+                FROM `User` u WHERE {self._users} GROUP BY 1, 2"""
+        )
+        return [Zone(key, zone_name(name), users) for key, name, users in rows]
+
+    def known(self, ids: Collection[str]) -> set[str]:
+        """Those of the ids, as ONLY_USERS names them, that are in User."""
+        wanted = [bytes.fromhex(i) for i in ids if re.fullmatch("([0-9a-f]{2})+", i)] if self._binary_ids else list(ids)
+        found = self._run(f"SELECT id FROM `User` WHERE id IN ({holes(wanted)})", wanted) if wanted else []
+        return {id_key(user_id) for (user_id,) in found}
+
+    def judge_by(self, days: Mapping[bytes, Days], now: datetime) -> None:
+        """Judge users by these days of their zones, at this instant."""
+        self._days, self._zones = days, zones_table(days, now, dates=self._dates)
+
+    def pages(self, total: int) -> Iterator[Page]:
+        """This run's users with a phone number: those who are due, and those whose days cannot be told.
+
+        Starts at another place each time, so that a deadline does not starve the same people day after day.
+        """
+        middle = self._run(
+            f"SELECT u.id FROM `User` u WHERE {self._users} ORDER BY u.id LIMIT 1 OFFSET %s",
+            [random.randrange(max(total, 1))],  # noqa: S311 - no secret
+        )
+        for low, through in [(middle[0][0], None), (None, middle[0][0])] if middle else [(None, None)]:
+            yield from self._pages(low, through)
+
+    def _pages(self, low: UserId | None, through: UserId | None) -> Iterator[Page]:
+        """The pages of the ids in (low, through]; their size follows the time that they take."""
+        size = min(FIRST_PAGE, PAGE_USERS)
+        while (slice_ := self._slice(low, through, size))[0]:
+            (count, high, strangers), began = slice_, time.monotonic()
+            try:
+                page = Page(count, [*self._due(low, high), *(self._strangers(low, high) if strangers else ())])
+            except DatabaseError as failure:
+                if failure.remedy is not Remedy.SMALLER:
+                    raise
+                if count > 1:
+                    size = max(count // 2, 1)
+                    log.info("A page of %d users takes too long: asking for %d", count, size)
+                    continue
+                page = Page(count, [], [high])
+            low, size = high, next_size(size, time.monotonic() - began)
+            yield page
+
+    def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId, int]:
+        """Of the next users with a phone number in (low, through]: how many, the last id, how many of unknown zones."""
+        within, args = id_range(low, through)
+        unknown, keys = self._stranger
+        [(count, high, strangers)] = self._run(
+            f"""SELECT COUNT(*), MAX(id), COUNT(IF(stranger, 1, NULL))
+                FROM (SELECT u.id, {unknown} AS stranger FROM `User` u WHERE {within} AND {self._users}
+                      ORDER BY u.id LIMIT {size}) slice""",
+            [*keys, *args],
+        )
+        return count, high, strangers
+
+    def _due(self, low: UserId | None, high: UserId) -> Iterator[User]:
+        """The users in (low, high] who have logged nothing on day 2."""
+        for user_id, name, phone, zone, day1, matter in self._run(*self._page_query(low, high)):
+            yield User(user_id, shown_name(name), phone_number(phone), "", self._days[zone], bool(day1), bool(matter))
+
+    def _page_query(self, low: UserId | None, high: UserId | None, limit: str = "") -> tuple[str, list[object]]:
+        within, args = id_range(low, high)
+        table, bounds = self._zones
+        return (
+            f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")}, z.zone,
+                       {LOGGED.format(start="day1", end="day2")}, {self._rows_matter}
+                FROM `User` u JOIN ({table}) z ON z.zone = {self._zone_key}
+                WHERE {within} AND {self._users} AND NOT {LOGGED.format(start="day2", end="day3")}
+                ORDER BY u.id {limit}""",
+            [*bounds, *args],
+        )
+
+    @property
+    def _rows_matter(self) -> str:
+        """Whether a gate may have something to say of a user's rows in the ledger: of most, none has."""
+        own, s = f"FROM {LEDGER} n WHERE n.user_id = u.id", self._settings
+        conditions = [f"EXISTS (SELECT 1 {own} AND {ROW_MATTERS})"]
+        if s.quiet_after:
+            conditions.append(f"(SELECT COUNT(*) {own}) >= {s.quiet_after}")
+        if s.max_per_week:
+            conditions.append(f"(SELECT COUNT(*) {own} AND n.local_day > z.today - INTERVAL 7 DAY) >= {s.max_per_week}")
+        return f"({' OR '.join(conditions)})" if self._has_ledger else "FALSE"
+
+    def _strangers(self, low: UserId | None, high: UserId) -> list[User]:
+        """The users in (low, high] whose zone is not among the known ones."""
+        within, args = id_range(low, high)
+        unknown, keys = self._stranger
+        where = f"{within} AND {self._users} AND {unknown} ORDER BY u.id"
+        return [user for user, _ in self._users_where(where, [*args, *keys])]
+
+    def user(self, user_id: str) -> User | None:
+        """One user, as ONLY_USERS would name them."""
+        key = bytes.fromhex(user_id) if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", user_id) else user_id
+        found = [user for user, _ in self._users_where("u.id = %s", [key]) if id_key(user.id) == user_id.lower()]
+        return found[0] if found else None
+
+    def everybody(self) -> Iterator[tuple[User, str]]:
+        """All users with a phone number, each with the number as it stands."""
+        low: UserId | None = None
+        while True:
+            within, args = id_range(low, None)
+            users = self._users_where(f"{within} AND {HAS_PHONE} ORDER BY u.id LIMIT {PAGE_USERS}", args)
+            yield from users
+            if len(users) < PAGE_USERS:
+                return
+            low = users[-1][0].id
+
+    def _users_where(self, where: str, args: Sequence[object]) -> list[tuple[User, str]]:
+        """Users, whatever they logged, each with the phone number as it stands."""
+        columns = ", ".join(map(as_text, ("u.name", "u.phone_number", "u.time_zone")))
+        rows = self._run(f"SELECT u.id, {columns}, {self._zone_key} FROM `User` u WHERE {where}", args)
+        return [
+            (User(i, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False), clean(phone))
+            for i, name, phone, zone, key in rows
+        ]
+
+    def logs_of(self, user: User, days: Days) -> list[tuple[date, str]]:
+        """The logs of a user since day 1, each with its habit's name."""
+        first = bounds_of(days, dates=self._dates)[0]
+        rows = self._run(
+            f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
+                WHERE h.user_id = %s AND l.created_at >= %s ORDER BY l.created_at LIMIT 1000""",
+            [user.id, first],
+        )
+        return [(at.replace(tzinfo=UTC) if isinstance(at, datetime) else at, clean(habit)) for at, habit in rows]
+
+    # ledger
+
+    def history(self, users: Sequence[User]) -> tuple[dict[UserId, list[Row]], dict[UserId, date]]:
+        """The rows of users whose days are known, and the last log of those whom QUIET_AFTER may concern."""
+        rows: dict[UserId, list[Row]] = defaultdict(list)
+        ids = [user.id for user in users if user.days and user.rows_matter and self._has_ledger]
+        for part in chunks(ids, IN_LIST):
+            for row in self._rows(part):
+                rows[row.user_id].append(row)
+        logs: dict[UserId, date] = {}
+        limit = self._settings.quiet_after
+        for part in chunks([user_id for user_id, own in rows.items() if limit and len(own) >= limit], IN_LIST):
+            since = min(row.local_day for user_id in part for row in rows[user_id])
+            logs |= self._last_logs(part, since)
+        return rows, logs
+
+    def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> list[Row]:
+        sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({holes(user_ids)}) AND local_day >= %s"
+        return [as_row(values) for values in self._run(sql, [*user_ids, since])]
+
+    def _last_logs(self, user_ids: Sequence[UserId], since: date) -> dict[UserId, date]:
+        found = self._run(
+            f"""SELECT h.user_id, MAX(l.created_at) FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
+                WHERE h.user_id IN ({holes(user_ids)}) AND l.created_at >= %s GROUP BY h.user_id""",
+            [*user_ids, since - timedelta(days=1)],
+        )
+        return {
+            user_id: at.replace(tzinfo=UTC) if isinstance(at, datetime) else at
+            for user_id, at in found
+            if isinstance(at, date)  # a zero date is a str
+        }
+
+    def claim(self, reminders: Sequence[Reminder], now: datetime) -> dict[UserId, list[Row]]:
+        """Write claims into the ledger; the rows of these users' last days, as they stand then.
+
+        The check for a recent text comes after the claim: of two runs with different local days, one sees the other.
+        """
+        rows: dict[UserId, list[Row]] = defaultdict(list)
+        if reminders:
+            token = secrets.token_hex(16)  # of its own for each attempt
+            self.claims |= {reminder: claim_of(reminder, token, now) for reminder in reminders}
+            self._run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
+            since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
+            for row in self._rows([reminder.user.id for reminder in reminders], since):
+                rows[row.user_id].append(row)
+        return rows
+
+    def record(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
+        """Write what became of claims: keep the row of a text that may have been sent, delete the others'."""
+        kept = {
+            reminder: finished(self.claims[reminder], answer, now)
+            for reminder, answer in answers.items()
+            if answer.outcome in STATES and reminder in self.claims
+        }
+        for part in chunks(list(kept.values()), KEYS):
+            self._run(*upsert(part))
+        self._recorded.extend((time.monotonic(), row) for row in kept.values())
+        while self._recorded and self._recorded[0][0] < time.monotonic() - DATABASE_MEMORY:
+            self._recorded.popleft()
+        for reminder in kept:
+            del self.claims[reminder]
+        self.release([reminder for reminder in answers if reminder not in kept])
+
+    def release(self, reminders: Iterable[Reminder]) -> None:
+        """Delete the rows of texts that were surely not sent, so that they may be tried again."""
+        claims = {reminder: self.claims[reminder] for reminder in reminders if reminder in self.claims}
+        self._delete([(row.user_id, row.local_day, row.token) for row in claims.values()])
+        for reminder in claims:
+            del self.claims[reminder]
+
+    def _delete(self, keys: Sequence[tuple[Any, ...]]) -> None:
+        for part in chunks(keys, KEYS):
+            self._run(f"DELETE FROM {LEDGER} WHERE {any_of(part)}", list(chain.from_iterable(part)))
+
+    def unsettled(self, now: datetime) -> list[Row]:
+        """The oldest rows of whose texts Twilio's last word is not known, those of the last minutes left out."""
+        rows = self._run(
+            f"""SELECT {ROW} FROM {LEDGER} WHERE final_status IS NULL AND claimed_at < %s AND {self._ours("user_id")}
+                ORDER BY local_day LIMIT {SETTLE_ROWS}""",
+            [naive(now - SETTLE_AFTER)],
+        )
+        return [as_row(values) for values in rows]
+
+    def settle(self, settled: Iterable[Row]) -> None:
+        """Write what Twilio says of rows, those of which it says the same by one statement."""
+        alike = defaultdict(list)
+        for row in settled:
+            alike[row.state, row.code, row.final_status].append((row.user_id, row.local_day, row.token))
+        for said, keys in alike.items():
+            for part in chunks(keys, KEYS):
+                self._run(
+                    f"UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s WHERE {any_of(part)}",
+                    [*said, *chain.from_iterable(part)],
+                )
+
+    def purge(self, before: date) -> int:
+        """Delete some of this run's rows of days before; how many."""
+        keys = self._run(
+            f"""SELECT user_id, local_day, run_token FROM {LEDGER}
+                WHERE local_day < %s AND {self._ours("user_id")} ORDER BY local_day LIMIT {KEYS}""",
+            [before],
+        )
+        self._delete(keys)
+        return len(keys)
+
+
+def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[UserId]]:
+    """The condition for ids in (after, through], and its arguments; None is no bound."""
+    bounds = [("u.id > %s", after), ("u.id <= %s", through)]
+    within = " AND ".join(condition for condition, bound in bounds if bound is not None)
+    return within or "TRUE", [bound for _, bound in bounds if bound is not None]
+
+
+def next_size(size: int, seconds: float) -> int:
+    """How many users to ask for after a page of that size took so long: enough, but not more than time out."""
+    fast, slow = PAGE_SECONDS
+    if seconds > slow:
+        return max(size // 2, 1)
+    return min(size * 2, PAGE_USERS) if seconds < fast else size
+
+
+def zones_table(days: Mapping[bytes, Days], now: datetime, *, dates: bool) -> ZonesTable:
+    """Each zone's bounds, the day it is there, and since when another text would be too near.
+
+    A first row, never matched, names the columns.
+    """
+    column, literal = ("DATE", "DATE") if dates else ("DATETIME", "TIMESTAMP")
+    names = ", ".join(f"CAST(NULL AS {column}) AS {name}" for name in ("day1", "day2", "day3"))
+    first = (
+        f"SELECT CAST(NULL AS BINARY) AS zone, {names}, CAST(NULL AS DATE) AS today, CAST(NULL AS DATETIME) AS since"
+    )
+    row = f" UNION ALL SELECT %s, {literal} %s, {literal} %s, {literal} %s, DATE %s, TIMESTAMP %s"
+    bounds = (
+        (zone, *bounds_of(d, dates=dates), d.today, naive(min(d.end, now - SPACING)).replace(microsecond=0))
+        for zone, d in days.items()
+    )
+    return first + row * len(days), [v if isinstance(v, bytes) else str(v) for v in chain.from_iterable(bounds)]
+
+
+def bounds_of(days: Days, *, dates: bool) -> tuple[date, ...]:
+    """The bounds of both days as Log.created_at has them; as dates they are the user's own."""
+    if dates:
+        return tuple(days.today - timedelta(days=n) for n in (2, 1, 0))
+    return naive(days.day1), naive(days.day2), naive(days.end)
+
+
+def shown_name(name: object) -> str:
+    """As much of a name as a text can hold."""
+    return clean(name)[:NAME_LENGTH].strip()
+
+
+def any_of(keys: Sequence[object]) -> str:
+    """The condition for rows with one of the keys (user, local day, token): MariaDB finds no index for a row IN."""
+    return " OR ".join(["(user_id = %s AND local_day = %s AND run_token = %s)"] * len(keys))
+
+
+def claim_of(reminder: Reminder, token: str, now: datetime) -> Row:
+    """The row that claims a reminder."""
+    user, today = reminder.user, reminder.days.today
+    return Row(user.id, today, user.phone, reminder.rule.key, State.SENDING, token, now)
+
+
+def finished(claim: Row, answer: Answer, now: datetime) -> Row:
+    """The row of a text that is no longer in flight."""
+    state = STATES[answer.outcome]
+    final = State.REFUSED if state is State.REFUSED else None  # of the others, Twilio's last word is still to come
+    known = replace(claim, state=state, finished_at=now, final_status=final)
+    return replace(known, sid=answer.sid, code=answer.code, segments=answer.segments)
+
+
+def insert(rows: Sequence[Row], otherwise: str) -> tuple[str, list[object]]:
+    """The statement that writes rows, what happens to a day that is taken, and its arguments."""
+    # Not INSERT IGNORE, which stores truncated values.
+    places = ", ".join([f"({holes(LEDGER_COLUMNS)})"] * len(rows))
+    sql = f"INSERT INTO {LEDGER} ({ROW}) VALUES {places} ON DUPLICATE KEY UPDATE {otherwise}"
+    return sql, [column for row in rows for column in columns_of(row)]
+
+
+def upsert(rows: Sequence[Row]) -> tuple[str, list[object]]:
+    """The statement that writes rows, also over what their own claims left, but not over another's."""
+    written = "state", "finished_at", "message_sid", "error_code", "final_status", "segments"
+    ours = [f"{column} = IF(run_token = VALUES(run_token), VALUES({column}), {column})" for column in written]
+    return insert(rows, ", ".join(ours))
+
+
+def columns_of(row: Row) -> Iterator[object]:
+    """The values of a row as the driver takes them."""
+    values = (getattr(row, name) for name in Row.__slots__)
+    return (naive(value) if isinstance(value, datetime) else value for value in values)
+
+
+def as_row(values: Sequence[Any]) -> Row:
+    """A row as the ledger holds it, its instants made aware; a state that we do not know is uncertain."""
+    user_id, local_day, phone, rule, state, token, claimed_at, finished_at, *rest = values
+    known = State(state) if state in set(State) else State.UNCERTAIN
+    finished_at = finished_at and finished_at.replace(tzinfo=UTC)
+    return Row(user_id, local_day, phone, rule, known, token, claimed_at.replace(tzinfo=UTC), finished_at, *rest)
+
+
+def naive(instant: datetime) -> datetime:
+    """The instant in UTC without its zone, as a DATETIME column takes it: PyMySQL would drop the zone silently."""
+    return instant.astimezone(UTC).replace(tzinfo=None)
+
+
+def holes(values: Sequence[object]) -> str:
+    """Placeholders for an IN list."""
+    return ", ".join(["%s"] * len(values))
+
+
+def chunks(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The values in parts of at most that size."""
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+# --- outcomes: what became of earlier texts ---------------------------------------------------------------------------
+
+SETTLE_AFTER = timedelta(minutes=15)  # Twilio's list of messages lags behind
+SETTLE_NOT_FOUND = timedelta(hours=12)  # beyond the 10 h that Twilio may keep a text queued
+SETTLE_FINAL = timedelta(hours=72)  # no carrier's receipt comes later
+SETTLE_BUDGET = 60.0  # seconds
+SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
+
+FINAL = {"delivered", "undelivered", "failed", "canceled", "read"}  # Twilio's statuses that do not change any more
+LOST, ARRIVED, UNKNOWN = {"undelivered", "failed"}, {"delivered", "read"}, "unknown"
+KNOWN_ENDS = LOST | ARRIVED
+GONE = {30004, 30005, 30006}  # permanent for this number
+BLOCKED_SENDER = {30007, 30024, 30032, 30034}
+# https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
+DELIVERY_CODES = {
+    30001: "the queue overflowed",
+    30002: "the account was suspended",
+    30003: "the phone was off or out of reach",
+    30004: "the recipient blocks texts",
+    30005: "the number does not exist",
+    30006: "a landline, or a carrier that cannot be reached",
+    30007: "a carrier's filter took it for spam",
+    30008: "for a reason that the carrier does not tell",
+    30024: "the sender's number is not provisioned at the carrier",
+    30032: "the toll-free number is not verified",
+    30034: "the sender is not registered (A2P 10DLC)",
+    30036: "it waited longer than VALIDITY_PERIOD",
+}
+
+
+def meaning(code: int | None) -> str:
+    """What a code of Twilio says, with the page that says more."""
+    if not code:
+        return "no reason given"
+    words = DELIVERY_CODES.get(code) or TWILIO_CODES.get(code, (None, "see there"))[1]
+    return f"{words}, error {code}, https://www.twilio.com/docs/api/errors/{code}"
+
+
+def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: datetime, *, looked_up: bool) -> list[Row]:
+    """The rows of which there is something new to say. Without a SID there is nothing to look up: a person can."""
+    patience = SETTLE_NOT_FOUND if looked_up else SETTLE_FINAL
+    settled = []
+    for row in rows:
+        age, message = now - row.claimed_at, messages.get(row.sid or "")
+        if message:
+            final = message.status if message.status in FINAL or age > SETTLE_FINAL else None
+            code = column_int(message.code, 999_999)
+            settled.append(replace(row, state=State.SENT, code=code, final_status=final))
+        elif age > (patience if row.sid else ALL_ATTEMPTS):
+            state = State.SENT if row.sid else State.UNCERTAIN
+            settled.append(replace(row, state=state, final_status=UNKNOWN))
+    return settled
+
+
+def check_sender(settled: Sequence[Row]) -> None:
+    """Texts that carriers block cost money and reach nobody.
+
+    :raises FixFirst: when that is what most of the newly learned outcomes say
+    """
+    codes = [row.code for row in settled if row.final_status]
+    blocked = [code for code in codes if code in BLOCKED_SENDER]
+    if len(blocked) >= max(FEW, len(codes) / 2):
+        raise FixFirst(
+            f"Carriers block the sender: {len(blocked)} of the last {len(codes)} texts did not arrive, "
+            f"{meaning(Counter(blocked).most_common(1)[0][0])}. Register or verify the sender, or change the texts, in "
+            "Twilio's console. Nobody was texted; the next run tries again"
+        )
+
+
+# --- questions: who would be texted, why, and is all well -------------------------------------------------------------
+
+
+SHOWN_ROWS = 14  # of the ledger
+
+
+def dry_run(job: Job) -> Exit:
+    """Name who would be texted now; write nothing, and ask Twilio nothing."""
+    hours: Counter[int] = Counter()
+    rules: Counter[str] = Counter()
+    with job.brake.holding(), job.store:
+        job.store.look()
+        job.store.look_at_ledger()
+        job.look_around()
+        job.last_call = True  # nobody is put aside
+        for reminder in chain.from_iterable(job.pages()):
+            words, text = "User %s would be texted: %s: %s", message_for(reminder, job.settings)
+            details = event("would_text", reminder.user, rule=reminder.rule.key)
+            log.info(words, reminder.user, reminder.rule.reason, Personal(text), extra=details)
+            hours[job.now.astimezone(reminder.days.zone).hour] += 1
+            rules[reminder.rule.reason] += 1
+    job.brake.blame(unfinished=not job.report.walked)
+    if job.brake.failure:
+        return Exit.worst(job.brake.exit_codes)
+    log.info("Texts by local hour: %s", ", ".join(f"{hour:02}:00 {n}" for hour, n in sorted(hours.items())) or "none")
+    job.report.tell_totals()
+    reasons = "".join(f", {reason} {count}" for reason, count in sorted(rules.items()))
+    log.info("Dry run completed: nobody was texted. Texts that a run would send: %d%s", rules.total(), reasons)
+    return Exit.DONE
+
+
+def explain(job: Job) -> Exit:
+    """Say of one user what speaks for a text and what against it; write nothing."""
+    with job.brake.holding(), job.store:
+        job.store.look()
+        job.store.look_at_ledger()
+        job.look_around()
+        if not (user := job.store.user(job.about)):
+            raise RetryLater(f"there is no user {job.about} in User")
+        log.info("User %s, %s, time zone %r", user, Personal(user.phone or "no phone number"), user.zone)
+        rows, last_logs = job.store.history([user])
+        case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
+        if user.days:
+            explain_days(job, case)
+        for gate in GATES if user.days else (listed, placed):
+            if skip := gate(case):
+                words = f"Gate %s: no text, %s: {skip.reason}"
+                log.info(words, gate.__name__, skip.outcome.words, *skip.args)
+            else:
+                log.info("Gate %s: nothing against it", gate.__name__)
+        for row in sorted(case.rows, key=lambda row: row.local_day)[-SHOWN_ROWS:]:
+            end = f"{row.final_status or 'its end is not known yet'}{f' ({meaning(row.code)})' if row.code else ''}"
+            log.info("Ledger, %s: %s to %s, %s", row.local_day, row.state, Personal(row.phone), end)
+    return Exit.worst(job.brake.exit_codes)
+
+
+def explain_days(job: Job, case: Case) -> None:
+    """The days of a user, the logs in them, the rule, and when a text is possible."""
+    days, logs = case.days, job.store.logs_of(case.user, case.days)
+    local = case.now.astimezone(days.zone)
+    log.info("It is %s there, the local day %s", f"{local:%Y-%m-%d %H:%M}", days.today)
+    for number, start, end in ((1, days.day1, days.day2), (2, days.day2, days.end)):
+        log.info("Day %d is %s to %s UTC", number, f"{start:%Y-%m-%d %H:%M:%S}", f"{end:%Y-%m-%d %H:%M:%S}")
+        for at, habit in logs:
+            if days_with(at, days) == number:
+                log.info("  logged at %s: %s", f"{at:%Y-%m-%d %H:%M:%S}", Personal(habit))
+    logged = {days_with(at, days) for at, _ in logs}
+    rule = "nothing: logged on day 2" if 2 in logged else rule_for(logged_day1=1 in logged).reason
+    log.info("Rule: %s", rule)
+    soonest = earliest(case, [at for at, _ in logs])
+    when = f"{soonest:%Y-%m-%d %H:%M} UTC" if soonest else "not within the ledger's memory"
+    log.info("If nothing is logged from now on, the next text is possible at the earliest: %s", when)
+
+
+def days_with(logged: date, days: Days) -> int | None:
+    """Which of the two days a log belongs to."""
+    if not isinstance(logged, datetime):
+        return {2: 1, 1: 2}.get((days.today - logged).days)
+    return 1 if days.day1 <= logged < days.day2 else 2 if days.day2 <= logged < days.end else None
+
+
+def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
+    """The first quarter of an hour in which a rule asks for a text and no gate speaks against it."""
+    starts = case.settings.day_starts_at
+    for quarters in range(4 * 24 * RETENTION.days):
+        now = case.now + timedelta(minutes=15 * quarters)
+        days = days_of(now, case.days.zone, starts)
+        later = replace(case, now=now, user=replace(case.user, days=days))
+        if all(days_with(at, days) != 2 for at in logs) and not speaks_against(later):
+            return now
+    return None
+
+
+def check(job: Job) -> Exit:
+    """Say of all that a run needs whether it is there; send nothing, write nothing."""
+    failed: set[str] = set()
+    with job.store:
+        for name, (needs, question) in CHECKS.items():
+            if needs & failed:
+                log.info("%s: not checked, see above", name)
+                failed.add(name)
+                continue
+            try:
+                notes = list(question(job))
+            except NotifierError as failure:
+                failed.add(name)
+                for line in failure.args:
+                    log.error("%s: %s", name, line)
+            else:
+                for note in notes or ["ok"]:
+                    log.log(logging.WARNING if notes else logging.INFO, "%s: %s", name, note)
+    return Exit.ACT if failed else Exit.DONE
+
+
+def check_database(job: Job) -> Iterator[str]:
+    """Connection, tables, columns, types, and what refers to what."""
+    job.store.look()
+    if not job.settings.db_ssl_ca:
+        yield "the server is not verified: DB_SSL_CA would do that"
+
+
+def check_ledger(job: Job) -> Iterator[str]:
+    """That it is there and can be written; what is in it."""
+    if ddl := job.store.missing_ledger():
+        yield f"the ledger is not there yet. The first run makes it, if it may; else run as an administrator: {ddl}"
+    else:
+        yield from job.store.ledger_doubts(job.clock())
+
+
+def check_users(job: Job) -> Iterator[str]:
+    """Rows that would be skipped, ids that come twice, numbers that are tidied, and all texts' lengths."""
+    yield from job.survey()
+    found: dict[str, list[int | str]] = defaultdict(list)
+    longest, seen = "", set()
+    for user, raw_phone in job.store.everybody():
+        longest = max(longest, user.name, key=len)
+        problems = {
+            "have no time zone that is known": user.days is None,
+            "have a phone number that is not E.164": not E164.fullmatch(user.phone),
+            "have a phone number that is tidied": E164.fullmatch(user.phone) and user.phone != raw_phone,
+            "stand in User more than once": user.id in seen,
+        }
+        seen.add(user.id)
+        for problem, there in problems.items():
+            if there:
+                found[problem].append(shown_id(user.id))
+    for problem, ids in found.items():
+        yield f"{len(ids)} users {problem}: {', '.join(map(str, ids[:5]))}{' ...' if len(ids) > 5 else ''}"
+    yield from text_problems(job.settings, longest)
+
+
+def check_twilio(job: Job) -> Iterator[str]:
+    """Credentials, and this node's clock."""
+    twilios = job.twilio.probe()
+    if twilios is None:
+        yield "Twilio's answer has no Date: whether this node's clock is right is not known"
+    else:
+        check_clock(twilios, job.clock())
+
+
+def check_texts_sender(job: Job) -> Iterator[str]:
+    """That the number, or the Messaging Service, is the account's."""
+    if note := job.twilio.find_sender():
+        yield note
+
+
+def check_hours(job: Job) -> Iterator[str]:
+    """Whether people may be texted while they sleep."""
+    start, end = job.settings.send_window or (time_of_day(), time_of_day(23, 59))
+    if start < time_of_day(NIGHT_ENDS) or end > time_of_day(NIGHT_STARTS):
+        yield "texts may come between 21:00 and 8:00 local time: set SEND_WINDOW, see k8s/components/local-morning"
+
+
+# What is checked, in order: a name, the names without which there is nothing to check, and the question.
+CHECKS: dict[str, tuple[set[str], Callable[[Job], Iterable[str]]]] = {
+    "settings": (set(), lambda _job: []),  # they were read
+    "database": (set(), check_database),
+    "ledger": ({"database"}, check_ledger),
+    "speed and durability": ({"database"}, lambda job: job.store.doubts()),
+    "users and logs": ({"database"}, check_users),
+    "hours": (set(), check_hours),
+    "Twilio": (set(), check_twilio),
+    "sender": ({"Twilio"}, check_texts_sender),
+}
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -225,6 +2867,36 @@ def time_zone(name: str) -> str:
     return name
 
 
+def clock_time(text: str) -> time_of_day:
+    """A time of day such as 09:00."""
+    if not re.fullmatch("[0-9]{2}:[0-9]{2}", text):
+        raise ValueError
+    return time_of_day.fromisoformat(text)
+
+
+def start_of_day(text: str) -> time_of_day:
+    """A time of day until six in the morning."""
+    if (starts := clock_time(text)) > time_of_day(6):
+        raise ValueError
+    return starts
+
+
+def window(text: str) -> tuple[time_of_day, time_of_day]:
+    """Two times of a day, at least an hour apart: runs every hour would never meet less in zones of half hours."""
+    start, end = (clock_time(part.strip()) for part in text.split("-"))
+    if (end.hour - start.hour) * 60 + end.minute - start.minute < 60:
+        raise ValueError
+    return start, end
+
+
+def id_list(text: str) -> frozenset[str]:
+    """Ids, separated by commas, in lower case."""
+    ids = [part.strip().lower() for part in text.split(",")]
+    if len(ids) > 100 or not all(re.fullmatch("[0-9a-z-]{1,64}", user_id) for user_id in ids):
+        raise ValueError
+    return frozenset(ids)
+
+
 def api_url(text: str) -> str:
     """The base URL; http, which would show the credentials to the network, is for this machine's own addresses."""
     url = urlsplit(text)
@@ -237,7 +2909,7 @@ def api_url(text: str) -> str:
     return text.rstrip("/")
 
 
-TEXT = Kind(str, "it")
+TEXT = Kind(str, "")
 HOST = matching(
     r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-fA-F]*(:[0-9a-fA-F.]*){2,7}",
     "a host name or an address, without scheme and port",
@@ -247,6 +2919,7 @@ ZONE = Kind(time_zone, "a tz database name such as Europe/Berlin")
 TEMPLATE = Kind(message_template, "a text of at most 1,600 characters, names included, with no braces but {name}")
 LEVEL = matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR")
 PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
+GONE_SETTINGS = "TWILIO_EDGE", "TWILIO_REGION"
 
 
 def setting(help: str, kind: Kind = TEXT, default: str | None = None, *, secret: bool = False) -> Any:  # noqa: A002
@@ -261,8 +2934,8 @@ class Settings:
     db_host: str = setting("MySQL's host: the primary, not a read-only replica", HOST)
     db_port: int = setting("MySQL's port", whole(1, 65535), "3306")
     db_name: str = setting("the database that holds User, Habit and Log")
-    db_user: str = setting("database account", secret=True)
-    db_password: str = setting("its password", secret=True)
+    db_user: str = setting("the database account", secret=True)
+    db_password: str = setting("the database account's password", secret=True)
     db_ssl_ca: str = setting(
         "path of a CA certificate: MySQL is then spoken to by TLS alone, its certificate and name verified",
         Kind(ca_file, "the path of a PEM file with certificates that this user can read"),
@@ -286,13 +2959,19 @@ class Settings:
         "",
     )
     twilio_api_url: str = setting(
-        "base URL of Twilio's API, for a proxy or a test",
+        "base URL of Twilio's API: another region's, a proxy's or a test's",
         Kind(api_url, "https://HOST[:PORT]; http is for localhost only"),
         "https://api.twilio.com",
     )
-    twilio_edge: str = setting("Twilio edge location, such as dublin", TEXT, "")
-    twilio_region: str = setting("Twilio region, such as ie1", TEXT, "")
     send_concurrency: int = setting("texts posted at the same time", whole(1, 64), "8")
+    send_window: tuple[time_of_day, time_of_day] | Literal[""] = setting(
+        "the user's own local time in which texts may be sent, such as 09:00-20:00; others are left for later runs",
+        Kind(window, "two times such as 09:00-20:00, the end at least 60 minutes after the start"),
+        "",
+    )
+    day_starts_at: time_of_day = setting(
+        "when a day starts, for users who log after midnight", Kind(start_of_day, "a time from 00:00 to 06:00"), "00:00"
+    )
     default_time_zone: str = setting("for users whose own zone is missing or unknown; else they are skipped", ZONE, "")
     message_no_logs: str = setting(
         'the text for "No logs in the past 2 days"',
@@ -311,26 +2990,54 @@ class Settings:
     refused_retry_days: int = setting(
         "days for which a number that refused for good (opt-out, landline) is not tried again", whole(0, 90), "30"
     )
+    undelivered_limit: int = setting(
+        "texts in a row that did not arrive, after which the number is left alone as long; 0: never", whole(0, 10), "3"
+    )
+    quiet_after: int = setting(
+        "texts without any log in between, after which there is silence until the next log; 0: never", whole(0, 14), "0"
+    )
+    max_per_week: int = setting("texts to one user in seven days; 0: no limit", whole(0, 7), "0")
+    max_texts: int = setting(
+        "if a run would send more texts, it sends none and ends with exit code 2; 0: no limit", whole(0, 20_000), "0"
+    )
+    only_users: frozenset[str] = setting(
+        "for a first try: ids of the only users who may be texted, such as 42,43",
+        Kind(id_list, "at most 100 ids, separated by commas"),
+        "",
+    )
     run_deadline: int = setting("seconds after which a run takes no more work", whole(1, 86_400), "1500")
     shard_count: int = setting("runs that share the users out among them", whole(1, 1_000), "1")
     job_completion_index: int | str = setting(
         "which of them this one is, from 0; Kubernetes sets it in an Indexed Job", whole(0, 999), ""
     )
     log_level: str = setting("how much to log", LEVEL, "INFO")
+    log_format: str = setting("text, or json: an object a line", matching("text|json", "text or json"), "text")
+    heartbeat_url: str = setting(
+        "a dead man's switch: pinged at URL/start, and at URL after exit code 0 or URL/fail after 2",
+        matching(r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)[^\s?#]*", "an https:// URL"),
+        "",
+        secret=True,
+    )
+    log_pii: str = setting("off: no name and no number of a person is logged", matching("on|off", "on or off"), "on")
 
     @classmethod
-    def read(cls, environ: Mapping[str, str]) -> Settings:
-        """Read all settings.
+    def read(cls, environ: Mapping[str, str], *, without: str = "none") -> Settings:
+        """Read all settings; those whose names begin with 'without' may be missing or wrong.
 
         :raises FixFirst: with a line for every variable that is missing, wrong or at odds with another
         """
         values, problems = {}, []
         for declared in fields(cls):
+            name = declared.name.upper()
             try:
-                values[declared.name] = read_setting(declared.name.upper(), declared.metadata, environ)
+                values[declared.name] = read_setting(name, declared.metadata, environ)
             except ValueError as error:
                 problems.append(str(error))
-        problems += odds(values)
+                if name.startswith(without):
+                    values[declared.name] = ""
+        url = "TWILIO_API_URL=https://api.EDGE.REGION.twilio.com says it"
+        problems += [f"{name} is not a setting any more: {url}" for name in GONE_SETTINGS if environ.get(name)]
+        problems = [line for line in [*problems, *odds(values)] if not line.startswith(without)]
         if problems:
             raise FixFirst(*problems)
         return cls(**values)
@@ -342,8 +3049,26 @@ class Settings:
 
     def shown(self) -> str:
         """The settings that differ from their defaults, without the secrets."""
-        pairs = ((f.name.upper(), str(getattr(self, f.name)), f.metadata) for f in fields(self) if f.repr)
-        return ", ".join(f"{name}={value}" for name, value, declared in pairs if value != declared["default"])
+        pairs = ((f.name.upper(), shown_value(getattr(self, f.name)), f.metadata) for f in fields(self) if f.repr)
+        given = [f"{name}={value}" for name, value, declared in pairs if value != declared["default"]]
+        return ", ".join(
+            given + [f"{name}={os.environ[name]}" for name in ("REQUESTS_CA_BUNDLE",) if os.environ.get(name)]
+        )
+
+    def hide(self, text: str) -> str:
+        """What MySQL, Twilio or a library says, without the secrets."""
+        values = (str(getattr(self, f.name)) for f in fields(self) if not f.repr)
+        found = "|".join(re.escape(value) for value in values if value)
+        return re.sub(rf"(?<!\w)({found})(?!\w)", "***", text) if found else text
+
+
+def shown_value(value: object) -> str:
+    """A setting's value as it is written."""
+    if isinstance(value, time_of_day):
+        return f"{value:%H:%M}"
+    if isinstance(value, tuple):
+        return "-".join(shown_value(part) for part in value)
+    return ",".join(sorted(value)) if isinstance(value, frozenset) else str(value)
 
 
 def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
@@ -351,19 +3076,19 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
 
     :raises ValueError: with the name, what is wrong and what to write
     """
-    text = raw_setting(name, declared, environ) or declared["default"]
+    text, kind = raw_setting(name, declared, environ) or declared["default"], declared["kind"]
     if text is None:
-        raise ValueError(f"{name} is missing: write {declared['help']}")
+        raise ValueError(f"{name} is missing: write {declared['help']}{kind.write and f', {kind.write}'}")
     if text == "":
         return ""
     shown = "" if declared["secret"] or "@" in text else f" {text!r}"  # user:password@host, where a host was asked for
     if PLACEHOLDER.fullmatch(text):
-        raise ValueError(f"{name} is still the placeholder{shown}: write {declared['help']}")
+        raise ValueError(f"{name} is still the placeholder{shown}: write {kind.write or declared['help']}")
     try:
-        return declared["kind"].parse(text)
+        return kind.parse(text)
     except ValueError:
         wrong = f"is{shown}" if shown else "has a value that cannot be right"
-        raise ValueError(f"{name} {wrong}: write {declared['kind'].write}") from None
+        raise ValueError(f"{name} {wrong}: write {kind.write}") from None
 
 
 def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, str]) -> str:
@@ -375,8 +3100,9 @@ def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, st
     if path:
         try:
             text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{name}_FILE names {path!r}, which cannot be read ({error}): mount the file") from None
+        except (OSError, ValueError) as error:  # its path is not shown: it may be the secret, put there by mistake
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise ValueError(f"{name}_FILE names a file that cannot be read ({why}): mount it") from None
     return text.strip("\r\n") if declared["secret"] else text.strip()
 
 
@@ -394,1537 +3120,85 @@ def odds(values: Mapping[str, Any]) -> Iterator[str]:
             yield "TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET: set both or none"
         elif given("twilio_auth_token", "twilio_api_key_sid") != 1:
             yield "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them, the credentials"
-    if given("twilio_edge", "twilio_region") and values.get("twilio_api_url") != "https://api.twilio.com":
-        yield "TWILIO_API_URL: remove it, or TWILIO_EDGE and TWILIO_REGION, which would rewrite its host"
     if values.keys() >= {"shard_count", "job_completion_index"}:
         count, index = values["shard_count"], values["job_completion_index"]
         if index not in range(count) and (count, index) != (1, ""):
+            missing = "missing" if index == "" else index
             yield (
-                f"JOB_COMPLETION_INDEX ({index or 'missing'}) must be below SHARD_COUNT ({count}): let "
+                f"JOB_COMPLETION_INDEX ({missing}) must be below SHARD_COUNT ({count}): let "
                 "k8s/components/sharded set both"
             )
 
 
-# --- records ----------------------------------------------------------------------------------------------------------
-
-UserId = int | str
-Clock = Callable[[], datetime]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Why a user is texted, and the field of Settings with the text."""
-
-    key: str
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Days:
-    """A user's last two days as half-open UTC intervals: day 1 [day1, day2), day 2 [day2, end)."""
-
-    today: date
-    day1: datetime
-    day2: datetime
-    end: datetime
-
-
-@dataclass(frozen=True)
-class User:
-    """A user who is due, having logged nothing on day 2; or, without a zone key, one whose days cannot be told."""
-
-    id: UserId
-    name: str
-    phone: str
-    unknown_zone: str
-    zone_key: bytes | None
-    logged_day1: bool
-
-    def __str__(self) -> str:
-        return f"{self.name or '(no name)'} (ID: {self.id})"
-
-
-@dataclass(frozen=True)
-class Reminder:
-    """One text that is due."""
-
-    user_id: UserId
-    name: str
-    phone: str
-    rule: Rule
-    local_day: date
-
-    def __str__(self) -> str:
-        return f"{self.name or '(no name)'} (ID: {self.user_id})"
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Why a user gets no text."""
-
-    outcome: Outcome
-    reason: str
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A reminder that is this run's to post: its row of the ledger carries the token."""
-
-    reminder: Reminder
-    token: str
-    at: datetime
-
-
-class State(StrEnum):
-    """What a row of the ledger says of its text."""
-
-    SENDING = "sending"
-    SENT = "sent"
-    REFUSED = "refused"
-    UNCERTAIN = "uncertain"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the ledger."""
-
-    user_id: UserId
-    local_day: date
-    phone: str
-    state: State
-    token: str
-    claimed_at: datetime
-    finished_at: datetime | None
-    sid: str | None
-    code: int | None
-
-    def last_possible_text(self, deadline: timedelta) -> datetime:
-        """The latest instant at which this row's text can have been posted, if its run had that deadline."""
-        return self.finished_at or self.claimed_at + deadline
-
-
-class Outcome(Enum):
-    """What became of a user: words for the log, whether it counts as Failed, the exit code it asks for, log level."""
-
-    SENT = ("sent", False, Exit.DONE, logging.INFO)
-    ALREADY = ("already handled today", False, Exit.DONE, logging.DEBUG)
-    DEFERRED = ("deferred", False, Exit.DONE, logging.INFO)
-    REMEMBERED = ("refused earlier", False, Exit.DONE, logging.INFO)
-    BAD_ZONE = ("skipped (time zone)", False, Exit.DONE, logging.WARNING)
-    BAD_PHONE = ("skipped (phone number)", False, Exit.DONE, logging.WARNING)
-    REFUSED = ("refused", True, Exit.DONE, logging.WARNING)
-    UNCERTAIN = ("uncertain", True, Exit.DONE, logging.WARNING)
-    RELEASED = ("not sent", True, Exit.RETRY, logging.WARNING)
-    NOT_TRIED = ("not tried", True, Exit.RETRY, logging.WARNING)
-
-    def __init__(self, words: str, failed: bool, exit_code: Exit, level: int) -> None:
-        self.words, self.failed, self.exit_code, self.level = words, failed, exit_code, level
-
-
-class Action(Enum):
-    """What an answer of Twilio asks for, and the outcome for this person."""
-
-    ACCEPT = (Outcome.SENT,)
-    REFUSE = (Outcome.REFUSED, "this person, for good")
-    SKIP = (Outcome.REFUSED, "this person, today")
-    FAIL = (Outcome.REFUSED, "this person, today; a streak stops the run")
-    UNCERTAIN = (Outcome.UNCERTAIN, "whether it was sent is unknown; a streak stops the run")
-    UNREACHED = (Outcome.RELEASED, "surely not sent; a streak stops the run")
-    PAUSE = (Outcome.RELEASED, "everybody waits, then this person is tried again")
-    STOP = (Outcome.RELEASED, "a person must act: the run stops")
-
-    def __init__(self, outcome: Outcome, *_meaning: str) -> None:
-        self.outcome = outcome
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer of Twilio, understood."""
-
-    action: Action
-    words: str = ""
-    code: int | None = None
-    sid: str | None = None
-    segments: int | None = None
-    retry_after: float | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a claim."""
-
-    claim: Claim
-    answer: Answer
-
-    @property
-    def outcome(self) -> Outcome:
-        """What became of the user."""
-        return self.answer.action.outcome
-
-
-@dataclass(frozen=True)
-class Message:
-    """A text in Twilio's list."""
-
-    sid: str
-    to: str
-    status: str
-    code: int | None
-    created: datetime | None
-
-
-@dataclass(frozen=True)
-class Settlement:
-    """What Twilio says of a row: its state, SID and error code from now on, and Twilio's last word if it is one."""
-
-    row: Row
-    state: State
-    sid: str | None
-    code: int | None
-    final_status: str | None
-
-
-# --- rules: pure functions --------------------------------------------------------------------------------------------
-
-NO_LOGS = Rule("no_logs", "No logs in the past 2 days", "message_no_logs")
-MISSED_YESTERDAY = Rule("missed_yesterday", "Missed yesterday", "message_missed_yesterday")
-
-
-def rule_for(*, logged_day1: bool) -> Rule:
-    """The rule for whoever logged nothing on day 2; about all others the database is not even asked."""
-    return MISSED_YESTERDAY if logged_day1 else NO_LOGS
-
-
-def days_of(now: datetime, zone: pytz.BaseTzInfo) -> Days:
-    """The two days before the one that it is now in the zone."""
-    today = now.astimezone(zone).date()
-    day1, day2, end = (local_midnight(today - timedelta(days=n), zone) for n in (2, 1, 0))
-    return Days(today, day1, day2, end)
-
-
-def local_midnight(day: date, zone: pytz.BaseTzInfo) -> datetime:
-    """The UTC instant at which a local day begins.
-
-    A midnight that comes twice (clocks go back) means the first; one that a jump of the clocks leaves out, the jump.
-    """
-    midnight = datetime.combine(day, time_of_day())
-    try:
-        local = zone.localize(midnight, is_dst=None)
-    except pytz.AmbiguousTimeError:
-        local = zone.localize(midnight, is_dst=True)
-    except pytz.NonExistentTimeError:
-        local = zone.localize(midnight, is_dst=False)
-    return local.astimezone(UTC)
-
-
-@cache
-def resolve_zone(name: str) -> pytz.BaseTzInfo | None:
-    """The zone of a tz database name, whatever its case and surrounding blanks; None when there is none."""
-    try:
-        return pytz.timezone(name.strip())
-    except pytz.UnknownTimeZoneError:
-        return None
-
-
-def clean(value: object) -> str:
-    """The value as one line, without characters that don't print: what is read from the database can forge nothing."""
-    text = value.decode(errors="replace") if isinstance(value, bytes) else str("" if value is None else value)
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(text.split())
-
-
-def message_for(reminder: Reminder, settings: Settings) -> str:
-    """The text that a person reads."""
-    template: str = getattr(settings, reminder.rule.message)
-    return template.replace("{name}", reminder.name or "there")
-
-
-def judge(user: User, days: Mapping[bytes, Days]) -> Reminder | Skip:
-    """The reminder that is due to a user, or why there can be none."""
-    if user.zone_key is None:
-        if resolve_zone(user.unknown_zone):
-            return Skip(
-                Outcome.BAD_ZONE, f"time zone {user.unknown_zone!r} came in use during this run: the next one serves"
-            )
-        wrong = f"time zone {user.unknown_zone!r} is unknown" if user.unknown_zone else "there is no time zone"
-        return Skip(Outcome.BAD_ZONE, f"{wrong}: correct User.time_zone or set DEFAULT_TIME_ZONE")
-    if not E164.fullmatch(user.phone):
-        reason = f"phone number {user.phone!r} is not E.164, such as +14155550123: correct User.phone_number"
-        return Skip(Outcome.BAD_PHONE, reason)
-    rule, today = rule_for(logged_day1=user.logged_day1), days[user.zone_key].today
-    return Reminder(user.id, user.name, user.phone, rule, today)
-
-
-def already(reminder: Reminder, rows: Iterable[Row], retry_days: int) -> Skip | None:
-    """Why the ledger says that a reminder need not be tried; None when it may be claimed."""
-    for row in rows:
-        age = (reminder.local_day - row.local_day).days
-        if row.state is State.REFUSED and row.phone != reminder.phone:
-            continue  # a new number is tried at once
-        if age == 0 and row.state is State.SENDING:
-            return Skip(Outcome.UNCERTAIN, "another run is texting this user, or was cut off while it did")
-        if age == 0:
-            return Skip(Outcome.ALREADY, f"{row.state} today")
-        if row.state is State.REFUSED and is_permanent(row.code) and age < retry_days:
-            return Skip(
-                Outcome.REMEMBERED, f"Twilio refused {row.phone} for good on {row.local_day} (error {row.code})"
-            )
-    return None
-
-
-def is_outdated(row: Row, reminder: Reminder) -> bool:
-    """Whether the row bars this day because of a number that the user no longer has."""
-    return row.state is State.REFUSED and row.local_day == reminder.local_day and row.phone != reminder.phone
-
-
-def not_ours(claim: Claim, rows: Iterable[Row], deadline: timedelta) -> Skip | None:
-    """Why a claim may not be posted, from the user's rows after it was made; None when it may."""
-    today = {row.token: row.state for row in rows if row.local_day == claim.reminder.local_day}
-    if claim.token not in today:
-        if not today:  # another run held the day for a moment, and released it
-            return Skip(
-                Outcome.NOT_TRIED, "its claim is gone from the ledger: another run held the day and released it"
-            )
-        sending = State.SENDING in today.values()
-        return Skip(Outcome.UNCERTAIN if sending else Outcome.ALREADY, "another run texts this user at the same moment")
-    others = (row for row in rows if row.token != claim.token and row.state is not State.REFUSED)
-    last = max((row.last_possible_text(deadline) for row in others), default=None)
-    if last and last > claim.at - SPACING:
-        return Skip(
-            Outcome.DEFERRED,
-            f"another text may have been posted as late as {last:%Y-%m-%d %H:%M} UTC, not 11 h 30 min ago",
-        )
-    return None
-
-
-def settlements(
-    found: Sequence[tuple[Row, list[Message]]], rivals: Sequence[Row], now: datetime, deadline: timedelta
-) -> Iterator[Settlement]:
-    """What Twilio's messages say of the rows. What is not one to one stays uncertain, and nothing ever frees a day.
-
-    :param rivals: every row, of these numbers, that may have a message of its own among them
-    """
-    taken = {row.sid for row in rivals if row.sid}
-    claimants: Counter[str] = Counter()
-    messages = {message.sid: message for _, listed in found for message in listed}
-    for rival in rivals:
-        claimants.update(candidates(rival, messages.values(), taken, deadline).keys())
-    for row, listed in found:
-        own = candidates(row, listed, taken, deadline)
-        age = now - row.claimed_at
-        if len(own) == 1 and (row.sid or claimants[next(iter(own))] == 1):
-            [message] = own.values()
-            final = message.status in FINAL_STATUSES or age > SETTLE_FINAL
-            yield Settlement(row, State.SENT, message.sid, message.code, message.status if final else None)
-        elif age > SETTLE_NOT_FOUND:
-            yield Settlement(row, State.SENT if row.sid else State.UNCERTAIN, row.sid, row.code, "unknown")
-
-
-def candidates(
-    row: Row, messages: Iterable[Message], taken: Collection[str], deadline: timedelta
-) -> dict[str, Message]:
-    """The messages, by SID, that may be a row's text; 'taken' are the SIDs that rows carry."""
-    if row.sid:
-        return {message.sid: message for message in messages if message.sid == row.sid}
-    first, last = row.claimed_at - SETTLE_SLACK, row.last_possible_text(deadline) + SETTLE_SLACK
-    return {
-        message.sid: message
-        for message in messages
-        if message.to == row.phone and message.sid not in taken and message.created and first <= message.created <= last
-    }
-
-
-# --- store: MySQL -----------------------------------------------------------------------------------------------------
-
-
-class Remedy(Enum):
-    """What to do about an error of MySQL."""
-
-    REPEAT = "the statement"
-    RECONNECT = "and repeat the statement"
-    RERUN = "later"
-    FIX = "by a person"
-
-
-READ_ONLY = "it is read-only: set DB_HOST to the primary"
-EXPIRED = "the password of DB_USER has expired: give the account a new one"
-LOCKED = "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK"
-MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
-    -1: (Remedy.RECONNECT, "what answers is not MySQL: check DB_HOST and DB_PORT"),
-    0: (Remedy.RECONNECT, "the connection was lost"),
-    1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
-    1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name, or grant the account access"),
-    1045: (Remedy.FIX, "it refused DB_USER or DB_PASSWORD: correct them in the Secret"),
-    1049: (Remedy.FIX, "it has no database of the name DB_NAME: correct the name"),
-    1053: (Remedy.RECONNECT, "it is shutting down"),
-    1054: (Remedy.FIX, "a column is missing: the tables must be those of the README's schema"),
-    1129: (Remedy.FIX, "it blocks this host after too many failed connections: FLUSH HOSTS there"),
-    1130: (Remedy.FIX, "it lets DB_USER in from other hosts only: give the account this host, or '%'"),
-    1142: (Remedy.FIX, "DB_USER lacks a grant on this table: see the grants in DEPLOYMENT.md"),
-    1143: (Remedy.FIX, "DB_USER lacks a grant on this column: see the grants in DEPLOYMENT.md"),
-    1146: (Remedy.FIX, "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"),
-    1203: (Remedy.RECONNECT, "the account has too many connections"),
-    1205: (Remedy.REPEAT, "another transaction holds a lock"),
-    1213: (Remedy.REPEAT, "a deadlock"),
-    1226: (Remedy.RECONNECT, "the account has used up its hourly resources"),
-    1290: (Remedy.FIX, READ_ONLY),
-    1317: (Remedy.REPEAT, "the statement was interrupted"),
-    1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
-    1792: (Remedy.FIX, READ_ONLY),
-    1820: (Remedy.FIX, EXPIRED),
-    1836: (Remedy.FIX, READ_ONLY),
-    1862: (Remedy.FIX, EXPIRED),
-    1927: (Remedy.RECONNECT, "the connection was killed"),
-    2003: (Remedy.RECONNECT, "it cannot be reached: check DB_HOST, DB_PORT, the server and the NetworkPolicy"),
-    2006: (Remedy.RECONNECT, "the connection was lost"),
-    2026: (Remedy.FIX, "it offers no TLS: switch it on there, or remove DB_SSL_CA"),
-    2013: (Remedy.RECONNECT, "the connection was lost, or it did not answer in time"),
-    2059: (Remedy.FIX, "it wants a way to authenticate that this program lacks: use caching_sha2_password"),
-    2061: (Remedy.FIX, "it wants a way to authenticate that this program lacks: use caching_sha2_password"),
-    3118: (Remedy.FIX, LOCKED),
-    3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
-    3989: (Remedy.FIX, READ_ONLY),
-    4031: (Remedy.RECONNECT, "the connection was idle for too long"),
-    4151: (Remedy.FIX, LOCKED),
-}
-NO_SUCH_GRANT_OR_TABLE = {1142, 1146}
-
-
-class DatabaseError(NotifierError):
-    """An error of MySQL that more attempts did not, or cannot, mend."""
-
-    def __init__(self, error: pymysql.err.MySQLError) -> None:
-        self.number = error.args[0] if error.args and isinstance(error.args[0], int) else -1
-        self.remedy, words = MYSQL_ERRORS.get(self.number, (Remedy.RERUN, "it refused a statement"))
-        if isinstance(getattr(error, "original_exception", None), ssl.SSLCertVerificationError):
-            self.remedy, words = Remedy.FIX, "DB_SSL_CA does not vouch for its certificate and for the name DB_HOST"
-        said = "" if self.number in (0, 1045, 1698, 3118, 4151) else f": {error.args[-1] if error.args else error}"
-        self.exit_code = Exit.ACT if self.remedy is Remedy.FIX else Exit.RETRY
-        super().__init__(f"MySQL: {words} (error {self.number}{said})")
-
-
-TABLES = {
-    "User": ("id", "name", "phone_number", "time_zone"),
-    "Habit": ("id", "user_id"),
-    "Log": ("id", "habit_id", "created_at"),
-}
-LEDGER = "HabitNotification"
-LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
-  `user_id` {user_id} NOT NULL,
-  `local_day` DATE NOT NULL,
-  `phone_number` VARCHAR(16) NOT NULL,
-  `rule` VARCHAR(32) NOT NULL,
-  `state` VARCHAR(16) NOT NULL,
-  `run_token` CHAR(32) NOT NULL,
-  `claimed_at` DATETIME(6) NOT NULL,
-  `finished_at` DATETIME(6) NULL,
-  `message_sid` CHAR(34) NULL,
-  `error_code` INT NULL,
-  `final_status` VARCHAR(32) NULL,
-  `segments` SMALLINT NULL,
-  PRIMARY KEY (`user_id`, `local_day`),
-  KEY `local_day` (`local_day`),
-  KEY `unsettled` (`final_status`, `local_day`)
-) ENGINE=InnoDB DEFAULT CHARACTER SET ascii"""
-LEDGER_COLUMNS = tuple(re.findall(r"^  `(\w+)`", LEDGER_DDL, re.MULTILINE))
-ROW = "user_id, local_day, phone_number, state, run_token, claimed_at, finished_at, message_sid, error_code"
-
-HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
-# Zones are compared as bytes: a collation folds case and trailing blanks. NULL counts as the empty name.
-ZONE_KEY = "COALESCE(CAST(CONVERT(u.time_zone USING utf8mb4) AS BINARY), '')"
-LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
-    WHERE h.user_id = u.id AND l.created_at >= z.{start} AND l.created_at < z.{end})"""
-
-
-class Store:
-    """The habit tracker's tables, and the ledger. Belongs to the main thread.
-
-    Every statement may be repeated after a lost answer. Every method raises DatabaseError; `open` raises FixFirst, too.
-    """
-
-    def __init__(self, settings: Settings, stop: Stop) -> None:
-        self._settings, self._stop = settings, stop
-        # A checksum, since ids may be numbers or UUIDs.
-        self._ours = f"{HAS_PHONE} AND CRC32(u.id) MOD {settings.shard_count} = {settings.shard}"
-        self._connection: pymysql.Connection[Any] | None = None
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._disconnect()
-
-    # connection
-
-    def _connect(self) -> pymysql.Connection[Any]:
-        s, timeout = self._settings, LAST_TIMEOUT if self._stop.requested else DATABASE_TIMEOUT
-        tls: dict[str, Any] = (
-            {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True} if s.db_ssl_ca else {}
-        )
-        connection: pymysql.Connection[Any] = pymysql.connect(
-            host=s.db_host,
-            port=s.db_port,
-            user=s.db_user,
-            password=s.db_password.encode(),  # of a str PyMySQL makes Latin-1, but MySQL expects UTF-8
-            database=s.db_name,
-            charset="utf8mb4",
-            autocommit=True,
-            connect_timeout=DATABASE_CONNECT_TIMEOUT,
-            read_timeout=timeout,
-            write_timeout=timeout,
-            init_command="SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', innodb_lock_wait_timeout = 5",
-            **tls,
-        )
-        return connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            with suppress(pymysql.err.MySQLError):  # it may be lost already
-                self._connection.close()
-            self._connection = None
-
-    def _run(self, sql: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Run one statement and return its rows; repeat it, or reconnect and repeat it, as MYSQL_ERRORS says."""
-        start, pauses = time.monotonic(), chain((0.0, 0.2, 0.5, 1.0, 2.0), repeat(4.0))
-        while True:
-            try:
-                return self._run_once(sql, args)
-            except pymysql.err.MySQLError as error:
-                failure = DatabaseError(error)
-            if failure.remedy is Remedy.RECONNECT:
-                self._disconnect()
-            pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else DATABASE_PATIENCE
-            if failure.remedy in (Remedy.FIX, Remedy.RERUN) or time.monotonic() + pause > start + patience:
-                raise failure
-            log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
-            self._stop.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
-
-    def _run_once(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
-        if self._connection is None:
-            self._connection = self._connect()
-        with self._connection.cursor() as cursor:
-            cursor.execute(sql, tuple(args))
-            return list(cursor.fetchall())
-
-    # set-up
-
-    def open(self) -> None:
-        """Connect, check the tables' columns, and make the ledger or check that it can be written.
-
-        :raises FixFirst: when a table, a column, a type or a grant is not as needed
-        """
-        self._run("SELECT 1")
-        log.info("Database connection established")
-        for table, columns in TABLES.items():
-            self._run(f"SELECT {', '.join(columns)} FROM `{table}` LIMIT 0")
-        created_at, id_type = self._type_of("Log", "created_at"), self._type_of("User", "id")
-        if not created_at.startswith(("datetime", "timestamp")):
-            raise FixFirst(f"Log.created_at is {created_at}: it must be a TIMESTAMP or a DATETIME in UTC")
-        self._open_ledger(id_type)
-        if (ledger := self._type_of(LEDGER, "user_id")) != id_type:
-            raise FixFirst(
-                f"{LEDGER}.user_id is {ledger}, but User.id is {id_type}. Run as an administrator:",
-                f"ALTER TABLE `{self._settings.db_name}`.`{LEDGER}` MODIFY `user_id` {id_type} NOT NULL;",
-            )
-
-    def _type_of(self, table: str, column: str) -> str:
-        """The full type of a column, as a CREATE TABLE writes it."""
-        [(_, kind, collation, *_)] = self._run(f"SHOW FULL COLUMNS FROM `{table}` WHERE Field = %s", [column])
-        return f"{kind} COLLATE {collation}" if collation else str(kind)
-
-    def _open_ledger(self, id_type: str) -> None:
-        try:
-            self._check_ledger()
-        except DatabaseError as error:
-            if error.number not in NO_SUCH_GRANT_OR_TABLE:
-                raise
-            self._create_ledger(LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type))
-
-    def _check_ledger(self) -> None:
-        """Statements that touch no row, but fail when a column or a grant is missing or the server is read-only."""
-        self._run(f"SELECT {', '.join(LEDGER_COLUMNS)} FROM {LEDGER} LIMIT 0")
-        self._run(f"INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
-        self._run(f"UPDATE {LEDGER} SET state = state WHERE FALSE")
-        self._run(f"DELETE FROM {LEDGER} WHERE FALSE")
-
-    def _create_ledger(self, ddl: str) -> None:
-        try:
-            self._run(ddl)
-            self._check_ledger()
-        except DatabaseError as error:
-            if error.number not in {1044, *NO_SUCH_GRANT_OR_TABLE}:
-                raise
-            raise FixFirst(
-                f"DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:",
-                " ".join(ddl.split()) + ";",
-                f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{self._settings.db_name}`.`{LEDGER}` TO {self._account()};",
-            ) from None
-        log.info("Created the ledger %s", LEDGER)
-
-    def _account(self) -> str:
-        """The account of MySQL that the session runs as, quoted."""
-        [(account,)] = self._run("SELECT CURRENT_USER()")
-        user, _, host = account.rpartition("@")
-        return f"'{user}'@'{host}'"
-
-    # reading
-
-    def newest_log(self) -> datetime | None:
-        """The latest time stamp among the logs that were inserted last, as far as their ids tell."""
-        [(newest,)] = self._run(
-            "SELECT MAX(created_at) FROM (SELECT created_at FROM `Log` ORDER BY id DESC LIMIT 100) l"
-        )
-        return newest.replace(tzinfo=UTC) if isinstance(newest, datetime) else None  # a zero date is a str
-
-    def users_by_zone(self) -> dict[bytes, int]:
-        """How many users with a phone number this run has for each stored zone, as its UTF-8 bytes."""
-        return dict(self._run(f"SELECT {ZONE_KEY}, COUNT(*) FROM `User` u WHERE {self._ours} GROUP BY 1"))
-
-    def pages(self, days: Mapping[bytes, Days], total: int, now: datetime) -> Iterator[tuple[int, list[User]]]:
-        """For each page of users with a phone number their count, and those who are due or whose days cannot be told.
-
-        Starts at another place each day, so that a deadline does not starve the same people day after day.
-        """
-        golden = now.timestamp() // 86_400 * 0.618_033_988_75  # steps that spread evenly, however many
-        [(middle,)] = self._run(
-            f"SELECT (SELECT u.id FROM `User` u WHERE {self._ours} ORDER BY u.id LIMIT 1 OFFSET %s)",
-            [int(golden % 1 * total)],
-        )
-        zones = zones_table(days)
-        yield from self._pages(zones, middle, None)
-        if middle is not None:
-            yield from self._pages(zones, None, middle)
-
-    def _pages(
-        self, zones: tuple[str, list[object]], low: UserId | None, through: UserId | None
-    ) -> Iterator[tuple[int, list[User]]]:
-        """The pages of the ids in (low, through]; their size follows the time that they take."""
-        size = min(FIRST_PAGE, PAGE_USERS)
-        while (slice_ := self._slice(low, through, size))[0]:
-            (count, high), began = slice_, time.monotonic()
-            page = self._page(zones, low, high)
-            low, size = high, next_size(size, time.monotonic() - began)
-            yield count, page
-
-    def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId]:
-        """How many users with a phone number are next in (low, through], at most so many, and the last one's id."""
-        within, args = id_range(low, through)
-        [(count, high)] = self._run(
-            f"""SELECT COUNT(*), MAX(id) FROM (SELECT u.id FROM `User` u WHERE {within} AND {self._ours}
-                                               ORDER BY u.id LIMIT {size}) slice""",
-            args,
-        )
-        return count, high
-
-    def _page(self, zones: tuple[str, list[object]], low: UserId | None, high: UserId) -> list[User]:
-        within, args = id_range(low, high)
-        table, bounds = zones
-        rows = self._run(
-            f"""SELECT u.id, u.name, u.phone_number, IF(z.zone IS NULL, u.time_zone, NULL), z.zone,
-                       {LOGGED.format(start="day1", end="day2")}
-                FROM `User` u LEFT JOIN ({table}) z ON z.zone = {ZONE_KEY}
-                WHERE {within} AND {self._ours}
-                  AND (z.zone IS NULL OR NOT {LOGGED.format(start="day2", end="day3")})
-                ORDER BY u.id""",
-            [*bounds, *args],
-        )
-        return [
-            User(user_id, clean(name)[:NAME_LENGTH].strip(), clean(phone), clean(unknown_zone), zone, bool(day1))
-            for user_id, name, phone, unknown_zone, zone, day1 in rows
-        ]
-
-    # ledger
-
-    def history(self, reminders: Sequence[Reminder]) -> dict[UserId, list[Row]]:
-        """The rows of these users that can matter today: those of the last days, and refusals that are remembered."""
-        found: dict[UserId, list[Row]] = defaultdict(list)
-        remembered = timedelta(days=max(2, self._settings.refused_retry_days))
-        for part in chunks(reminders, IN_LIST):
-            today = min(reminder.local_day for reminder in part)
-            bounds = [today - timedelta(days=2), today - remembered]
-            for row in self._rows(part, "(local_day >= %s OR local_day >= %s AND state = 'refused')", bounds):
-                found[row.user_id].append(row)
-        return found
-
-    def _rows(self, reminders: Sequence[Reminder], where: str, args: Sequence[object]) -> list[Row]:
-        sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({holes(reminders)}) AND {where}"
-        return [as_row(values) for values in self._run(sql, [*(r.user_id for r in reminders), *args])]
-
-    def claim(self, claims: Sequence[Claim]) -> tuple[list[Claim], list[tuple[Reminder, Skip]]]:
-        """Write claims into the ledger; return those that are ours to post, and why the others are not.
-
-        The check for a recent text comes after the claim: of two runs with different local days, one sees the other.
-        """
-        if not claims:
-            return [], []
-        self._insert(claims)
-        since = min(claim.reminder.local_day for claim in claims) - timedelta(days=2)
-        rows = defaultdict(list)
-        for row in self._rows([claim.reminder for claim in claims], "local_day >= %s", [since]):
-            rows[row.user_id].append(row)
-        deadline = timedelta(seconds=self._settings.run_deadline)
-        verdicts = [(claim, not_ours(claim, rows[claim.reminder.user_id], deadline)) for claim in claims]
-        self.release([claim for claim, skip in verdicts if skip])
-        return [c for c, skip in verdicts if not skip], [(c.reminder, skip) for c, skip in verdicts if skip]
-
-    def _insert(self, claims: Sequence[Claim]) -> None:
-        values = [
-            (c.reminder.user_id, c.reminder.local_day, c.reminder.phone, c.reminder.rule.key, c.token, naive(c.at))
-            for c in claims
-        ]
-        # Not INSERT IGNORE, which stores truncated values.
-        self._run(
-            f"""INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, state, run_token, claimed_at)
-                VALUES {", ".join(["(%s, %s, %s, %s, 'sending', %s, %s)"] * len(values))}
-                ON DUPLICATE KEY UPDATE user_id = {LEDGER}.user_id""",
-            list(chain.from_iterable(values)),
-        )
-
-    def record(self, results: Sequence[Result], now: datetime) -> None:
-        """Write what became of the claims: keep the row of a text that may have been sent, delete the others'."""
-        self.release([result.claim for result in results if result.outcome is Outcome.RELEASED])
-        kept = [result for result in results if result.outcome is not Outcome.RELEASED]
-        written = "state", "finished_at", "message_sid", "error_code", "final_status", "segments"
-        ours = [f"{column} = IF(run_token = VALUES(run_token), VALUES({column}), {column})" for column in written]
-        if kept:
-            self._run(
-                f"""INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, run_token, claimed_at, finished_at,
-                                          state, message_sid, error_code, final_status, segments)
-                    VALUES {", ".join(["(" + ", ".join(["%s"] * 12) + ")"] * len(kept))}
-                    ON DUPLICATE KEY UPDATE {", ".join(ours)}""",
-                list(chain.from_iterable(recorded(result, now) for result in kept)),
-            )
-
-    def release(self, claims: Sequence[Claim]) -> None:
-        """Delete the rows of texts that were surely not sent, so that they may be tried again."""
-        self._delete([(claim.reminder.user_id, claim.reminder.local_day, claim.token) for claim in claims])
-
-    def forget(self, rows: Sequence[Row]) -> None:
-        """Delete rows that say nothing any more."""
-        self._delete([(row.user_id, row.local_day, row.token) for row in rows])
-
-    def _delete(self, keys: Sequence[tuple[Any, ...]]) -> None:
-        for part in chunks(keys, KEYS):
-            self._run(f"DELETE FROM {LEDGER} WHERE {any_of(part)}", list(chain.from_iterable(part)))
-
-    def unsettled(self, now: datetime) -> list[Row]:
-        """The oldest rows of whose texts Twilio's last word is not known, those of the last minutes left out."""
-        rows = self._run(
-            f"""SELECT {ROW} FROM {LEDGER} WHERE final_status IS NULL AND claimed_at < %s
-                ORDER BY local_day LIMIT {SETTLE_ROWS}""",
-            [naive(now - SETTLE_AFTER)],
-        )
-        return [as_row(values) for values in rows]
-
-    def rivals(self, rows: Sequence[Row]) -> list[Row]:
-        """All rows, these too, that may claim a message that one of these may claim: those of the same numbers."""
-        found: list[Row] = []
-        for part in chunks([row for row in rows if not row.sid], IN_LIST):
-            since = min(row.local_day for row in part) - timedelta(days=2)  # the next number's local day may lag behind
-            sql = f"SELECT {ROW} FROM {LEDGER} WHERE local_day >= %s AND phone_number IN ({holes(part)})"
-            found += [as_row(values) for values in self._run(sql, [since, *(row.phone for row in part)])]
-        return found
-
-    def settle(self, settled: Iterable[Settlement]) -> None:
-        """Write what Twilio says of rows, those of which it says the same by one statement."""
-        alike = defaultdict(list)
-        for s in settled:
-            sid = None if s.sid == s.row.sid else s.sid  # rows that keep theirs share a statement
-            alike[s.state, sid, s.code, s.final_status].append((s.row.user_id, s.row.local_day, s.row.token))
-        for said, keys in alike.items():
-            for part in chunks(keys, KEYS):
-                self._run(
-                    f"""UPDATE {LEDGER} SET state = %s, message_sid = COALESCE(%s, message_sid), error_code = %s,
-                               final_status = %s
-                        WHERE {any_of(part)}""",
-                    [*said, *chain.from_iterable(part)],
-                )
-
-    def purge(self, before: date) -> int:
-        """Delete rows of days before, settled or not, except each user's newest refusal; how many."""
-        deleted, since = 0, date.min
-        while not self._stop.requested and (keys := self._outlived(since, before)):
-            self._delete(keys)
-            deleted, since = deleted + len(keys), keys[-1][1]
-        return deleted
-
-    def _outlived(self, since: date, before: date) -> list[tuple[Any, ...]]:
-        return self._run(
-            f"""SELECT n.user_id, n.local_day, n.run_token FROM {LEDGER} n
-                WHERE n.local_day >= %s AND n.local_day < %s
-                  AND NOT (n.state = 'refused' AND NOT EXISTS (
-                    SELECT 1 FROM {LEDGER} m
-                    WHERE m.user_id = n.user_id AND m.local_day > n.local_day AND m.state = 'refused'))
-                ORDER BY n.local_day LIMIT {KEYS}""",
-            [since, before],
-        )
-
-
-def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[UserId]]:
-    """The condition for ids in (after, through], and its arguments; None is no bound."""
-    bounds = [("u.id > %s", after), ("u.id <= %s", through)]
-    within = " AND ".join(condition for condition, bound in bounds if bound is not None)
-    return within or "TRUE", [bound for _, bound in bounds if bound is not None]
-
-
-def next_size(size: int, seconds: float) -> int:
-    """How many users to ask for after a page of that size took so long: enough, but not more than time out."""
-    fast, slow = PAGE_SECONDS
-    if seconds > slow:
-        return max(size // 2, 1)
-    return min(size * 2, PAGE_USERS) if seconds < fast else size
-
-
-def zones_table(days: Mapping[bytes, Days]) -> tuple[str, list[object]]:
-    """A derived table of each zone's bounds, and its arguments. A first row, never matched, names the columns."""
-    first = "SELECT CAST(NULL AS BINARY) AS zone, CAST(NULL AS DATETIME) AS day1, NULL AS day2, NULL AS day3"
-    row = " UNION ALL SELECT %s, TIMESTAMP %s, TIMESTAMP %s, TIMESTAMP %s"
-    bounds = ((zone, *(str(naive(instant)) for instant in (d.day1, d.day2, d.end))) for zone, d in days.items())
-    return first + row * len(days), list(chain.from_iterable(bounds))
-
-
-def any_of(keys: Sequence[object]) -> str:
-    """The condition for rows with one of the keys (user, local day, token): MariaDB finds no index for a row IN."""
-    return " OR ".join(["(user_id = %s AND local_day = %s AND run_token = %s)"] * len(keys))
-
-
-def recorded(result: Result, now: datetime) -> tuple[object, ...]:
-    """The values of a ledger row whose text is no longer in flight."""
-    reminder, answer = result.claim.reminder, result.answer
-    state = State(result.outcome.name.lower())
-    final = State.REFUSED if state is State.REFUSED else None  # of the others, Twilio's last word is still to come
-    start = (reminder.user_id, reminder.local_day, reminder.phone, reminder.rule.key, result.claim.token)
-    return (*start, naive(result.claim.at), naive(now), state, answer.sid, answer.code, final, answer.segments)
-
-
-def as_row(values: tuple[Any, ...]) -> Row:
-    """A row as the ledger holds it, its instants made aware."""
-    user_id, local_day, phone, state, token, claimed_at, finished_at, sid, code = values
-    finished = finished_at.replace(tzinfo=UTC) if finished_at else None
-    return Row(user_id, local_day, phone, State(state), token, claimed_at.replace(tzinfo=UTC), finished, sid, code)
-
-
-def naive(instant: datetime) -> datetime:
-    """The instant in UTC without its zone, as a DATETIME column takes it: PyMySQL would drop the zone silently."""
-    return instant.astimezone(UTC).replace(tzinfo=None)
-
-
-def holes(values: Sequence[object]) -> str:
-    """Placeholders for an IN list."""
-    return ", ".join(["%s"] * len(values))
-
-
-def chunks(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The values in parts of at most that size."""
-    return (values[start : start + size] for start in range(0, len(values), size))
-
-
-# --- sms: Twilio ------------------------------------------------------------------------------------------------------
-
-# https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
-TWILIO_CODES: dict[int, tuple[Action, str]] = {
-    10001: (Action.STOP, "the Twilio account is not active: see its console"),
-    20003: (Action.STOP, "the credentials were refused: correct TWILIO_ACCOUNT_SID and the auth token or API key"),
-    20403: (Action.STOP, "the Twilio account or key may not do this: see its console"),
-    20404: (Action.STOP, "there is no such account: correct TWILIO_ACCOUNT_SID"),
-    20429: (Action.PAUSE, "too many requests"),
-    21211: (Action.REFUSE, "not a valid phone number: correct User.phone_number"),
-    21212: (Action.FAIL, "TWILIO_FROM_NUMBER is not valid for this recipient"),
-    21265: (Action.REFUSE, "a short code cannot be texted: correct User.phone_number"),
-    21266: (Action.REFUSE, "the recipient's number is the sender's own: correct User.phone_number"),
-    21268: (Action.REFUSE, "a premium number cannot be texted: correct User.phone_number"),
-    21408: (Action.SKIP, "texts to this country are switched off: allow it in the console's Geo permissions"),
-    21603: (Action.STOP, "no sender was given: set TWILIO_FROM_NUMBER or TWILIO_MESSAGING_SERVICE_SID"),
-    21606: (Action.FAIL, "TWILIO_FROM_NUMBER cannot text this recipient, or is not the account's"),
-    21608: (Action.SKIP, "a trial account texts verified numbers only: verify the number or upgrade the account"),
-    21610: (Action.REFUSE, "the recipient opted out (STOP); only they can opt in again, by texting START"),
-    21611: (Action.PAUSE, "the sender's queue at Twilio is full"),
-    21612: (Action.SKIP, "this sender cannot reach this recipient: use a sender that can"),
-    21614: (Action.REFUSE, "not a mobile number: correct User.phone_number"),
-    21635: (Action.REFUSE, "a landline cannot be texted: correct User.phone_number"),
-    21659: (Action.FAIL, "TWILIO_FROM_NUMBER is not a Twilio number, or a short code of another country"),
-    21660: (Action.FAIL, "TWILIO_FROM_NUMBER does not belong to this account"),
-    21661: (Action.FAIL, "TWILIO_FROM_NUMBER cannot send texts"),
-    21701: (Action.STOP, "the Messaging Service does not exist: correct TWILIO_MESSAGING_SERVICE_SID"),
-    21705: (Action.STOP, "the Messaging Service is not valid: correct TWILIO_MESSAGING_SERVICE_SID"),
-    30454: (Action.STOP, "the account's cap of texts a day is reached: raise it in the console, or wait for tomorrow"),
-    35118: (Action.STOP, "a Messaging Service is needed: set TWILIO_MESSAGING_SERVICE_SID"),
-    63038: (Action.STOP, "the account's limit of texts a day is reached: raise it, or wait for tomorrow"),
-    70051: (Action.STOP, "the API key lacks a permission: give it Messages read and create"),
-}
-HTTP_STATUSES: dict[int, tuple[Action, str]] = {
-    401: TWILIO_CODES[20003],
-    403: TWILIO_CODES[20403],
-    404: TWILIO_CODES[20404],
-    408: (Action.UNCERTAIN, "the request timed out on its way"),
-    429: TWILIO_CODES[20429],
-}
-QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
-MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
-NOT_POSTED = Answer(Action.PAUSE, "the run ended before it was posted")
-FINAL_STATUSES = {"delivered", "undelivered", "failed", "canceled", "read"}
-
-
-class Http(HttpClient):
-    """requests with a timeout, keeping the last response: Twilio's exceptions carry neither headers nor every code."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.getLogger("twilio.http_client"), is_async=False)
-        self.session = requests.Session()
-        self.last: Response | None = None
-
-    def request(self, *request: Any, **options: Any) -> Response:
-        """Send one request. urllib3 repeats nothing unless told to, and it isn't."""
-        self.last = None
-        with self.session.request(*request, **options | {"timeout": HTTP_TIMEOUT, "stream": True}) as answer:
-            self.last = Response(answer.status_code, read_all(answer).decode(errors="replace"), answer.headers)
-        return self.last
-
-
-def read_all(answer: requests.Response) -> bytes:
-    """The body, if all of it comes in time: the time-out of requests starts anew with every byte.
-
-    :raises requests.ReadTimeout: when it does not
-    """
-    until, body = time.monotonic() + HTTP_TIMEOUT[1], bytearray()
-    while part := answer.raw.read1(65_536, decode_content=True):
-        body += part
-        if time.monotonic() > until:
-            raise requests.ReadTimeout("the answer goes on for too long")
-    return bytes(body)
-
-
-class Brake:
-    """What ends a run early: SIGTERM, the deadline, or the first failure that concerns everybody."""
-
-    def __init__(self, stop: Stop, deadline: float) -> None:
-        self._stop, self._deadline = stop, deadline
-        self._until = time.monotonic() + deadline
-        self._lock = threading.Lock()
-        self.failure: NotifierError | None = None
-
-    def pull(self, failure: NotifierError) -> None:
-        """Take no more work, for this reason, which is told at once; the first one counts."""
-        with self._lock:
-            if self.failure is None:
-                self.failure = failure
-                tell(failure)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether SIGTERM came."""
-        return self._stop.requested
-
-    @property
-    def pulled(self) -> bool:
-        """Whether no more work may be taken."""
-        return self.failure is not None or self.stopped or time.monotonic() > self._until
-
-    def blame(self, *, unfinished: bool) -> None:
-        """Name SIGTERM, or the deadline if it left work undone, as what ended the run."""
-        if self.stopped:
-            self.pull(Terminated("SIGTERM came: no more texts are taken up, the next run goes on"))
-        elif unfinished and time.monotonic() > self._until:
-            self.pull(RetryLater(f"RUN_DEADLINE ({self._deadline:g} s) is reached: the next run goes on"))
-
-    @property
-    def exit_codes(self) -> list[Exit]:
-        """The exit codes that what happened to the run asks for."""
-        return [
-            *([self.failure.exit_code] if self.failure else []),
-            *([Exit.TERMINATED] if self.stopped else []),
-        ]
-
-    def unless_pulled(self, items: Iterator[T]) -> Iterator[T]:
-        """The items, while more work may be taken."""
-        while not self.pulled and (item := next(items, None)) is not None:
-            yield item
-
-    def sleep(self, seconds: float) -> bool:
-        """Sleep until then or until pulled; whether the seconds were slept out."""
-        until = time.monotonic() + seconds
-        while not self.pulled and (left := until - time.monotonic()) > 0:
-            self._stop.sleep(min(left, 0.2))
-        return not self.pulled
-
-
-def tell(failure: NotifierError) -> None:
-    """Log a failure, a line for each of its arguments."""
-    for line in failure.args:
-        log.error("%s", line)
-
-
-class Gate:
-    """Where all workers wait while Twilio asks for patience: one pause for all, within PAUSE_BUDGET."""
-
-    def __init__(self, brake: Brake) -> None:
-        self._brake = brake
-        self._lock = threading.Lock()
-        self._opens = 0.0
-        self._spent = 0.0
-        self._doublings = 0
-
-    def pass_through(self) -> bool:
-        """Wait until texts may be posted; False when the run ends instead."""
-        while not self._brake.pulled and (left := self._opens - time.monotonic()) > 0:
-            self._brake.sleep(left)
-        return not self._brake.pulled
-
-    def close(self, answer: Answer) -> None:
-        """Hold everybody for as long as Twilio says, else for twice as long as the last time, with jitter."""
-        with self._lock:
-            now, asked = time.monotonic(), answer.retry_after
-            if now < self._opens and (asked is None or now + asked <= self._opens):
-                return  # posted before the pause began
-            least = QUEUE_PAUSE if answer.code == QUEUE_FULL else 1.0
-            pause = max(least, min(least * 2**self._doublings, LONGEST_PAUSE) if asked is None else asked)
-            opens = max(self._opens, now + pause * random.uniform(1.0, 1.2))  # noqa: S311 - jitter
-            self._spent += opens - max(self._opens, now)
-            self._doublings, self._opens = min(self._doublings + 1, 10), opens
-            log.warning("All texts wait for %.0f s: %s", opens - now, answer.words)
-            if self._spent > PAUSE_BUDGET:
-                self._brake.pull(RetryLater(f"Twilio asks for more than the {PAUSE_BUDGET:g} s that a run may wait"))
-
-    def relax(self) -> None:
-        """Start over with short pauses, after a text that got through."""
-        self._doublings = 0
-
-
-class Sender:
-    """Posts texts from SEND_CONCURRENCY threads, a Twilio client each: sessions are not proven thread-safe."""
-
-    def __init__(self, settings: Settings, brake: Brake) -> None:
-        self._settings, self._brake, self._gate = settings, brake, Gate(brake)
-        self._clients = threading.local()
-        self._pool = ThreadPoolExecutor(settings.send_concurrency)
-        self._flying: set[Future[Result]] = set()
-
-    def __enter__(self) -> Sender:
-        return self
-
-    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, NotifierError):  # a fault of ours: post no more
-            self._brake.pull(RetryLater("the program failed: what is queued is not posted"))
-        self._pool.shutdown()
-
-    @property
-    def room(self) -> int:
-        """How many more texts may be claimed: some ahead, for the threads to go on while the database answers."""
-        threads = self._settings.send_concurrency
-        return threads + threads // 2 - len(self._flying)
-
-    @property
-    def busy(self) -> bool:
-        """Whether a text is in flight."""
-        return bool(self._flying)
-
-    def submit(self, claims: Iterable[Claim]) -> None:
-        """Post claimed texts as soon as they may be."""
-        self._flying |= {self._pool.submit(self._send, claim) for claim in claims}
-
-    def results(self, timeout: float | None = None) -> list[Result]:
-        """What came back, waiting up to the timeout (seconds) for a first one; None waits for all."""
-        done, self._flying = wait(self._flying, timeout, "ALL_COMPLETED" if timeout is None else FIRST_COMPLETED)
-        return [future.result() for future in done]
-
-    def probe(self) -> None:
-        """Prove name resolution, TLS and credentials before anything is claimed.
-
-        A list of one message, since a Standard API key cannot read the account.
-
-        :raises FixFirst: when a person must act first
-        :raises RetryLater: when Twilio cannot be reached or does not answer as it should
-        """
-        for pause in (*PROBE_PAUSES, None):
-            answer = self._ask(lambda client: client.messages.page(page_size=1))
-            if answer.action is Action.STOP:
-                raise FixFirst(f"Twilio: {answer.words}. Nobody was texted")
-            if answer.action is Action.ACCEPT:
-                log.info("Twilio client initialized")
-                return
-            if pause is None or not self._brake.sleep(pause):
-                break
-        raise RetryLater(f"Twilio cannot be used: {answer.words}. Nobody was texted")
-
-    def _send(self, claim: Claim) -> Result:
-        while self._gate.pass_through():
-            answer = self._post(claim.reminder)
-            if answer.action is Action.STOP:
-                self._brake.pull(FixFirst(f"Twilio: {answer.words}"))
-            if answer.action is not Action.PAUSE:
-                return Result(claim, answer)
-            self._gate.close(answer)
-        return Result(claim, NOT_POSTED)
-
-    def _post(self, reminder: Reminder) -> Answer:
-        s = self._settings
-        sender = {"from_": s.twilio_from_number} if s.twilio_from_number else {}
-        service = {"messaging_service_sid": s.twilio_messaging_service_sid} if not sender else {}
-        text, period = message_for(reminder, s), s.validity_period
-        answer = self._ask(
-            lambda client: client.messages.create(
-                to=reminder.phone, body=text, validity_period=period, **sender, **service
-            )
-        )
-        if answer.action is Action.ACCEPT:
-            self._gate.relax()
-            if not MESSAGE_SID.fullmatch(answer.sid or ""):
-                return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
-        return answer
-
-    def _ask(self, question: Callable[[Client], Any]) -> Answer:
-        """Put one request to Twilio and understand whatever comes back."""
-        client, http = self._client()
-        try:
-            resource = question(client)
-        except NotifierError:
-            raise
-        except Exception as error:  # noqa: BLE001 - around a POST, whatever is not understood is uncertain
-            return understand(error, http.last)
-        sid, segments = str(getattr(resource, "sid", "")), str(getattr(resource, "num_segments", ""))
-        return Answer(Action.ACCEPT, sid=sid, segments=int(segments) if segments.isdecimal() else None)
-
-    def _client(self) -> tuple[Client, Http]:
-        """This thread's client."""
-        if not hasattr(self._clients, "pair"):
-            s, http = self._settings, Http()
-            user = s.twilio_api_key_sid or s.twilio_account_sid
-            password = s.twilio_api_key_secret or s.twilio_auth_token
-            where = {"region": s.twilio_region or None, "edge": s.twilio_edge or None}
-            client = Client(user, password, s.twilio_account_sid, http_client=http, **where)  # type: ignore[no-untyped-call]
-            client.api.base_url = s.twilio_api_url
-            self._clients.pair = client, http
-        pair: tuple[Client, Http] = self._clients.pair
-        return pair
-
-    def look_up(self, rows: Sequence[Row]) -> Iterator[tuple[Row, list[Message]]]:
-        """Each row with the messages of Twilio's list that may be its text.
-
-        With a from number the list is read by UTC day, the day of the claim and the next; with a Messaging Service, by
-        recipient.
-
-        :raises RetryLater: when SETTLE_BUDGET is spent, or Twilio does not answer as it should
-        :raises FixFirst: when a person must act first
-        :raises Terminated: when SIGTERM came
-        """
-        until = time.monotonic() + SETTLE_BUDGET
-        wanted = {row.sid or row.phone for row in rows}
-        lists: dict[tuple[str, date], dict[str, list[Message]]] = {}
-        for row in rows:
-            day = row.claimed_at.date()
-            by_day = [("", day), ("", day + timedelta(days=1))]
-            searches = by_day if self._settings.twilio_from_number else [(row.phone, day)]
-            for search in searches:
-                if search not in lists:
-                    lists[search] = self._list(*search, wanted, until)
-            key = row.sid or row.phone
-            yield row, [message for search in searches for message in lists[search].get(key, ())]
-
-    def _list(self, to: str, day: date, wanted: set[str], until: float) -> dict[str, list[Message]]:
-        """The wanted messages to a number since a day, or to everybody on that day, by SID and by recipient."""
-        kept: dict[str, list[Message]] = defaultdict(list)
-        # Dates go as text: twilio-python would write a datetime with a literal Z.
-        search = {"to": to, "date_sent_after": str(day)} if to else {"date_sent": str(day)}
-        sender = {} if to else {"from_": self._settings.twilio_from_number}
-
-        def check() -> None:
-            if self._brake.stopped:
-                raise Terminated("SIGTERM came while texts were looked up")
-            if time.monotonic() > until:
-                raise RetryLater("looking up texts takes too long, the rest waits")
-
-        def read(client: Any) -> None:
-            check()
-            for message in client.messages.stream(page_size=1_000, **search, **sender):
-                check()
-                for key in wanted & {message.sid, message.to}:
-                    created = message.date_created
-                    kept[key].append(Message(message.sid, message.to, message.status, message.error_code, created))
-
-        answer = self._ask(read)
-        if answer.action is not Action.ACCEPT:
-            kind = FixFirst if answer.action is Action.STOP else RetryLater
-            raise kind(f"Twilio's list of messages could not be read: {answer.words}")
-        return kept
-
-
-def understand(error: Exception, response: Response | None) -> Answer:
-    """What a failed request asks for, from the exception and, when there was one, the response."""
-    if response is None:
-        if surely_not_sent(error):
-            return Answer(Action.UNREACHED, f"Twilio cannot be reached ({cause(error)})")
-        if isinstance(error, requests.exceptions.InvalidURL) or (type(error) is OSError and error.errno is None):
-            return Answer(
-                Action.STOP, "HTTPS_PROXY or REQUESTS_CA_BUNDLE cannot be used: correct it"
-            )  # nothing was sent
-        return Answer(Action.UNCERTAIN, f"no answer from Twilio ({cause(error)})")
-    if not 400 <= response.status_code < 500:  # a 5xx may have been sent, whatever code it carries
-        return Answer(Action.UNCERTAIN, f"Twilio answered HTTP {response.status_code} ({type(error).__name__})")
-    code, said = error_body(response)
-    unknown = (Action.FAIL, f"Twilio answered HTTP {response.status_code} {said}".rstrip())
-    action, words = TWILIO_CODES.get(code or 0) or HTTP_STATUSES.get(response.status_code) or unknown
-    link = f" (error {code}, https://www.twilio.com/docs/api/errors/{code})" if code else ""
-    return Answer(action, words + link, code, retry_after=retry_after(response))
-
-
-def error_body(response: Response) -> tuple[int | None, str]:
-    """Twilio's error code and message, in its own form or in that of RFC 9457; (None, '') when there are none."""
-    try:
-        body = json.loads(response.text)
-    except ValueError:
-        return None, ""
-    if not isinstance(body, dict):
-        return None, ""
-    code = body.get("code")
-    known = isinstance(code, int) and 0 < code < 1_000_000  # what the ledger's column holds
-    return code if known else None, clean(body.get("message") or body.get("title"))
-
-
-def retry_after(response: Response) -> float | None:
-    """The seconds that Retry-After asks for (RFC 9110, 10.2.3: a number of seconds, or a date); None when absent."""
-    value = (response.headers or {}).get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def surely_not_sent(error: Exception) -> bool:
-    """Whether the connection was never made, so that the request cannot have arrived.
-
-    Only these are sure. Every other error of TLS, time-out or cut connection can come after the whole request.
-    """
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    reason = getattr(reason, "original_error", reason)  # what urllib3 calls a failed proxy may be a lost answer
-    if isinstance(reason, urllib3.exceptions.SSLError):
-        reason = reason.args[0]
-    never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
-    return isinstance(reason, (*never_connected, ssl.SSLCertVerificationError))
-
-
-def cause(error: Exception) -> str:
-    """The kind and the innermost cause of an exception of requests."""
-    inner: object = error
-    while isinstance(inner, Exception):
-        outer, inner = inner, getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
-    return f"{type(error).__name__}: {clean(outer)}"
-
-
-def is_permanent(code: int | None) -> bool:
-    """Whether Twilio's code says that this number will not be served tomorrow either."""
-    return TWILIO_CODES.get(code or 0, (None,))[0] is Action.REFUSE
-
-
-# --- run --------------------------------------------------------------------------------------------------------------
-
-
-def run(settings: Settings, clock: Clock, stop: Stop) -> Exit:
-    """Text everybody who is due; the whole job."""
-    log.info("Starting habit notification job")
-    log.info("Settings: %s", settings.shown())
-    now, brake = clock(), Brake(stop, settings.run_deadline)
-    with Store(settings, stop) as store, Sender(settings, brake) as sender:
-        store.open()
-        sender.probe()
-        warn_of_future_logs(store.newest_log(), now)
-        zones = store.users_by_zone()
-        report = Report(users=sum(zones.values()))
-        log.info("Found %d users with phone numbers", report.users)
-        days = days_by_zone(zones, settings, now)
-        pages = brake.unless_pulled(store.pages(days, report.users, now))
-        due = due_reminders(pages, days, store, report, settings.refused_retry_days)
-        deliver(due, store, sender, report, Streak(brake, settings.shard_count), brake, clock)
-        if not brake.pulled and settings.shard == 0:  # one of them does it for all
-            clean_up(store, sender, settings, clock())
-    brake.blame(unfinished=False)
-    report.close(early=brake.failure is not None)
-    return Exit.worst([*report.exit_codes, *brake.exit_codes])
-
-
-def settle(settings: Settings, clock: Clock, stop: Stop) -> Exit:
-    """Ask Twilio what became of texts whose end is not known yet; text nobody."""
-    brake = Brake(stop, settings.run_deadline)
-    with Store(settings, stop) as store, Sender(settings, brake) as sender:
-        store.open()
-        sender.probe()
-        settle_texts(store, sender, settings, clock())
-    return Exit.worst(brake.exit_codes)
-
-
-def warn_of_future_logs(newest: datetime | None, now: datetime) -> None:
-    """Say so when logs carry the wall time of a zone that is ahead of UTC."""
-    if newest and newest > now + timedelta(minutes=5):
-        log.warning(
-            "The newest log is of %s UTC, which is still to come: Log.created_at must be in UTC. Does a server with "
-            "another time_zone fill a DATETIME? Until that is mended, days are judged wrongly",
-            f"{newest:%Y-%m-%d %H:%M:%S}",
-        )
-
-
-def days_by_zone(zones: Iterable[bytes], settings: Settings, now: datetime) -> dict[bytes, Days]:
-    """The days of each stored zone that can be resolved; DEFAULT_TIME_ZONE serves for the others."""
-    default = resolve_zone(settings.default_time_zone)
-    resolved = ((key, resolve_zone(key.decode(errors="replace")) or default) for key in zones)
-    return {key: days_of(now, zone) for key, zone in resolved if zone}
-
-
-def due_reminders(
-    pages: Iterable[tuple[int, list[User]]], days: Mapping[bytes, Days], store: Store, report: Report, retry_days: int
-) -> Iterator[Reminder]:
-    """The reminders to claim, page by page; who gets none is reported."""
-    for count, page in pages:
-        verdicts = [(user, judge(user, days)) for user in page]
-        reminders = [verdict for _, verdict in verdicts if isinstance(verdict, Reminder)]
-        history = store.history(reminders)
-        store.forget([row for r in reminders for row in history[r.user_id] if is_outdated(row, r)])
-        report.page(count)
-        report.skipped((user, verdict) for user, verdict in verdicts if isinstance(verdict, Skip))
-        for reminder in reminders:
-            if skip := already(reminder, history[reminder.user_id], retry_days):
-                report.skipped([(reminder, skip)])
-            else:
-                yield reminder
-
-
-def deliver(
-    due: Iterator[Reminder], store: Store, sender: Sender, report: Report, streak: Streak, brake: Brake, clock: Clock
-) -> None:
-    """Claim, post and record the due texts, never more claimed than the threads have in hand and a few ahead."""
-    claims: list[Claim] = []  # these two are what `land` still has to account for
-    results: list[Result] = []
-    try:
-        while (not brake.pulled and draw(due, claims, sender.room, clock())) or sender.busy:
-            ours, others = store.claim(claims)
-            report.claimed(ours, others)
-            sender.submit(ours)
-            claims, results = [], sender.results(timeout=1.0)
-            report.finished(results)
-            streak.add(results)
-            store.record(results, clock())
-            results = []
-        streak.end()
-        store.release(streak.doubtful)
-        report.taken_back(streak.doubtful)
-    except NotifierError as failure:
-        brake.pull(failure)
-        land(claims, results, store, sender, report, clock)
-    left = list(due)
-    brake.blame(unfinished=bool(left) or report.unfinished)
-    report.not_tried(left)
-
-
-def draw(due: Iterator[Reminder], claims: list[Claim], room: int, now: datetime) -> bool:
-    """Add claims for the next reminders, which have a token of their own; whether there were any."""
-    token = secrets.token_hex(16)
-    for reminder in islice(due, room):  # one by one: the query of the next page may fail in between
-        claims.append(Claim(reminder, token, now))  # noqa: PERF401
-    return bool(claims)
-
-
-def land(
-    claims: list[Claim], results: list[Result], store: Store, sender: Sender, report: Report, clock: Clock
-) -> None:
-    """After the database failed: wait for what is in flight, and try once more to record it and what it preceded."""
-    unposted = [Result(claim, NOT_POSTED) for claim in claims]
-    late = sender.results()
-    report.finished([*unposted, *late])
-    try:
-        store.record([*results, *unposted, *late], clock())
-    except NotifierError:
-        log.error(
-            "What became of the last %d texts could not be recorded: their rows stay at 'sending', which keeps them "
-            "from being sent again today",
-            len([*results, *unposted, *late]),
-        )
-
-
-def clean_up(store: Store, sender: Sender, settings: Settings, now: datetime) -> None:
-    """What can wait for the next run: a failure is told, but fails nobody."""
-    try:
-        settle_texts(store, sender, settings, now)
-        if purged := store.purge((now - RETENTION).date()):
-            log.info("Deleted %d rows of the ledger that were older than %d days", purged, RETENTION.days)
-    except NotifierError as failure:
-        log.warning("Left for the next run: %s", failure)
-
-
-def settle_texts(store: Store, sender: Sender, settings: Settings, now: datetime) -> None:
-    """Record what Twilio says of the texts that are not settled."""
-    rows = store.unsettled(now)
-    if not rows:
-        log.info("There are no earlier texts to look up")
-        return
-    rivals, deadline = store.rivals(rows), timedelta(seconds=settings.run_deadline)
-    found: list[tuple[Row, list[Message]]] = []
-    try:
-        for row_and_messages in sender.look_up(rows):
-            found.append(row_and_messages)  # noqa: PERF402
-    finally:  # what was found before a failure counts, and for what is too old there is nothing to find any more
-        found += [(row, []) for row in rows[len(found) :] if now - row.claimed_at > SETTLE_FINAL]
-        settled = list(settlements(found, rivals, now, deadline))
-        store.settle(settled)
-        report_settled(rows, settled)
-
-
-def report_settled(rows: Sequence[Row], settled: Sequence[Settlement]) -> None:
-    """Say what Twilio said, and name every text that did not arrive."""
-    ends = Counter(s.final_status for s in settled if s.final_status)
-    words = "".join(f", {status} {count}" for status, count in sorted(ends.items()))
-    log.info("Looked up %d earlier texts%s, still open %d", len(rows), words, len(rows) - sum(ends.values()))
-    for s in settled:
-        if s.final_status in ("undelivered", "failed", "unknown"):
-            reason = f"error {s.code}, https://www.twilio.com/docs/api/errors/{s.code}" if s.code else "no reason given"
-            log.warning("The text of %s to user %s: %s (%s)", s.row.local_day, s.row.user_id, s.final_status, reason)
-
-
-STREAKS: dict[Action, type[NotifierError]] = {
-    Action.FAIL: FixFirst,
-    Action.UNCERTAIN: RetryLater,
-    Action.UNREACHED: RetryLater,
-}
-
-
-class Streak:
-    """Failures in a row. STREAK of them, or a few and nothing else, say: it's not these people, it's everybody."""
-
-    def __init__(self, brake: Brake, shards: int) -> None:
-        self._brake = brake
-        self._few = STREAK_OF_ALL if shards == 1 else STREAK  # a shard's few texts say little of everybody
-        self._failed: list[Result] = []
-        self._broke = self._others = False
-
-    def add(self, results: Iterable[Result]) -> None:
-        """Count results, and pull the brake when the streak is long enough."""
-        for result in results:
-            if result.answer.action in STREAKS:
-                self._failed.append(result)
-            elif result.answer is not NOT_POSTED and not self._broke:
-                self._failed.clear()
-                self._others = True
-        if len(self._failed) >= STREAK:
-            self._stop()
-
-    def end(self) -> None:
-        """Pull the brake, too, when all texts were refused, if they are not too few to tell."""
-        actions = {result.answer.action for result in self._failed}
-        if actions == {Action.FAIL} and not self._others and len(self._failed) >= self._few:
-            self._stop()
-
-    def _stop(self) -> None:
-        self._broke = True
-        last, count = self._failed[-1].answer, len(self._failed)
-        self._brake.pull(
-            STREAKS[last.action](f"{count} texts in a row failed, the last one: {last.words}. No more are posted")
-        )
-
-    @property
-    def doubtful(self) -> list[Claim]:
-        """The refusals of a streak that stopped the run: not the person's fault, and surely not sent."""
-        return [result.claim for result in self._failed if self._broke and result.answer.action is Action.FAIL]
-
-
-class Report:
-    """Counts what becomes of users, and tells it."""
-
-    def __init__(self, users: int) -> None:
-        self.users = users
-        self._counts: Counter[Outcome] = Counter()
-        self._looked_at = 0
-        self._told = time.monotonic()
-
-    @property
-    def exit_codes(self) -> list[Exit]:
-        """The exit codes that the outcomes ask for."""
-        return [outcome.exit_code for outcome, count in self._counts.items() if count]
-
-    def page(self, users: int) -> None:
-        """Count a page of users, and tell the progress every PROGRESS_SECONDS."""
-        self._looked_at += users
-        self._progress()
-
-    def _progress(self) -> None:
-        if time.monotonic() - self._told >= PROGRESS_SECONDS:
-            self._told = time.monotonic()
-            log.info("Progress: %d of %d users looked at%s", self._looked_at, self.users, self._totals())
-
-    def _totals(self) -> str:
-        return "".join(f", {outcome.words} {self._counts[outcome]}" for outcome in Outcome if self._counts[outcome])
-
-    def skipped(self, skips: Iterable[tuple[User | Reminder, Skip]]) -> None:
-        """Count and name users who get no text, and why."""
-        for who, skip in skips:
-            self._counts[skip.outcome] += 1
-            log.log(skip.outcome.level, "User %s gets no text, %s: %s", who, skip.outcome.words, skip.reason)
-
-    def claimed(self, claims: Iterable[Claim], others: Iterable[tuple[Reminder, Skip]]) -> None:
-        """Name whose turn it is."""
-        for claim in claims:
-            log.info("User %s needs notification: %s", claim.reminder, claim.reminder.rule.reason)
-        self.skipped(others)
-
-    def finished(self, results: Iterable[Result]) -> None:
-        """Count and tell what became of texts."""
-        for result in results:
-            reminder, answer, outcome = result.claim.reminder, result.answer, result.outcome
-            self._counts[outcome] += 1
-            if outcome is Outcome.SENT:
-                name = reminder.name or "(no name)"
-                log.info("Notification sent to %s (%s). Message SID: %s", name, reminder.phone, answer.sid)
-            else:
-                words = f"{reminder.phone}: {answer.words}"
-                log.log(outcome.level, "Notification to %s %s: %s", reminder, outcome.words, words)
-        self._progress()
-
-    def taken_back(self, claims: Sequence[Claim]) -> None:
-        """Count refusals as not sent after all."""
-        self._counts[Outcome.REFUSED] -= len(claims)
-        self._counts[Outcome.RELEASED] += len(claims)
-
-    def not_tried(self, due: Iterable[Reminder]) -> None:
-        """Count and name whose turn did not come."""
-        self.skipped((reminder, Skip(Outcome.NOT_TRIED, "the run ended before")) for reminder in due)
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether another run could serve somebody whom this one did not."""
-        return self._looked_at < self.users or Exit.RETRY in self.exit_codes
-
-    def close(self, *, early: bool) -> None:
-        """Sum up."""
-        if early and self._looked_at < self.users:  # without that, somebody left the table meanwhile
-            log.warning("%d users were not looked at: the run ended before", self.users - self._looked_at)
-        if uncertain := self._counts[Outcome.UNCERTAIN]:
-            log.warning(
-                "%d texts are uncertain: they may have been sent, and are not sent again today. The next run, or "
-                "--settle, asks Twilio what became of them",
-                uncertain,
-            )
-        log.info("Looked at %d of %d users%s", self._looked_at, self.users, self._totals())
-        failed = sum(count for outcome, count in self._counts.items() if outcome.failed)
-        log.info("Job completed. Notifications sent: %d, Failed: %d", self._counts[Outcome.SENT], failed)
-
-
 # --- main -------------------------------------------------------------------------------------------------------------
 
-MODES: dict[str, tuple[Callable[[Settings, Clock, Stop], Exit], str]] = {
-    "run": (run, "text everybody who is due (the default)"),
-    "settle": (settle, "only ask Twilio what became of texts whose end is not known yet"),
+MODES: dict[str, tuple[Callable[[Job], Exit], str]] = {
+    "run": (Job.run, "text everybody who is due (the default)"),
+    "settle": (Job.settle, "only ask Twilio what became of texts whose end is not known yet"),
+    "dry-run": (dry_run, "name who would be texted now; write nothing, ask Twilio nothing"),
+    "explain": (explain, "why a user is texted or not: days, logs, gates, ledger, the next possible text"),
+    "check": (check, "say of all that a run needs whether it is there; send nothing, write nothing"),
 }
+READS_ONLY = "dry-run", "explain"  # they need the DB_ settings alone, and may be asked about another moment
+PINGS = {Exit.DONE: "", Exit.ACT: "/fail"}  # of HEARTBEAT_URL; after others the Job tries again
+PING_SECONDS = 5.0
+TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended
+TERMINATION_BYTES = 4_096
+JSON_FIELDS = "event", "user_id", "outcome", "rule", "code", "sid"
 
 
 class OneLine(logging.Formatter):
     """A line for each record, its time in UTC: nothing that is logged can forge another line."""
 
     converter = staticmethod(time.gmtime)
+    settings: Settings | None = None
+    """Known once they are read: LOG_PII and LOG_FORMAT, and the secrets that libraries could say."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record, with every character that does not print escaped."""
-        line = super().format(record)
-        return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        pii = self.settings is None or self.settings.log_pii == "on"
+        if not pii and isinstance(record.args, tuple):
+            record = logging.makeLogRecord(record.__dict__ | {"args": tuple(map(masked, record.args))})
+        line = self.as_json(record) if self.settings and self.settings.log_format == "json" else super().format(record)
+        if self.settings and record.name != log.name:
+            line = self.settings.hide(line)
+        if not pii:
+            line = re.sub(r"\+[0-9]{7,15}\b", lambda number: masked_number(number[0]), line)
+        return line if line.isprintable() else "".join(c if shows(c) else repr(c)[1:-1] for c in line)
+
+    def as_json(self, record: logging.LogRecord) -> str:
+        """The record as one JSON object."""
+        said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"), "level": record.levelname}
+        trace = {"trace": self.formatException(record.exc_info)} if record.exc_info else {}
+        known = {name: getattr(record, name) for name in JSON_FIELDS if hasattr(record, name)}
+        return json.dumps(said | {"message": record.getMessage(), "run": RUN} | known | trace, ensure_ascii=False)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging knows
+        """A traceback; with LOG_PII=off without the exception's words, which may hold anything."""
+        if self.settings is None or self.settings.log_pii == "on":
+            return super().formatException(ei)
+        return f"{''.join(traceback.format_tb(ei[2]))}{ei[0].__name__}"
+
+
+class Personal(str):
+    """A name or a number of a person, which LOG_PII=off hides."""
+
+    __slots__ = ()
+
+
+RUN = secrets.token_hex(4)  # tells the lines of one run from another's
+
+
+def masked(value: object) -> object:
+    """A value without what it tells of a person, but for the id."""
+    if isinstance(value, User):
+        return f"(ID: {shown_id(value.id)})"
+    return masked_number(value) if isinstance(value, Personal) else value
+
+
+def masked_number(text: str) -> str:
+    """A number's country and last digits; nothing of anything else."""
+    return f"{text[:2]}******{text[-4:]}" if E164.fullmatch(text) else "(hidden)"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -1935,8 +3209,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     group = parser.add_mutually_exclusive_group()
     for name, (_, words) in MODES.items():
-        group.add_argument(f"--{name}", dest="mode", action="store_const", const=name, default="run", help=words)
-    return parser.parse_args(argv)
+        if name == "explain":
+            group.add_argument("--explain", metavar="USER_ID", help=words)
+        else:
+            group.add_argument(f"--{name}", dest="mode", action="store_const", const=name, default="run", help=words)
+    parser.add_argument("--now", type=moment, help="for --dry-run and --explain: another moment, 2026-03-29T09:00:00Z")
+    found = parser.parse_args(argv)
+    found.mode = "explain" if found.explain else found.mode
+    if found.now and found.mode not in READS_ONLY:
+        parser.error("--now goes with --dry-run or --explain")
+    return found
+
+
+def moment(text: str) -> datetime:
+    """An instant, with its zone."""
+    instant = datetime.fromisoformat(text)
+    if instant.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text} has no zone: write {text}Z")
+    return instant.astimezone(UTC)
 
 
 def settings_help() -> str:
@@ -1960,27 +3250,85 @@ def main(
     argv: Sequence[str] | None = None,
     environ: Mapping[str, str] = os.environ,
     clock: Clock = utc_now,
-    stop: Stop = STOP,
+    stop: Stop | None = None,
 ) -> int:
     """Run the mode that the arguments name; the exit code."""
-    mode, _ = MODES[parse_arguments(argv).mode]
+    asked, report, code = parse_arguments(argv), Report(), Exit.RETRY
+    set_up_logging()
+    pings = heartbeat(environ) if asked.mode == "run" else ""
+    ping(pings, "/start")
+    try:
+        OneLine.settings = settings = Settings.read(environ, without="TWILIO_" if asked.mode in READS_ONLY else "none")
+        log.setLevel(settings.log_level)
+        job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop or Stop())
+        job.about = asked.explain or ""
+        with watchdog(job.brake):
+            code = MODES[asked.mode][0](job)
+    except NotifierError as failure:
+        tell(failure)
+        code, report.error = failure.exit_code, str(failure.args[0])
+    except Exception:  # nobody is texted twice even so: the ledger has every claim
+        log.critical("A fault of the program, please report it", exc_info=True)
+        report.error = "a fault of the program"
+    summary = report.summary(asked.mode, code)
+    leave_summary(summary)
+    if code in PINGS:
+        ping(pings, PINGS[code], {key: value for key, value in summary.items() if key != "error"})
+    return code
+
+
+def set_up_logging() -> None:
+    """One line for each record, on standard error; a closed log is no reason to stop."""
+    OneLine.settings = None
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(asctime)s - %(name)s - %(levelname)s - %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.raiseExceptions = False
     log.setLevel(logging.INFO)
-    try:
-        settings = Settings.read(environ)
-        log.setLevel(settings.log_level)
-        return mode(settings, clock, stop)
-    except NotifierError as failure:
-        tell(failure)
-        if stop.requested:
-            tell(Terminated("SIGTERM came: the next run goes on"))
-        return Exit.worst([failure.exit_code, *([Exit.TERMINATED] if stop.requested else [])])
-    except Exception:  # nobody is texted twice even so: the ledger has every claim
-        log.critical("A fault of the program, please report it", exc_info=True)
-        return Exit.RETRY
+
+
+def heartbeat(environ: Mapping[str, str]) -> str:
+    """HEARTBEAT_URL, also when other settings are wrong; '' in all shards but the first."""
+    [declared] = [declared for declared in fields(Settings) if declared.name == "heartbeat_url"]
+    with suppress(ValueError):
+        url = read_setting("HEARTBEAT_URL", declared.metadata, environ)
+        return str(url).rstrip("/") if environ.get("JOB_COMPLETION_INDEX", "") in ("", "0") else ""
+    return ""
+
+
+def ping(url: str, end: str, summary: Mapping[str, Any] | None = None) -> None:
+    """Tell the dead man's switch; whatever comes of it, for PING_SECONDS at most, is only logged."""
+
+    def post() -> None:
+        try:
+            requests.post(url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False).raise_for_status()
+        except Exception as error:  # noqa: BLE001 - a run does not depend on it
+            log.warning("HEARTBEAT_URL was not told: %s", type(error).__name__)
+
+    if url:
+        thread = threading.Thread(target=post, daemon=True)
+        thread.start()
+        thread.join(PING_SECONDS)
+
+
+def leave_summary(summary: Mapping[str, Any]) -> None:
+    """Say in Kubernetes' words how the run ended; where there is no Kubernetes, nobody asks."""
+    with suppress(OSError):
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_bytes(json.dumps(summary).encode()[:TERMINATION_BYTES])
+
+
+def start() -> None:
+    """Be the process: end it at once, whatever threads still wait for and whoever has closed the log."""
+    stop = Stop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop.request)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+    code = main(stop=stop)
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

@@ -11,8 +11,11 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
+import habit_notifier
+from tests.full import FULL
 from tests.sandbox.database import Database, NoServerError, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 
@@ -20,9 +23,19 @@ NAMED = os.environ.get("TEST_MYSQL_URL", "")
 
 
 def pytest_configure() -> None:
-    """A shell's background job ignores SIGINT, and so would every program that tests start there and interrupt."""
+    """Under FULL=1 hypothesis draws new examples each time, else always the same."""
+    hypothesis.settings.register_profile("sample", derandomize=True)
+    if not FULL:
+        hypothesis.settings.load_profile("sample")
+    # A shell's background job ignores SIGINT, and so would every program that tests start there and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is away at the start of a run is waited for as long as a test can wait."""
+    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 2.0)
 
 
 @pytest.fixture(scope="session", params=["throwaway", *(["named"] if NAMED else [])])
@@ -68,15 +81,21 @@ def environ(database: Database, twilio: FakeTwilio) -> dict[str, str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says plainly what this run did not cover, and why."""
-    lines = []
-    if not NAMED:
-        lines.append("TEST_MYSQL_URL is not set: the tests ran on the throw-away server only")
-    skipped = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
-    lines += [f"{count} test{'s' if count > 1 else ''}: {reason}" for reason, count in skipped.items()]
-    if lines:
+    if missing := uncovered(terminalreporter):
         terminalreporter.section("not covered here")
-        for line in lines:
-            terminalreporter.write_line(line)
+        for why, what in missing.items():
+            terminalreporter.write_line(f"{what}: {why}")
+
+
+def uncovered(terminalreporter: pytest.TerminalReporter) -> dict[str, str]:
+    """Why something was not covered, and what."""
+    skipped = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    missing = {why: f"{count} test{'s' if count > 1 else ''}" for why, count in skipped.items()}
+    if not NAMED:
+        missing["TEST_MYSQL_URL is not set"] = "a second database server"
+    if not FULL:
+        missing["FULL=1 is not set"] = "the long runs"
+    return missing
 
 
 def _reason(report: pytest.TestReport) -> str:

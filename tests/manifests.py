@@ -37,6 +37,14 @@ def kubectl() -> str:
     return found
 
 
+def promtool() -> str:
+    """The path of Prometheus' own tester of alerts."""
+    found = shutil.which("promtool")
+    if not found:
+        pytest.skip("promtool is not here (Debian's package prometheus has it): the alerts were not tested")
+    return found
+
+
 def load(text: str) -> list[Document]:
     """The documents of a YAML text."""
     done = subprocess.run(

@@ -19,7 +19,9 @@ from pathlib import Path
 import pytest
 
 import habit_notifier
-from habit_notifier import Exit, Stop
+from habit_notifier import Exit
+from tests import program
+from tests.full import FULL
 from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import FakeTwilio
 from tests.sandbox.proxy import Proxy, Verdict
@@ -75,7 +77,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(environ: dict[str, str], at: datetime | None = NOON) -> int:
     """A whole run in this process, at NOON unless it follows a process, whose clock is the real one."""
-    return habit_notifier.main([], environ, (lambda: at) if at else habit_notifier.utc_now, Stop())
+    return program.run(environ, at=at or habit_notifier.utc_now)
 
 
 @contextmanager
@@ -300,6 +302,7 @@ def test_whoever_is_not_served_is_counted_as_not_tried_or_as_not_looked_at(
 # --- the process: no traceback, no secret, SIGTERM
 
 
+@pytest.mark.skipif(not FULL, reason="the real patience, half a minute, is waited for under FULL=1")
 def test_a_process_without_its_database_ends_in_a_line_without_traceback_or_secret(
     nowhere: tuple[dict[str, str], socket.socket],
 ) -> None:

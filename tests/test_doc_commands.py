@@ -179,7 +179,7 @@ def test_another_environment_is_made_as_the_manifests_readme_says(tmp_path: Path
         shutil.copytree(ROOT / folder, project / folder)
     overlay = project / "overlays/staging/kustomization.yaml"
     filled = overlay.read_text().replace("your-staging-mysql-host", "mysql.staging.example.com")
-    overlay.write_text(filled.replace("your-staging-twilio-number", '"+15005550006"'))
+    overlay.write_text(filled.replace("your-staging-twilio-number", "+15005550006"))
     cluster.answer("get secret", json.dumps(secret(SECRETS)))
     cluster.answer("get cronjob", json.dumps(cronjob()))
     for command in (

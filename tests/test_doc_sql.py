@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import habit_notifier
-from habit_notifier import Exit, Settings, Stop
+from habit_notifier import Exit, Settings
+from tests import program
 from tests.sandbox.database import Database
 from tests.sandbox.fake_twilio import FakeTwilio
 
@@ -48,7 +48,7 @@ def test_every_statement_works_in_the_order_of_the_document(
     environ = database.environ() | twilio.environ() | {"DB_USER": administrator.user, "DB_PASSWORD": PASSWORD}
 
     def run() -> Exit:
-        return Exit(habit_notifier.main([], environ, habit_notifier.utc_now, Stop()))
+        return Exit(program.run(environ))
 
     database.insert_users((f"Due {n}", f"+1202555{n:04}", "UTC") for n in range(50))
     for words in ("CREATE USER", "`User`", "`Habit`", "`Log`", "`HabitNotification`"):

@@ -16,6 +16,7 @@ import pytest
 
 import habit_notifier
 from habit_notifier import Settings, Stop, Store
+from tests import program
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 
@@ -78,7 +79,7 @@ def plans(filled: tuple[Database, FakeTwilio]) -> Plans:
         patch.setattr(Store, "_run_once", explain_and_run)
         patch.setattr(habit_notifier, "PAGE_USERS", PAGE)
         settings = database.environ() | twilio.environ() | {"SEND_CONCURRENCY": "16"}
-        assert habit_notifier.main([], settings, lambda: NOON, Stop()) == 0
+        assert program.run(settings, at=NOON) == 0
     return Plans(database.log_index, steps)
 
 

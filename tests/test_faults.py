@@ -1,4 +1,4 @@
-"""Whatever goes wrong, nobody is texted twice and nobody is lost: a few hundred runs of tests/faults.
+"""Whatever goes wrong, nobody is texted twice and nobody is lost: runs of tests/faults, a few hundred under FULL=1.
 
 `make faults RUNS=10000` does the same at length, and tells what hit.
 """
@@ -13,9 +13,10 @@ import pytest
 from tests.faults import mutants, program
 from tests.faults.draw import draw
 from tests.faults.program import MovedError, mutate
+from tests.full import sample
 
-RUNS, SEED, SECONDS = 300, 20240115, 45
-ENOUGH = 30  # runs that even a busy machine plays in those seconds
+RUNS, SEED, SECONDS = sample(300, 80), 20240115, sample(45, 15)
+ENOUGH = sample(30, 8)  # runs that even a busy machine plays in those seconds
 
 
 def faults(*arguments: object) -> tuple[int, str]:

@@ -20,6 +20,7 @@ import pytest
 
 import habit_notifier
 from habit_notifier import Exit, Stop
+from tests import program
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import Answer, FakeTwilio, Request, refuse, slow
 from tests.sandbox.proxy import Proxy, Verdict
@@ -66,7 +67,7 @@ def through(proxy: Proxy) -> dict[str, str]:
 
 def run(environ: dict[str, str], at: datetime = NOON) -> int:
     """A whole run of the program in this process."""
-    return habit_notifier.main([], environ, lambda: at, Stop())
+    return program.run(environ, at=at)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import habit_notifier
-from habit_notifier import MISSED_YESTERDAY, NO_LOGS, OneLine, Stop
+from habit_notifier import MISSED_YESTERDAY, NO_LOGS, OneLine
+from tests import program
 from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import FakeTwilio, refuse, server_error, slow
 
@@ -205,7 +206,7 @@ def test_progress_is_told_while_texts_are_sent(
     monkeypatch.setattr(habit_notifier, "PROGRESS_SECONDS", 0.3)
     database.insert_users([(f"Due {n}", f"+1202555{n:04}", "UTC") for n in range(10)])
     twilio.script(then=slow(0.2))
-    assert habit_notifier.main([], environ | {"SEND_CONCURRENCY": "2"}, stop=Stop()) == 0
+    assert program.run(environ | {"SEND_CONCURRENCY": "2"}) == 0
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Progress: ")]
     counts = [
         tuple(map(int, found.groups()))

@@ -24,6 +24,7 @@ from tests.manifests import (
     build,
     build_with,
     load,
+    promtool,
     read,
     scanner,
     uncommented,
@@ -34,14 +35,22 @@ VERSIONS = [OLDEST, "newest"]
 BUILDS = ["base", *(f"with {folder.name}" for folder in COMPONENTS), "with everything", *(f.name for f in OVERLAYS)]
 CRDS = {
     ("external-secrets.io/v1", "ExternalSecret"): ROOT / "tests/schemas/external-secrets.io-v1-ExternalSecret.json",
+    ("monitoring.coreos.com/v1", "PrometheusRule"): ROOT / "tests/schemas/monitoring.coreos.com-v1-PrometheusRule.json",
 }
 WAIVERS = {"CKV_K8S_15", "CKV_K8S_35", "CKV_K8S_40", "CKV_K8S_43"}
+EXAMPLES = {"MESSAGE_NO_LOGS", "MESSAGE_MISSED_YESTERDAY", "SEND_WINDOW", "MAX_TEXTS", "LOG_FORMAT", "LOG_PII"}
 STANDARD = {"HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE"}  # the program's libraries read these
 
 DECLARED: dict[str, Mapping[str, Any]] = {
     declared.name.upper(): declared.metadata for declared in fields(program.Settings)
 }
 SECRETS = {name for name, metadata in DECLARED.items() if metadata["secret"]}
+LABELS = {
+    "app": "habit-notifier",
+    "app.kubernetes.io/name": "habit-notifier",
+    "app.kubernetes.io/component": "notifier",
+    "app.kubernetes.io/part-of": "habit-tracker",
+}
 BY_THE_JOB = {"SHARD_COUNT", "JOB_COMPLETION_INDEX"}
 """A Job that is at work keeps its own: they stand in its pods, and never in the ConfigMap."""
 
@@ -182,20 +191,24 @@ def test_every_object_is_labelled_and_in_the_namespace(built: str) -> None:
     documents = load(built)
     namespace = of_kind(documents, "Namespace")["metadata"]["name"]
     for document in documents:
-        labels = document["metadata"]["labels"]
-        assert labels["app.kubernetes.io/name"] == "habit-notifier"
+        assert document["metadata"]["labels"].items() >= LABELS.items()
         if document["kind"] != "Namespace":
-            assert labels["app"] == "habit-notifier"
             assert document["metadata"]["namespace"] == namespace
 
 
-def test_the_policy_and_the_readme_find_the_pods_by_their_label(built: str) -> None:
+def test_pods_and_selectors_have_one_label_that_never_changes(built: str) -> None:
     documents = load(built)
     job = of_kind(documents, "CronJob")["spec"]["jobTemplate"]
-    selector = of_kind(documents, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
-    assert selector == {"app": "habit-notifier"}
-    for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
-        assert selector.items() <= labels.items()
+    for labelled in (job, job["spec"]["template"]):
+        assert labelled["metadata"]["labels"] == {"app": "habit-notifier"}
+    assert of_kind(documents, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"] == {"app": "habit-notifier"}
+
+
+def test_the_recommended_labels_are_written_once() -> None:
+    (labels,) = read(K8S / "kustomization.yaml")["labels"]
+    assert labels == {"pairs": LABELS}  # neither selectors nor templates
+    texts = [path.read_text() for path in K8S.rglob("*.yaml")]
+    assert sum(text.count("app.kubernetes.io/name") for text in texts) == 1
 
 
 def test_what_the_pod_refers_to_is_there(built: str) -> None:
@@ -220,9 +233,9 @@ def test_the_names_are_the_interface(cronjob: Document, config: Document) -> Non
 # --- the program's settings -------------------------------------------------------------------------------------------
 
 
-def test_manifests_and_program_declare_the_same_variables() -> None:
-    config = load(uncommented((K8S / "configmap.yaml").read_text()))[0]["data"]
-    assert set(config) == set(DECLARED) - SECRETS - BY_THE_JOB | STANDARD
+def test_the_manifests_show_no_variable_that_the_program_does_not_read() -> None:
+    shown = load(uncommented((K8S / "configmap.yaml").read_text()))[0]["data"].keys()
+    assert shown <= DECLARED.keys() - SECRETS - BY_THE_JOB | STANDARD
     assert set(secret_template()["stringData"]) == SECRETS
 
 
@@ -234,13 +247,17 @@ def test_components_and_overlays_set_no_other_variables(built: str) -> None:
     assert [variable["name"] for variable in container.get("env", [])] in ([], ["SHARD_COUNT"])
 
 
-def test_what_the_config_shows_as_default_is_the_default() -> None:
-    text = uncommented((K8S / "configmap.yaml").read_text())
-    shown = load(text)[0]["data"]
+def test_what_the_config_shows_is_an_example_or_the_default() -> None:
+    shown = load(uncommented((K8S / "configmap.yaml").read_text()))[0]["data"]
     for name, value in shown.items():
         default = DECLARED.get(name, {}).get("default")
-        if default and not value.endswith("..."):
-            assert value == default, name
+        assert name in EXAMPLES or not default or value == default, name
+
+
+def test_a_number_can_be_written_over_a_placeholder_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "configmap.yaml"
+    file.write_text(re.sub(r"your-[a-z-]+", "+15005550006", (K8S / "configmap.yaml").read_text()))
+    assert read(file)["data"]["TWILIO_FROM_NUMBER"] == "+15005550006"
 
 
 def test_every_value_of_the_config_is_a_string(built: str) -> None:
@@ -325,6 +342,16 @@ def test_runs_do_not_overlap_and_a_missed_one_is_made_up_for(cronjob: Document) 
     assert spec["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] == 3 * 24 * 3600
 
 
+def test_a_local_morning_is_an_hourly_run_and_a_window_that_it_meets(tmp_path: Path) -> None:
+    documents = load(build_with([K8S / "components/local-morning"], tmp_path))
+    spec = of_kind(documents, "CronJob")["spec"]
+    assert spec["schedule"] == "0 * * * *"  # a window of an hour or more meets it in every zone
+    assert of_kind(documents, "ConfigMap")["data"]["SEND_WINDOW"] == "09:00-20:00"
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] <= 1800 < spec["startingDeadlineSeconds"] <= 3600
+    assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (24, 24)
+
+
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
@@ -401,9 +428,20 @@ def test_the_namespace_enforces_pod_security(built: str) -> None:
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
-def test_nobody_is_given_a_permission(built: str) -> None:
-    kinds = {document["kind"] for document in load(built)}
-    assert not kinds & {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
+def test_nobody_is_given_a_permission_but_the_viewers(built: str) -> None:
+    documents = load(built)
+    given = [document for document in documents if document["apiVersion"].startswith("rbac.authorization.k8s.io/")]
+    names = {(document["kind"], document["metadata"]["name"]) for document in given}
+    assert names <= {("Role", "habit-notifier-viewer"), ("RoleBinding", "habit-notifier-viewers")}
+
+
+def test_the_viewers_only_look() -> None:
+    role, binding = load((K8S / "components/viewers/viewers.yaml").read_text())
+    may = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    seen = {"cronjobs", "jobs", "pods", "pods/log", "events"}
+    assert may == {(resource, verb) for resource in seen for verb in ("get", "list", "watch")}
+    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", role["metadata"]["name"])
+    assert [subject["kind"] for subject in binding["subjects"]] == ["Group"]
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
@@ -436,6 +474,79 @@ def test_port_of_config_and_policy_agree(config: Document, policy: Document) -> 
     assert policy["egress"][2]["ports"] == [{"protocol": "TCP", "port": int(config["data"]["DB_PORT"])}]
 
 
+def test_the_rules_to_fill_in_narrow_mysql_and_https(policy: Document, tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    file = tmp_path / "k8s/networkpolicy.yaml"
+    file.write_text(
+        re.sub(r"^( *)# (?=- to:|to:| +- ipBlock|  ports:| +- \{)", r"\1", file.read_text(), flags=re.MULTILINE)
+    )
+    names, https, proxy, mysql = read(file)["spec"]["egress"]
+    assert [names, https] == policy["egress"][:2]
+    assert proxy == {"to": [{"ipBlock": {"cidr": "10.20.40.50/32"}}], "ports": [{"protocol": "TCP", "port": 3128}]}
+    assert mysql == policy["egress"][2] | {"to": [{"ipBlock": {"cidr": "10.20.30.0/24"}}]}
+
+
+# --- the alerts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alerts() -> dict[str, Document]:
+    (group,) = read(K8S / "components/monitoring/prometheusrule.yaml")["spec"]["groups"]
+    return {rule["alert"]: rule for rule in group["rules"]}
+
+
+def test_the_alerts_speak_when_they_must(tmp_path: Path) -> None:
+    rules = read(K8S / "components/monitoring/prometheusrule.yaml")["spec"]
+    (tmp_path / "rules.yaml").write_text(json.dumps(rules))
+    shutil.copy(ROOT / "tests/alerts.yaml", tmp_path)
+    done = subprocess.run(
+        [promtool(), "test", "rules", "alerts.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_speaking_and_silent(alerts: dict[str, Document]) -> None:
+    cases = [case for test in read(ROOT / "tests/alerts.yaml")["tests"] for case in test["alert_rule_test"]]
+    for expected in (True, False):
+        assert {case["alertname"] for case in cases if bool(case.get("exp_alerts")) is expected} == alerts.keys()
+
+
+def test_every_alert_leads_to_its_part_of_the_runbook(alerts: dict[str, Document]) -> None:
+    headings = re.findall(r"^#+ (.*)$", (ROOT / "DEPLOYMENT.md").read_text(), flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    for name, rule in alerts.items():
+        assert rule["annotations"]["runbook_url"] == f"DEPLOYMENT.md#alert-{name.lower()}"
+        assert f"alert-{name.lower()}" in anchors
+
+
+def test_the_alert_of_a_long_run_follows_the_deadline(alerts: dict[str, Document]) -> None:
+    assert f"> {DECLARED['RUN_DEADLINE']['default']}\n" in alerts["HabitNotifierRunningLong"]["expr"]
+
+
+def test_the_alert_of_no_success_has_its_hours_in_both_places(alerts: dict[str, Document]) -> None:
+    expression = alerts["HabitNotifierNoSuccess"]["expr"]
+    assert re.findall(r"\[(\d+)h\]", expression) == re.findall(r"> (\d+) \* 3600", expression) == ["26"]
+
+
+def test_the_alerts_move_to_another_namespace_as_the_example_shows(tmp_path: Path, alerts: dict[str, Document]) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    shutil.copytree(ROOT / "overlays", tmp_path / "overlays")
+    file = tmp_path / "overlays/staging/kustomization.yaml"
+    before, after = file.read_text().split("# components:\n")
+    file.write_text(before + "components:\n" + re.sub(r"^# (?=replacements:|  )", "", after, flags=re.MULTILINE))
+    (group,) = of_kind(load(build(file.parent)), "PrometheusRule")["spec"]["groups"]
+    moved = {rule["alert"]: rule["expr"] for rule in group["rules"]}
+    here, there = ('namespace="habit-tracker"', 'namespace="habit-tracker-staging"')
+    for name, rule in alerts.items():
+        assert rule["expr"].count(here) == 1
+        assert moved[name] == rule["expr"].replace(here, there)
+
+
 # --- the documents ----------------------------------------------------------------------------------------------------
 
 
@@ -466,20 +577,15 @@ def test_shell_blocks_are_shell(document: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
-def test_the_example_of_a_patch_builds(tmp_path: Path) -> None:
+def test_the_example_of_an_overlay_builds(tmp_path: Path) -> None:
     (example,) = (block for block in blocks(K8S / "README.md", "yaml") if "kind: Kustomization" in block)
     shutil.copytree(K8S, tmp_path / "k8s")
     overlay = tmp_path / "overlays" / "mine"
     overlay.mkdir(parents=True)
     (overlay / "kustomization.yaml").write_text(example)
-    (container,) = of_kind(load(build(overlay)), "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"][
-        "containers"
-    ]
+    documents = load(build(overlay))
+    pod = of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"cpu": "1", "memory": "512Mi", "ephemeral-storage": "128Mi"}
-
-
-def test_the_role_that_looks_only_looks() -> None:
-    (role,) = (load(block)[0] for block in blocks(ROOT / "DEPLOYMENT.md", "yaml") if "kind: Role" in block)
-    for rule in role["rules"]:
-        assert set(rule["verbs"]) == {"get", "list", "watch"}
-        assert not set(rule["resources"]) & {"secrets", "*", "pods/exec", "pods/attach"}
+    assert {volume["name"] for volume in pod["volumes"]} == {"tmp", "mysql-ca"}
+    assert of_kind(documents, "Role")["metadata"]["labels"]["app"] == "habit-notifier"

@@ -24,7 +24,8 @@ import pytz
 
 import habit_notifier
 from habit_notifier import Stop
-from tests import oracle
+from tests import oracle, program
+from tests.full import sample
 from tests.oracle import MICROSECOND, MISSED_YESTERDAY, NO_LOGS, SECOND
 from tests.sandbox.database import Database, Id, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request
@@ -171,7 +172,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
 
     def run(environ: dict[str, str], now: datetime, stop: Stop | None = None) -> Run:
         handler.lines = []
-        return Run(habit_notifier.main([], environ, lambda: now, stop or Stop()), handler.lines)
+        return Run(program.run(environ, at=now, stop=stop), handler.lines)
 
     habit_notifier.log.addHandler(handler)
     yield run
@@ -225,7 +226,7 @@ class World:
     why: str
     variant: dict[str, Any] = field(default_factory=dict)
     server_zone: str = "+00:00"
-    size: int = 800
+    size: int = sample(800, len(ZONES))
 
     def __str__(self) -> str:
         return f"{self.now}-{'-'.join(map(str, self.variant.values()))}"
@@ -237,7 +238,7 @@ def text_ids(collation: str, **variant: Any) -> dict[str, Any]:
 
 NEWEST = "the newest collation of this kind of server"
 WORLDS = [
-    World("2026-03-08T09:00:00Z", "America springs forward", {}, size=3_000),
+    World("2026-03-08T09:00:00Z", "America springs forward", {}, size=sample(3_000, 1_200)),
     World("2026-03-29T09:00:00Z", "Europe springs forward", {"id_type": "BIGINT", "created_at": "DATETIME"}, "+05:30"),
     World("2026-11-01T06:00:00Z", "America falls back", {"id_type": "BIGINT", "log_index": False}, "-09:30"),
     World("2026-10-25T12:34:56Z", "Europe falls back", text_ids("utf8mb4_general_ci", created_at="DATETIME(6)")),

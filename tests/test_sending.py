@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import habit_notifier
-from habit_notifier import TWILIO_CODES, Action, OneLine, Stop
+from habit_notifier import TWILIO_CODES, Action, OneLine
+from tests import program
 from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import (
     ACCEPT,
@@ -63,7 +64,7 @@ class Job:
         for name in (name for name, value in settings.items() if value is None):
             environ.pop(name, None)
         self.twilio.travel_to(at)
-        return habit_notifier.main([], environ, lambda: at, Stop())
+        return program.run(environ, at=at)
 
     @property
     def log(self) -> str:

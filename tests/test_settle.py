@@ -16,6 +16,7 @@ import pytest
 
 import habit_notifier
 from habit_notifier import Brake, OneLine, Row, Sender, Settings, State, Stop
+from tests import program
 from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import (
     ACCEPT,
@@ -51,7 +52,7 @@ class World:
         self.caplog.clear()
         self.twilio.travel_to(at)
         environ = {name: value for name, value in (self.environ | settings).items() if value is not None}
-        return habit_notifier.main(argv, environ, lambda: at, Stop())
+        return program.run(environ, argv, at)
 
     def settle(self, at: datetime = NOON + HOUR, /, **settings: str | None) -> int:
         """--settle at that moment; the exit code."""
@@ -588,5 +589,5 @@ def test_sigterm_ends_a_look_up_at_the_next_text(world: World) -> None:
     world.twilio.hook = terminate
     at = NOON + HOUR
     world.twilio.travel_to(at)
-    assert habit_notifier.main(["--settle"], world.environ, lambda: at, stop) == 143
+    assert program.run(world.environ, ["--settle"], at, stop) == 143
     assert [world.told(user)[0] for user in users] == ["sent", "uncertain"]

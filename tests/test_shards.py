@@ -14,6 +14,7 @@ import pytest
 
 import habit_notifier
 from habit_notifier import Settings, Stop, Store
+from tests import program
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 from tests.sandbox.proxy import Proxy, Verdict
@@ -41,7 +42,7 @@ def shard(environ: dict[str, str], index: int, count: int) -> dict[str, str]:
 
 
 def run(environ: dict[str, str], at: datetime = NOON) -> int:
-    return habit_notifier.main([], environ, lambda: at, Stop())
+    return program.run(environ, at=at)
 
 
 def texts(twilio: FakeTwilio) -> Counter[str]:

@@ -18,6 +18,7 @@ import pytest
 
 import habit_notifier
 from habit_notifier import Stop
+from tests import program
 from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import ACCEPT, Door, FakeTwilio, slow, throttle
 from tests.sandbox.proxy import Proxy
@@ -129,7 +130,7 @@ def test_while_the_database_says_nothing(
         timer.start()
         start = time.monotonic()
         environ |= {"DB_HOST": proxy.host, "DB_PORT": str(proxy.port)}
-        assert habit_notifier.main([], environ, stop=stop) == 143
+        assert program.run(environ, stop=stop) == 143
     timer.join()
     assert time.monotonic() - start < 0.2 + 1.7
 

@@ -15,6 +15,7 @@ import pytest
 
 import habit_notifier
 from habit_notifier import NO_LOGS, Action, Answer, Claim, Exit, Reminder, Result, Settings, Stop, Store
+from tests import program
 from tests.sandbox.database import LEDGER, Database, Server, make_certificates
 from tests.sandbox.fake_twilio import FakeTwilio, refuse
 from tests.sandbox.proxy import Proxy, Verdict
@@ -26,7 +27,7 @@ OPTED_OUT = 21610
 
 def run(environ: Mapping[str, str], at: datetime | None = None) -> int:
     """A whole run of the program, at that instant or now."""
-    return habit_notifier.main([], environ, (lambda: at) if at else habit_notifier.utc_now, Stop())
+    return program.run(environ, at=at or habit_notifier.utc_now)
 
 
 def add_due(database: Database, count: int = 3) -> list[Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from tests.bench import evaluation, process, report, sending, shards
 from tests.bench.measure import ROOT, Bench
+from tests.full import FULL
 
 PARTS = ("evaluation", "memory", "start", "sending", "shards")
 OLD_LOGS = [0, 5, 10]  # of each user; 20 are the end of the curve over users
@@ -23,10 +23,9 @@ def main() -> None:
     if unknown := set(told.parts) - set(PARTS):
         parser.error(f"unknown: {', '.join(unknown)}")
     parts = told.parts or PARTS
-    full = os.environ.get("FULL", "") not in ("", "0")
-    sizes = told.users or [10_000, 50_000, 200_000, *([1_000_000] if full else [])]
-    bench = Bench(told.app.resolve(), full=full)
-    results = report.Results(f"make bench{' FULL=1' if full else ''}", bench.look_at_server())
+    sizes = told.users or [10_000, 50_000, 200_000, *([1_000_000] if FULL else [])]
+    bench = Bench(told.app.resolve(), full=FULL)
+    results = report.Results(f"make bench{' FULL=1' if FULL else ''}", bench.look_at_server())
     if "start" in parts:
         results.starts = [process.start(bench)]
     if "sending" in parts:
@@ -40,7 +39,7 @@ def main() -> None:
     text = report.table(results)
     print(text)
     if set(parts) == set(PARTS) and not told.users and told.app == ROOT / "app":
-        folder = ROOT / ("docs" if full else ".bench")
+        folder = ROOT / ("docs" if FULL else ".bench")
         folder.mkdir(exist_ok=True)
         (folder / "bench.md").write_text(text)
         report.picture(results, folder / "bench.svg")

@@ -515,7 +515,9 @@ def test_6_stop_ends_a_run_in_order_and_the_next_one_goes_on(
     assert outside.texts() == slow
 
 
-@pytest.mark.skipif("NODE_KILL" not in os.environ, reason="NODE_KILL is not set: tests/e2e/README.md tells what it is")
+@pytest.mark.skipif(
+    not os.environ.get("NODE_KILL"), reason="NODE_KILL is not set: tests/e2e/README.md tells what it is"
+)
 def test_6_a_real_kill_leaves_nobody_with_a_second_text(
     slow: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
 ) -> None:
@@ -633,7 +635,9 @@ def test_7_a_shard_that_fails_is_tried_again_alone_and_twice_at_most(
     assert outside.ledger() == {"sent": crowd.total(), "refused": 1}
 
 
-@pytest.mark.skipif("NODE_KILL" not in os.environ, reason="NODE_KILL is not set: tests/e2e/README.md tells what it is")
+@pytest.mark.skipif(
+    not os.environ.get("NODE_KILL"), reason="NODE_KILL is not set: tests/e2e/README.md tells what it is"
+)
 def test_7_a_killed_shard_leaves_nobody_with_a_second_text_and_the_others_at_work(
     crowd: Due, shards: list[Due], user: User, cluster: Cluster, outside: Outside, watch: Watch
 ) -> None:

@@ -292,6 +292,8 @@ class FakeTwilio:
     API_KEY_SECRET: ClassVar[str] = "fake-api-key-secret-of-32-letters"
     FROM_NUMBER: ClassVar[str] = "+15005550006"
     MESSAGING_SERVICE_SID: ClassVar[str] = "MG" + "0123456789abcdef" * 2
+    running: ClassVar[dict[str, FakeTwilio]] = {}
+    """Those of this process, by the URL that they answer at."""
 
     def __init__(
         self, *, latency: float = 0.0, port: int = 0, host: str = "127.0.0.1", tls: tuple[str, str] | None = None
@@ -309,11 +311,13 @@ class FakeTwilio:
     def start(self) -> Self:
         """Listens, in a thread of its own; back when connections are taken."""
         self._server.start()
+        self.running[self.url] = self
         return self
 
     def stop(self) -> None:
         """Ends all connections at once, if it runs; the book stays readable."""
         self._server.stop()
+        self.running.pop(self.url, None)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -359,6 +363,7 @@ class FakeTwilio:
         self.book: list[Message] = []
         self.requests: list[Request] = []
         self.clock: Callable[[], datetime] = _now
+        self.tells_date = True
         self._scripts: dict[tuple[Operation, str | None], _Script] = {}
         self._good_logins: int | None = None
 
@@ -856,6 +861,8 @@ class _Connection(asyncio.Protocol):
             f"Content-Type: application/{'problem+' if answer.rfc9457 else ''}json",
             f"Content-Length: {len(content)}",
         ]
+        if self._fake.tells_date:
+            head.append(f"Date: {format_datetime(self._fake.clock().astimezone(UTC), usegmt=True)}")
         if status == 401:
             head.append('WWW-Authenticate: Basic realm="Twilio API"')
         if answer.retry_after is not None:
