@@ -292,15 +292,6 @@ def rule_for(*, logged_day1: bool) -> Rule:
     return MISSED_YESTERDAY if logged_day1 else NO_LOGS
 
 
-def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_day()) -> Days:
-    """The two days before the one that it is now in the zone, where days start at that time of day."""
-    today = now.astimezone(zone).date()
-    if now < instant_of(today, starts, zone):
-        today -= timedelta(days=1)
-    day1, day2, end = (instant_of(today - timedelta(days=n), starts, zone) for n in (2, 1, 0))
-    return Days(zone, today, day1, day2, end)
-
-
 # --- gates: every reason not to text ----------------------------------------------------------------------------------
 
 
@@ -442,18 +433,6 @@ GATES: tuple[Callable[[Case], Skip | None], ...] = (
 def speaks_against(case: Case, gates: Iterable[Callable[[Case], Skip | None]] = GATES) -> Skip | None:
     """The first reason not to text; None when there is none."""
     return next((skip for gate in gates if (skip := gate(case))), None)
-
-
-def not_ours(claim: Row, case: Case) -> Skip | None:
-    """Why a claim may not be posted, from the user's rows after it was made; None when it may.
-
-    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
-    """
-    others = [row for row in case.rows if row.token != claim.token]
-    if len(others) < len(case.rows):
-        return spaced(replace(case, rows=others))
-    gone = "its claim is gone from the ledger: another run held the day and released it"
-    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
@@ -953,6 +932,27 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
 
 
 # --- what rules and gates are made of: pure functions -----------------------------------------------------------------
+
+
+def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_day()) -> Days:
+    """The two days before the one that it is now in the zone, where days start at that time of day."""
+    today = now.astimezone(zone).date()
+    if now < instant_of(today, starts, zone):
+        today -= timedelta(days=1)
+    day1, day2, end = (instant_of(today - timedelta(days=n), starts, zone) for n in (2, 1, 0))
+    return Days(zone, today, day1, day2, end)
+
+
+def not_ours(claim: Row, case: Case) -> Skip | None:
+    """Why a claim may not be posted, from the user's rows after it was made; None when it may.
+
+    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
+    """
+    others = [row for row in case.rows if row.token != claim.token]
+    if len(others) < len(case.rows):
+        return spaced(replace(case, rows=others))
+    gone = "its claim is gone from the ledger: another run held the day and released it"
+    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
 
 
 def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
