@@ -19,8 +19,7 @@ nothing and says so. The promise is per account: two accounts with one number ge
 
 Order. Ask Twilio what became of earlier texts; judge a page of users, ask each gate whether something speaks against
 their text, claim a few, post them, record the answers, and so on; in the end delete rows that are older than 90 days.
-
-Shards. Several runs side by side may share the users out: each serves those whose id falls to it.
+Several runs side by side (shards) may share the users out: each serves those whose id falls to it.
 
 Failures. One bad row never stops the rest. Of the pages that were looked at, every user who was due and not served is
 named, counted and explained. What concerns everybody (database, credentials, sender, clock) ends the run, after what
@@ -86,13 +85,11 @@ SPACING = timedelta(hours=11, minutes=30)  # between two texts to one user, what
 ALL_ATTEMPTS = timedelta(minutes=30)  # of a Job: its activeDeadlineSeconds
 RETENTION = timedelta(days=90)  # of the ledger's rows
 CLOCK_TOLERANCE = timedelta(minutes=5)  # between Twilio's clock or a time stamp and ours
-PROGRESS_SECONDS = 10.0
 OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while nobody is claimed
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
 FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
 NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
-NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
 SMALLEST_VALIDITY = 60  # seconds: a text that may wait less is left for the next window
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -275,11 +272,6 @@ class Case:
         """The user's days: asked by gates after `placed` only."""
         return cast(Days, self.user.days)
 
-    @property
-    def deadline(self) -> timedelta:
-        """Of the runs that made the rows, as far as we know."""
-        return timedelta(seconds=self.settings.run_deadline)
-
 
 # --- rules: pure functions --------------------------------------------------------------------------------------------
 
@@ -395,10 +387,10 @@ def within_week(case: Case) -> Skip | None:
 def spaced(case: Case) -> Skip | None:
     """SPACING since the last text, and never two in one local day, whatever zone the user had then."""
     for row in case.rows:
-        last = row.last_possible_text(case.deadline)
+        last = row.last_possible_text(case.settings.deadline)
         if row.state is State.REFUSED or (last <= case.now - SPACING and last < case.days.end):
             continue
-        if row.state is State.SENDING and case.now < row.claimed_at + case.deadline:
+        if row.state is State.SENDING and case.now < row.claimed_at + case.settings.deadline:
             return Skip(Outcome.NOT_TRIED, "another run holds this user for another local day", again=True)
         words = "another text may have been posted as late as %s UTC, not 11 h 30 min ago, or today"
         return Skip(Outcome.DEFERRED, words, (f"{last:%Y-%m-%d %H:%M}",))
@@ -729,6 +721,10 @@ def too_many(rules: Counter[str], limit: int) -> str:
         f"{rules.total()} texts are due ({counts}), more than MAX_TEXTS={limit}: nobody is texted. Are logs still "
         "written? If all is well, raise MAX_TEXTS"
     )
+
+
+PROGRESS_SECONDS = 10.0
+NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
 
 
 class Report:
@@ -3040,6 +3036,11 @@ class Settings:
         if problems:
             raise FixFirst(*problems)
         return cls(**values)
+
+    @property
+    def deadline(self) -> timedelta:
+        """RUN_DEADLINE, also of the runs that made the ledger's rows, as far as we know."""
+        return timedelta(seconds=self.run_deadline)
 
     @property
     def shard(self) -> int:
