@@ -951,6 +951,7 @@ def not_ours(claim: Row, case: Case) -> Skip | None:
     return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
 
 
+@cache  # a run asks for the same few again before each text
 def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
     """The UTC instant at which clocks in the zone show that time.
 
@@ -2501,8 +2502,8 @@ def claim_of(reminder: Reminder, token: str, now: datetime) -> Row:
 def finished(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
     state = STATES[answer.outcome]
-    final = State.REFUSED if state is State.REFUSED else None  # of the others, Twilio's last word is still to come
-    known = replace(claim, state=state, finished_at=now, final_status=final)
+    refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
+    known = replace(claim, state=state, finished_at=now, final_status=State.REFUSED if refused else None)
     return replace(known, sid=answer.sid, code=answer.code, segments=answer.segments)
 
 
@@ -2609,7 +2610,7 @@ def check_sender(settled: Sequence[Row]) -> None:
 
     :raises FixFirst: when that is what most of the newly learned outcomes say
     """
-    codes = [row.code for row in settled if row.final_status]
+    codes = [row.code for row in settled if row.final_status in KNOWN_ENDS]
     blocked = [code for code in codes if code in BLOCKED_SENDER]
     if len(blocked) >= max(FEW, len(codes) / 2):
         raise FixFirst(
