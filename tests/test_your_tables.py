@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymysql.cursors import DictCursor
 
 import habit_notifier
 from habit_notifier import Exit, Store
@@ -141,6 +142,7 @@ class Application:
         self.run(re.sub(r"\bhabit_tracker\b", self.name, re.sub(r"\bhabit_notifier\b", self.schema, sql)))
 
     def use(self, recipe: Recipe | None) -> None:
+        """Define the views, changed by a recipe or as they stand."""
         for sql in (recipe.applied(VIEWS) if recipe else VIEWS).values():
             self.page(sql)
 
@@ -399,3 +401,104 @@ def test_ids_of_sixteen_bytes_need_nothing(bytes_application: Application, twili
         [application.schema, LEDGER],
     )
     assert column == "binary(16)"
+
+# --- the plans --------------------------------------------------------------------------------------------------------
+
+USERS, LOGS_EACH, PAGE_USERS = 3_000, 8, 300
+FILL = f"""
+INSERT INTO users (id, first_name, phone, timezone, utc_offset, country, sms_consent, created_at)
+  SELECT n, 'Ann', CONCAT('+1202', 5550000 + n), 'UTC', 0, 'US', 1, '2026-01-01' FROM numbers WHERE n <= {USERS};
+INSERT INTO consents (user_id) SELECT id FROM users;
+INSERT INTO profiles (user_id, mobile, zone) SELECT id, phone, timezone FROM users;
+INSERT INTO habits (id, user_id, title, weekdays, done_days)
+  SELECT n, (n - 1) DIV 2 + 1, 'Read', '0,1,2,3,4,5,6', '["2026-05-10", "2026-05-11"]' FROM numbers WHERE n <= {2 * USERS};
+INSERT INTO habit_logs (habit_id, done_at)
+  SELECT h.id, '2026-05-11 12:00' - INTERVAL n - 1 DAY FROM numbers JOIN habits h WHERE n <= {LOGS_EACH};
+UPDATE habit_logs SET completed = 1, done_on = DATE(done_at), done_text = DATE(done_at), done_seconds = UNIX_TIMESTAMP(done_at);
+INSERT INTO entries (user_id, done_at)
+  SELECT u.id, '2026-05-11 12:00' - INTERVAL n - 1 DAY FROM numbers JOIN users u WHERE n <= {LOGS_EACH};
+UPDATE users SET phone = '' WHERE id MOD 100 = 0;
+UPDATE habits SET archived_at = '2026-05-01' WHERE id MOD 100 = 0;
+"""
+
+
+@pytest.fixture(scope="module")
+def crowd(server: Server) -> Iterator[Application]:
+    """Enough people for the server's optimizer to have a choice; nearly all logged yesterday."""
+    with Application(server) as application:
+        application.run("CREATE TABLE numbers (n INT PRIMARY KEY)")
+        digits = " UNION ALL ".join(f"SELECT {n} AS n" for n in range(10))
+        joined = ", ".join(f"({digits}) AS d{n}" for n in range(4))
+        application.run(f"INSERT INTO numbers SELECT d0.n + 10 * d1.n + 100 * d2.n + 1000 * d3.n FROM {joined}")
+        application.run("DELETE FROM numbers WHERE n = 0")
+        for sql in statements(FILL):
+            application.run(sql)
+        application.run("DELETE FROM habit_logs WHERE habit_id <= 60 AND done_at > '2026-05-10'")
+        application.run("ANALYZE TABLE users, consents, profiles, habits, habit_logs, entries")
+        yield application
+
+
+@dataclass(frozen=True)
+class Step:
+    """One table in the server's plan of a statement."""
+
+    sql: str
+    table: str
+    type: str
+    key: str | None
+
+
+@pytest.fixture
+def steps(crowd: Application, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Step]]:
+    """Filled with the plans of all that a run reads from the views."""
+    found: list[Step] = []
+    run_once: Callable[..., list[tuple[Any, ...]]] = Store._run_once
+
+    with crowd.server.connect(database=crowd.schema) as beside, beside.cursor(DictCursor) as cursor:
+
+        def explain_and_run(store: Store, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
+            if sql.startswith("SELECT") and "`" in sql and "LIMIT 0" not in sql:
+                cursor.execute(f"EXPLAIN {sql}", tuple(args))
+                plan = [step for step in cursor.fetchall() if step["table"]]
+                found.extend(Step(sql, step["table"], step["type"], step["key"]) for step in plan)
+            return run_once(store, sql, args)
+
+        if crowd.server.kind == "mysql":  # which would answer with a tree
+            cursor.execute("SET explain_format = 'TRADITIONAL'")
+        monkeypatch.setattr(Store, "_run_once", explain_and_run)
+        monkeypatch.setattr(habit_notifier, "PAGE_USERS", PAGE_USERS)
+        monkeypatch.setattr(habit_notifier, "NEWEST_LOGS", PAGE_USERS)
+        yield found
+
+
+def read_whole(steps: Sequence[Step]) -> list[Step]:
+    """The steps that read a table from end to end, but for the users, once, for their zones."""
+    tables = [step for step in steps if not step.table.startswith("<") and step.table != "j"]  # j is JSON_TABLE
+    zones = [step for step in tables if "GROUP BY 1, 2" in step.sql]
+    assert [step.type for step in zones if step.table == "u"] == ["ALL"]
+    return [
+        step
+        for step in tables
+        if step not in zones and (step.type == "ALL" or (step.type == "index" and "LIMIT" not in step.sql))
+    ]
+
+
+@pytest.mark.parametrize("title", [title for title in CASES if "BINARY" not in title])
+def test_no_view_is_built_as_a_whole(crowd: Application, steps: list[Step], twilio: FakeTwilio, title: str) -> None:
+    crowd.use(RECIPES[title])
+    assert program.run(crowd.environ(twilio), at=NOON) == Exit.DONE
+    assert not read_whole(steps)
+    pages = [step for step in steps if "z.zone" in step.sql and step.table == "u"]
+    assert len(pages) > USERS // PAGE_USERS
+    assert {step.key for step in pages} == {"PRIMARY"}
+
+
+@pytest.mark.parametrize("line", ["GROUP BY u.id", "HAVING id > 0", "LIMIT 1000000"])
+def test_a_view_that_is_not_plain_is_built_as_a_whole(
+    crowd: Application, steps: list[Step], twilio: FakeTwilio, line: str
+) -> None:
+    """What the page warns of, and that the test above would see it."""
+    crowd.use(None)
+    crowd.page(f"{VIEWS['User']}\n{line}")
+    assert program.run(crowd.environ(twilio), at=NOON) == Exit.DONE
+    assert read_whole(steps)
