@@ -29,6 +29,8 @@ class Person:
     refusal: int | None = None
     """Twilio's code for every text to the number that the person has at the start."""
     refused_phone: str | None = None
+    is_here: bool = True
+    """Whether the account exists."""
 
     @property
     def key(self) -> str:
@@ -44,7 +46,7 @@ class Person:
     @property
     def is_listening(self) -> bool:
         """Whether there is a phone number at all."""
-        return bool(self.phone and self.phone.strip())
+        return bool(self.is_here and self.phone and self.phone.strip())
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,19 @@ def start_of(zone: ZoneInfo, day: date) -> datetime:
 def due(person: Person, now: datetime, default: str | None) -> Due | None:
     """What is due to a person at an instant; a zone that nobody knows makes nothing due."""
     zone = zone_of(person, default)
-    if zone is None or not person.is_listening:
+    if zone is None or not (person.phone or "").strip():
         return None
     today = now.astimezone(zone).date()
     before, yesterday, end = (start_of(zone, today - timedelta(days=days)) for days in (2, 1, 0))
     if any(yesterday <= log < end for log in person.logs):
         return None
     return Due(today, MISSED_YESTERDAY if any(before <= log < yesterday for log in person.logs) else NO_LOGS)
+
+
+def zone_day(person: Person, now: datetime, default: str | None) -> date | None:
+    """The day that it is where a person is."""
+    zone = zone_of(person, default)
+    return now.astimezone(zone).date() if zone else None
 
 
 def has_odd_day(person: Person, now: datetime, default: str | None) -> bool:
