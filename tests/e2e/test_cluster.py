@@ -688,7 +688,6 @@ def test_7_a_shard_that_needs_a_person_stops_all_of_them_in_order(
 
 PROGRAM = (ROOT / "app/habit_notifier.py").read_text()
 needs_questions = pytest.mark.skipif('"check": (' not in PROGRAM, reason="the program has no --check yet")
-needs_summary = pytest.mark.skipif("termination-log" not in PROGRAM, reason="the program leaves no summary yet")
 
 
 @needs_questions
@@ -760,7 +759,6 @@ def test_8_the_pod_of_a_question_goes_when_it_cannot_start_or_is_interrupted(use
         user.does("make secret", environ=CREDENTIALS)
 
 
-@needs_summary
 def test_8_status_says_what_became_of_the_texts(due: Due, user: User) -> None:
     job = job_in(user.does("make test"))
     status = user.does("make status")
