@@ -2636,9 +2636,10 @@ def dry_run(job: Job) -> Exit:
         job.look_around()
         job.last_call = True  # nobody is put aside
         for reminder in chain.from_iterable(job.pages()):
-            words, text = "User %s would be texted: %s: %s", message_for(reminder, job.settings)
-            details = event("would_text", reminder.user, rule=reminder.rule.key)
-            log.info(words, reminder.user, reminder.rule.reason, Personal(text), extra=details)
+            user, text = reminder.user, Personal(message_for(reminder, job.settings))
+            details = event("would_text", user, rule=reminder.rule.key)
+            words = "User %s, %s, would be texted: %s: %s"
+            log.info(words, user, Personal(user.phone), reminder.rule.reason, text, extra=details)
             hours[job.now.astimezone(reminder.days.zone).hour] += 1
             rules[reminder.rule.reason] += 1
     job.brake.blame(unfinished=not job.report.walked)

@@ -13,7 +13,7 @@ from hack.kubectl import CRONJOB, SECRET, Cluster, Object, Stop, given, objects,
 
 REQUIRED, TOKEN = ("DB_USER", "DB_PASSWORD", "TWILIO_ACCOUNT_SID"), "TWILIO_AUTH_TOKEN"
 KEY = ("TWILIO_API_KEY_SID", "TWILIO_API_KEY_SECRET")
-NAMES = (*REQUIRED, TOKEN, *KEY)
+NAMES = (*REQUIRED, TOKEN, *KEY, "HEARTBEAT_URL")
 SHOWN = {"DB_USER": "", "TWILIO_ACCOUNT_SID": "AC", "TWILIO_API_KEY_SID": "SK"}  # while typed; how a SID begins
 PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
 

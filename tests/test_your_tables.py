@@ -208,7 +208,9 @@ def zones(column: str, expected: Mapping[object, float]) -> list[Person]:
 
 def numbers(*cases: tuple[str | None, str, str]) -> list[Person]:
     return [
-        Person(f"{phone} in {country}", NO_LOGS if number else NOTHING, {"phone": phone, "country": country}, number=number)
+        Person(
+            f"{phone} in {country}", NO_LOGS if number else NOTHING, {"phone": phone, "country": country}, number=number
+        )
         for country, phone, number in cases
     ]
 
@@ -232,7 +234,9 @@ CASES: dict[str, list[Person]] = {
     ],
     "Number or zone is in a table of its own": [
         Person("No profile", NOTHING),
-        Person("Profile", NO_LOGS, rows=[("profiles", {"mobile": "+12025550999", "zone": "UTC"})], number="+12025550999"),
+        Person(
+            "Profile", NO_LOGS, rows=[("profiles", {"mobile": "+12025550999", "zone": "UTC"})], number="+12025550999"
+        ),
         Person("Profile without a zone", NOTHING, rows=[("profiles", {"mobile": "+12025550998"})]),
         Person(
             "Yesterday in Auckland",
@@ -401,6 +405,7 @@ def test_ids_of_sixteen_bytes_need_nothing(bytes_application: Application, twili
         [application.schema, LEDGER],
     )
     assert column == "binary(16)"
+
 
 # --- the plans --------------------------------------------------------------------------------------------------------
 

@@ -686,11 +686,6 @@ def test_7_a_shard_that_needs_a_person_stops_all_of_them_in_order(
 # --- 8. looking, and cleaning up -------------------------------------------------------------------------------------
 
 
-PROGRAM = (ROOT / "app/habit_notifier.py").read_text()
-needs_questions = pytest.mark.skipif('"check": (' not in PROGRAM, reason="the program has no --check yet")
-
-
-@needs_questions
 def test_8_preflight_dry_run_and_explain_text_nobody_and_leave_nothing(
     due: Due, user: User, cluster: Cluster, outside: Outside
 ) -> None:
@@ -708,7 +703,6 @@ def test_8_preflight_dry_run_and_explain_text_nobody_and_leave_nothing(
     assert user.does("make logs", code=None) == newest
 
 
-@needs_questions
 @pytest.mark.usefixtures("due")
 def test_8_preflight_ends_as_the_check_does(user: User) -> None:
     user.does("make secret", environ={"DB_PASSWORD": "wrong"})
@@ -718,7 +712,6 @@ def test_8_preflight_ends_as_the_check_does(user: User) -> None:
         user.does("make secret", environ=CREDENTIALS)
 
 
-@needs_questions
 @pytest.mark.usefixtures("due")
 @pytest.mark.parametrize(
     ("name", "value"), [("DB_PORT", "3307"), ("DB_HOST", "no-such.example.internal"), ("DB_NAME", "no_such_database")]
@@ -731,7 +724,6 @@ def test_8_preflight_names_the_setting_that_is_wrong(user: User, cluster: Cluste
         user.does("make deploy")
 
 
-@needs_questions
 @pytest.mark.usefixtures("due")
 def test_8_preflight_says_that_names_are_not_found(user: User, cluster: Cluster) -> None:
     no_dns = json.dumps([{"op": "remove", "path": "/spec/egress/0"}])
