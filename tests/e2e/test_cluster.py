@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.probe import PROBE
-from tests.e2e.stage import CREDENTIALS, NAMESPACE, ROOT, Cluster, Due, Outside, User, Watch, blocks, eventually
+from tests.e2e.stage import CREDENTIALS, NAMESPACE, Cluster, Due, Outside, User, Watch, blocks, eventually
 from tests.sandbox.fake_twilio import FakeTwilio
 
 pytestmark = pytest.mark.timeout(600)
