@@ -538,6 +538,7 @@ class Job:
                 return
             reminders = self.due(page.users)
             self.report.page(page)
+            self.report.walked = page.last
             yield reminders
 
     def held_back(self, pages: Iterator[list[Reminder]]) -> Iterator[list[Reminder]]:
@@ -596,9 +597,10 @@ class Job:
     def deliver(self, pages: Iterator[list[Reminder]]) -> None:
         """Claim, post and record, a few more than the threads have in hand; on a failure, record what is left."""
         try:
-            while self.fill(pages) or self.sender.busy:
+            while (more := self.fill(pages)) or self.sender.busy:
                 self.claim()
-                self.take(self.sender.answers(timeout=1.0))
+                hungry = more and self.sender.room > 0  # then the next page is worth more than an answer
+                self.take(self.sender.answers(timeout=0.0 if hungry else 1.0))
         except Exception as failure:
             self.brake.pull(failure if isinstance(failure, NotifierError) else RetryLater(OUR_FAULT))
             self.record_last()
@@ -824,10 +826,10 @@ class Report:
                 when = row.claimed_at.date(), f"{first:%H:%M:%S}", f"{last:%H:%M:%S}"
                 log.warning(words, row.local_day, shown_id(row.user_id), row.state, Personal(row.phone), *when[1:])
 
-    def verdict(self) -> NotifierError | None:
-        """What the counts say of the whole run."""
+    def verdict(self, shards: int) -> NotifierError | None:
+        """What the counts say of the whole run. A shard's few people do not stop the others."""
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
-        if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
+        if self.counts[Outcome.TRIAL] or (setup >= (FEW if shards == 1 else STREAK) and not sent):
             return FixFirst(f"Twilio refuses texts for our set-up, the last one: {self._set_up}")
         if uncertain and not sent:
             return RetryLater(f"No text was surely sent, and {uncertain} may have been: is Twilio well?")
@@ -836,7 +838,7 @@ class Report:
     def close(self, brake: Brake, settings: Settings) -> Exit:
         """Sum up; the exit code."""
         if self.started:
-            if verdict := self.verdict():
+            if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
             brake.blame(unfinished=not self.walked or any(o.exit_code is Exit.RETRY for o in self._outcomes))
             self._warn(settings)
@@ -1540,8 +1542,9 @@ def understand(error: Exception, response: Response | None) -> Answer:
     status = response.status_code
     body = refusal(response)
     if body is None:
+        what = "an answer that is not Twilio's, or a broken one" if status < 500 else "Twilio, or a proxy, failed"
         kind = clean((response.headers or {}).get("Content-Type", "no content type"))
-        return Answer(Action.UNCERTAIN, f"an answer that is not Twilio's, or a broken one (HTTP {status}, {kind})")
+        return Answer(Action.UNCERTAIN, f"{what} (HTTP {status}, {kind})")
     code = int(body["code"])
     unknown = (Action.FAIL, f"Twilio answered HTTP {status} {clean(body.get('message') or body.get('title'))}".rstrip())
     action, words = TWILIO_CODES.get(code) or HTTP_STATUSES.get(status) or unknown
@@ -1936,6 +1939,7 @@ class Page:
     users_in_all: int
     users: Sequence[User]
     unread: Sequence[UserId] = ()
+    last: bool = False
 
 
 class Store:
@@ -2235,7 +2239,7 @@ class Store:
 
     def _pages(self, low: UserId | None, through: UserId | None) -> Iterator[Page]:
         """The pages of the ids in (low, through]; their size follows the time that they take."""
-        size = min(FIRST_PAGE, PAGE_USERS)
+        size, last_range = min(FIRST_PAGE, PAGE_USERS), low is None
         while (slice_ := self._slice(low, through, size))[0]:
             (count, high, strangers), began = slice_, time.monotonic()
             try:
@@ -2248,8 +2252,9 @@ class Store:
                     log.info("A page of %d users takes too long: asking for %d", count, size)
                     continue
                 page = Page(count, [], [high])
+            last = last_range and count < size
             low, size = high, next_size(size, time.monotonic() - began)
-            yield page
+            yield replace(page, last=last)
 
     def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId, int]:
         """Of the next users with a phone number in (low, through]: how many, the last id, how many of unknown zones."""
