@@ -1821,7 +1821,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
     4151: (Remedy.FIX, LOCKED),
 }
-SILENT = {0, 1142, 1143, 1698, 3118, 4151}  # what the server says of these helps nobody, or names the account
+SILENT = {0, 1698, 3118, 4151}  # what the server says of these helps nobody
 NO_SUCH_GRANT_OR_TABLE = {1142, 1146}
 ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver, unwrapped
 
@@ -1841,7 +1841,7 @@ class DatabaseError(NotifierError):
             self.remedy = Remedy.RECONNECT if written else Remedy.FIX
         said = "" if self.number in SILENT else f": {clean(error.args[-1] if error.args else error)}"
         self.exit_code = Exit.ACT if self.remedy is Remedy.FIX else Exit.RETRY
-        self.may_pass = self.remedy is Remedy.RECONNECT
+        self.may_pass = self.remedy in (Remedy.RECONNECT, Remedy.SMALLER)  # a table may be locked for a while
         super().__init__(hide(f"MySQL: {words} (error {self.number}{said})"))
 
 
