@@ -2396,6 +2396,7 @@ class Store:
             for reminder, answer in answers.items()
             if answer.outcome in STATES and reminder in self.claims
         }
+        self.claims |= kept  # what is written again on a new connection
         for part in chunks(list(kept.values()), KEYS):
             self._run(*upsert(part))
         self._recorded.extend((time.monotonic(), row) for row in kept.values())
