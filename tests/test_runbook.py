@@ -72,7 +72,7 @@ def names_users(call: ast.Call) -> bool:
 
 
 SAID = sorted({text for text in messages() if len(text.split()) > 2 and not SQL.match(text)} - ASKED)
-TABLE = DOCUMENT.split("## What the log says")[1].split("\n## ")[0]
+TABLE = DOCUMENT.split("# What the log says")[1].split("\n#")[0]
 FRAGMENTS = [
     fragment for row in re.findall(r"^\| (`.*?) \| ", TABLE, re.MULTILINE) for fragment in re.findall("`(.+?)`", row)
 ]
