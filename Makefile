@@ -6,7 +6,7 @@
 $(foreach name,$(.VARIABLES),$(if $(filter environment command,$(firstword $(origin $(name)))),$(if $(value $(name)),,$(eval \
   unexport $(name)))))
 
-SECRETS := DB_USER DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN TWILIO_API_KEY_SID TWILIO_API_KEY_SECRET
+SECRETS := DB_USER DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN TWILIO_API_KEY_SID TWILIO_API_KEY_SECRET HEARTBEAT_URL
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

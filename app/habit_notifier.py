@@ -19,8 +19,7 @@ nothing and says so. The promise is per account: two accounts with one number ge
 
 Order. Ask Twilio what became of earlier texts; judge a page of users, ask each gate whether something speaks against
 their text, claim a few, post them, record the answers, and so on; in the end delete rows that are older than 90 days.
-
-Shards. Several runs side by side may share the users out: each serves those whose id falls to it.
+Several runs side by side (shards) may share the users out: each serves those whose id falls to it.
 
 Failures. One bad row never stops the rest. Of the pages that were looked at, every user who was due and not served is
 named, counted and explained. What concerns everybody (database, credentials, sender, clock) ends the run, after what
@@ -63,7 +62,7 @@ from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from email.utils import parsedate_to_datetime
 from enum import Enum, IntEnum, StrEnum, auto
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -86,13 +85,11 @@ SPACING = timedelta(hours=11, minutes=30)  # between two texts to one user, what
 ALL_ATTEMPTS = timedelta(minutes=30)  # of a Job: its activeDeadlineSeconds
 RETENTION = timedelta(days=90)  # of the ledger's rows
 CLOCK_TOLERANCE = timedelta(minutes=5)  # between Twilio's clock or a time stamp and ours
-PROGRESS_SECONDS = 10.0
 OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while nobody is claimed
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
 FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
 NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
-NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
 SMALLEST_VALIDITY = 60  # seconds: a text that may wait less is left for the next window
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -275,11 +272,6 @@ class Case:
         """The user's days: asked by gates after `placed` only."""
         return cast(Days, self.user.days)
 
-    @property
-    def deadline(self) -> timedelta:
-        """Of the runs that made the rows, as far as we know."""
-        return timedelta(seconds=self.settings.run_deadline)
-
 
 # --- rules: pure functions --------------------------------------------------------------------------------------------
 
@@ -290,15 +282,6 @@ MISSED_YESTERDAY = Rule("missed_yesterday", "Missed yesterday", "message_missed_
 def rule_for(*, logged_day1: bool) -> Rule:
     """The rule for whoever logged nothing on day 2; about all others the database is not even asked."""
     return MISSED_YESTERDAY if logged_day1 else NO_LOGS
-
-
-def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_day()) -> Days:
-    """The two days before the one that it is now in the zone, where days start at that time of day."""
-    today = now.astimezone(zone).date()
-    if now < instant_of(today, starts, zone):
-        today -= timedelta(days=1)
-    day1, day2, end = (instant_of(today - timedelta(days=n), starts, zone) for n in (2, 1, 0))
-    return Days(zone, today, day1, day2, end)
 
 
 # --- gates: every reason not to text ----------------------------------------------------------------------------------
@@ -404,10 +387,10 @@ def within_week(case: Case) -> Skip | None:
 def spaced(case: Case) -> Skip | None:
     """SPACING since the last text, and never two in one local day, whatever zone the user had then."""
     for row in case.rows:
-        last = row.last_possible_text(case.deadline)
+        last = row.last_possible_text(case.settings.deadline)
         if row.state is State.REFUSED or (last <= case.now - SPACING and last < case.days.end):
             continue
-        if row.state is State.SENDING and case.now < row.claimed_at + case.deadline:
+        if row.state is State.SENDING and case.now < row.claimed_at + case.settings.deadline:
             return Skip(Outcome.NOT_TRIED, "another run holds this user for another local day", again=True)
         words = "another text may have been posted as late as %s UTC, not 11 h 30 min ago, or today"
         return Skip(Outcome.DEFERRED, words, (f"{last:%Y-%m-%d %H:%M}",))
@@ -442,18 +425,6 @@ GATES: tuple[Callable[[Case], Skip | None], ...] = (
 def speaks_against(case: Case, gates: Iterable[Callable[[Case], Skip | None]] = GATES) -> Skip | None:
     """The first reason not to text; None when there is none."""
     return next((skip for gate in gates if (skip := gate(case))), None)
-
-
-def not_ours(claim: Row, case: Case) -> Skip | None:
-    """Why a claim may not be posted, from the user's rows after it was made; None when it may.
-
-    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
-    """
-    others = [row for row in case.rows if row.token != claim.token]
-    if len(others) < len(case.rows):
-        return spaced(replace(case, rows=others))
-    gone = "its claim is gone from the ledger: another run held the day and released it"
-    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
@@ -752,6 +723,10 @@ def too_many(rules: Counter[str], limit: int) -> str:
     )
 
 
+PROGRESS_SECONDS = 10.0
+NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
+
+
 class Report:
     """Counts what becomes of users, tells it, and computes how the run ends."""
 
@@ -955,30 +930,47 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
 # --- what rules and gates are made of: pure functions -----------------------------------------------------------------
 
 
+def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_day()) -> Days:
+    """The two days before the one that it is now in the zone, where days start at that time of day."""
+    today = now.astimezone(zone).date()
+    if now < instant_of(today, starts, zone):
+        today -= timedelta(days=1)
+    day1, day2, end = (instant_of(today - timedelta(days=n), starts, zone) for n in (2, 1, 0))
+    return Days(zone, today, day1, day2, end)
+
+
+def not_ours(claim: Row, case: Case) -> Skip | None:
+    """Why a claim may not be posted, from the user's rows after it was made; None when it may.
+
+    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
+    """
+    others = [row for row in case.rows if row.token != claim.token]
+    if len(others) < len(case.rows):
+        return spaced(replace(case, rows=others))
+    gone = "its claim is gone from the ledger: another run held the day and released it"
+    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
+
+
+@cache  # a run asks for the same few again before each text
 def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
     """The UTC instant at which clocks in the zone show that time.
 
     A time that comes twice (clocks go back) means the first; one that a jump of the clocks leaves out, the jump.
     """
-    wanted = datetime.combine(day, at)
-    try:
-        local = zone.localize(wanted, is_dst=None)
-    except pytz.AmbiguousTimeError:
-        local = zone.localize(wanted, is_dst=True)
-    except pytz.NonExistentTimeError:
-        return jump_at(wanted, zone)
-    return local.astimezone(UTC)
-
-
-def jump_at(missing: datetime, zone: pytz.BaseTzInfo) -> datetime:
-    """The UTC instant of the jump that leaves a local time out."""
-    before, after = (zone.localize(missing, is_dst=dst).astimezone(UTC) for dst in (True, False))
-    low, high = min(before, after), max(before, after)
-    offset = low.astimezone(zone).utcoffset()
+    low, high = readings(day, at, zone)
+    shown = low.astimezone(zone)
+    if shown.replace(tzinfo=None) == datetime.combine(day, at):
+        return low
     while high - low > timedelta(seconds=1):
         middle = low + (high - low) / 2
-        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == offset else (low, middle)
+        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == shown.utcoffset() else (low, middle)
     return high.replace(microsecond=0)
+
+
+def readings(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> list[datetime]:
+    """The UTC instants that a local time can mean, the earlier first: they differ where clocks are changed."""
+    wanted = datetime.combine(day, at)
+    return sorted(zone.localize(wanted, is_dst=dst).astimezone(UTC) for dst in (True, False))
 
 
 @cache
@@ -990,15 +982,13 @@ def resolve_zone(name: str) -> pytz.BaseTzInfo | None:
         return None
 
 
+@lru_cache(maxsize=1_000)  # the same for all users of a zone
 def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: pytz.BaseTzInfo) -> float:
     """The seconds to the window's end, as clocks in the zone show it; 0 outside."""
     local, (start, end) = now.astimezone(zone), window
     if not start <= local.time() < end:
         return 0.0
-    closing = datetime.combine(local.date(), end)
-    ends = (
-        zone.localize(closing, is_dst=dst).astimezone(UTC) for dst in (True, False)
-    )  # they differ when it comes twice
+    ends = instant_of(local.date(), end, zone), *readings(local.date(), end, zone)
     return min((at - now).total_seconds() for at in ends if at > now)
 
 
@@ -1335,6 +1325,7 @@ PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
 NO_TRUST = "Twilio's certificate does not verify: does a proxy open TLS? Name its CA file in REQUESTS_CA_BUNDLE"
 QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
 NO_SUCH = 20404
+SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
 MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
 NOT_POSTED = Answer(Action.PAUSE, "the run ended before it was posted")
 DAY_IS_OVER = Answer(Action.PAUSE, "its local day is over")
@@ -1399,11 +1390,14 @@ class Twilio:
         :raises Outage: when Twilio cannot be reached or does not answer as it should
         """
         answer = self.ask(lambda client: client.messages.page(page_size=1))
-        if answer.action is Action.STOP:
+        _, http = self._client()
+        if http.last and http.last.status_code == requests.codes.proxy_authentication_required:
+            answer = Answer(Action.STOP, PROXY)
+        known = answer.code in TWILIO_CODES and answer.action is not Action.PAUSE
+        if known or answer.action is Action.STOP:
             raise FixFirst(f"Twilio: {answer.words}. Nobody was texted")
         if answer.action is not Action.ACCEPT:
             raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted")
-        _, http = self._client()
         try:
             return parsedate_to_datetime(http.last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
         except (KeyError, TypeError, ValueError):
@@ -1523,7 +1517,7 @@ def accepted(message: Any) -> Answer:
     if not MESSAGE_SID.fullmatch(str(message.sid)):
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
     code, parts = column_int(message.error_code, 999_999), column_int(message.num_segments, 32_767)
-    if message.status in LOST:
+    if str(message.status) in LOST:
         return Answer(
             Action.REFUSE, f"Twilio took it, but it {message.status}: {meaning(code)}", code, message.sid, parts
         )
@@ -1544,8 +1538,6 @@ def understand(error: Exception, response: Response | None) -> Answer:
     if response is None:
         return unanswered(error)
     status = response.status_code
-    if status == requests.codes.proxy_authentication_required:
-        return Answer(Action.STOP, PROXY)
     body = refusal(response)
     if body is None:
         kind = clean((response.headers or {}).get("Content-Type", "no content type"))
@@ -1566,7 +1558,7 @@ def refusal(response: Response) -> dict[str, Any] | None:
     if not 400 <= response.status_code < 500 or not isinstance(body, dict):
         return None
     code, status = body.get("code"), body.get("status")
-    ours = isinstance(code, int) and not isinstance(code, bool) and status == response.status_code
+    ours = isinstance(code, int) and code >= SMALLEST_CODE and status == response.status_code  # a bool is an int, too
     return body if ours else None
 
 
@@ -1593,8 +1585,9 @@ def unanswered(error: Exception) -> Answer:
     tunnel = str(reason) if str(reason).startswith("Tunnel connection failed") else ""
     if "407" in tunnel or isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return Answer(Action.STOP, PROXY)
-    if type(error) is OSError and error.errno is None:
-        return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file that can be read: correct it")
+    unread = isinstance(reason, PermissionError) or getattr(reason, "library", None) == "X509"
+    if unread or (type(error) is OSError and error.errno is None):
+        return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file of certificates that can be read: correct it")
     never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
     if tunnel or isinstance(reason, never_connected):
         return Answer(Action.UNREACHED, f"Twilio cannot be reached ({cause(error)})")
@@ -2290,13 +2283,16 @@ class Store:
     @property
     def _rows_matter(self) -> str:
         """Whether a gate may have something to say of a user's rows in the ledger: of most, none has."""
-        own, s = f"FROM {LEDGER} n WHERE n.user_id = u.id", self._settings
-        conditions = [f"EXISTS (SELECT 1 {own} AND {ROW_MATTERS})"]
-        if s.quiet_after:
-            conditions.append(f"(SELECT COUNT(*) {own}) >= {s.quiet_after}")
-        if s.max_per_week:
-            conditions.append(f"(SELECT COUNT(*) {own} AND n.local_day > z.today - INTERVAL 7 DAY) >= {s.max_per_week}")
-        return f"({' OR '.join(conditions)})" if self._has_ledger else "FALSE"
+        if not self._has_ledger:
+            return "FALSE"
+        limits = {
+            "TRUE": self._settings.quiet_after,
+            "n.local_day > z.today - INTERVAL 7 DAY": self._settings.max_per_week,
+        }
+        counts = [
+            f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in {ROW_MATTERS: 1, **limits}.items() if limit
+        ]
+        return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
 
     def _strangers(self, low: UserId | None, high: UserId) -> list[User]:
         """The users in (low, high] whose zone is not among the known ones."""
@@ -2506,8 +2502,8 @@ def claim_of(reminder: Reminder, token: str, now: datetime) -> Row:
 def finished(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
     state = STATES[answer.outcome]
-    final = State.REFUSED if state is State.REFUSED else None  # of the others, Twilio's last word is still to come
-    known = replace(claim, state=state, finished_at=now, final_status=final)
+    refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
+    known = replace(claim, state=state, finished_at=now, final_status=State.REFUSED if refused else None)
     return replace(known, sid=answer.sid, code=answer.code, segments=answer.segments)
 
 
@@ -2614,7 +2610,7 @@ def check_sender(settled: Sequence[Row]) -> None:
 
     :raises FixFirst: when that is what most of the newly learned outcomes say
     """
-    codes = [row.code for row in settled if row.final_status]
+    codes = [row.code for row in settled if row.final_status in KNOWN_ENDS]
     blocked = [code for code in codes if code in BLOCKED_SENDER]
     if len(blocked) >= max(FEW, len(codes) / 2):
         raise FixFirst(
@@ -2640,9 +2636,10 @@ def dry_run(job: Job) -> Exit:
         job.look_around()
         job.last_call = True  # nobody is put aside
         for reminder in chain.from_iterable(job.pages()):
-            words, text = "User %s would be texted: %s: %s", message_for(reminder, job.settings)
-            details = event("would_text", reminder.user, rule=reminder.rule.key)
-            log.info(words, reminder.user, reminder.rule.reason, Personal(text), extra=details)
+            user, text = reminder.user, Personal(message_for(reminder, job.settings))
+            details = event("would_text", user, rule=reminder.rule.key)
+            words = "User %s, %s, would be texted: %s: %s"
+            log.info(words, user, Personal(user.phone), reminder.rule.reason, text, extra=details)
             hours[job.now.astimezone(reminder.days.zone).hour] += 1
             rules[reminder.rule.reason] += 1
     job.brake.blame(unfinished=not job.report.walked)
@@ -2869,7 +2866,7 @@ def time_zone(name: str) -> str:
 
 def clock_time(text: str) -> time_of_day:
     """A time of day such as 09:00."""
-    if not re.fullmatch("[0-9]{2}:[0-9]{2}", text):
+    if not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]", text):
         raise ValueError
     return time_of_day.fromisoformat(text)
 
@@ -3043,6 +3040,11 @@ class Settings:
         return cls(**values)
 
     @property
+    def deadline(self) -> timedelta:
+        """RUN_DEADLINE, also of the runs that made the ledger's rows, as far as we know."""
+        return timedelta(seconds=self.run_deadline)
+
+    @property
     def shard(self) -> int:
         """Which share of the users is this run's, from 0."""
         return int(self.job_completion_index or 0)
@@ -3057,8 +3059,8 @@ class Settings:
 
     def hide(self, text: str) -> str:
         """What MySQL, Twilio or a library says, without the secrets."""
-        values = (str(getattr(self, f.name)) for f in fields(self) if not f.repr)
-        found = "|".join(re.escape(value) for value in values if value)
+        values = sorted((str(getattr(self, f.name)) for f in fields(self) if not f.repr), key=len, reverse=True)
+        found = "|".join(re.escape(value) for value in values if value)  # one may begin with another
         return re.sub(rf"(?<!\w)({found})(?!\w)", "***", text) if found else text
 
 
@@ -3160,7 +3162,7 @@ class OneLine(logging.Formatter):
         if not pii and isinstance(record.args, tuple):
             record = logging.makeLogRecord(record.__dict__ | {"args": tuple(map(masked, record.args))})
         line = self.as_json(record) if self.settings and self.settings.log_format == "json" else super().format(record)
-        if self.settings and record.name != log.name:
+        if self.settings and (record.name != log.name or record.exc_info):
             line = self.settings.hide(line)
         if not pii:
             line = re.sub(r"\+[0-9]{7,15}\b", lambda number: masked_number(number[0]), line)
