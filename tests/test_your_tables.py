@@ -93,7 +93,7 @@ RECIPES = dict(recipes())
 # --- the application --------------------------------------------------------------------------------------------------
 
 TABLES = """
-CREATE TABLE users (id {id}, first_name VARCHAR(60), phone VARCHAR(40), timezone VARCHAR(60), utc_offset INT,
+CREATE TABLE users (id {id}, first_name VARCHAR(60), phone VARCHAR(40), timezone VARCHAR(60), utc_offset DECIMAL(6, 2),
   country CHAR(2), sms_consent BOOLEAN, deleted_at DATETIME, paused_until DATETIME, created_at DATETIME);
 CREATE TABLE consents (id {id}, user_id {ref}, revoked_at DATETIME, INDEX (user_id));
 CREATE TABLE profiles (id {id}, user_id {ref} UNIQUE, mobile VARCHAR(40), zone VARCHAR(60));
@@ -251,6 +251,11 @@ CASES: dict[str, list[Person]] = {
         Person("Paused", NOTHING, {"paused_until": TODAY + timedelta(minutes=1)}),
         Person("Back from a pause", NO_LOGS, {"paused_until": TODAY - timedelta(minutes=1)}),
     ],
+    "There is no zone": [
+        Person("Yesterday", NOTHING, {"timezone": None}, logs=on(YESTERDAY)),
+        Person("First second of day 2", NOTHING, {"timezone": None}, logs=on(datetime(2026, 5, 10, 22))),
+        Person("The second before", MISSED, {"timezone": None}, logs=on(datetime(2026, 5, 10, 21, 59, 59))),
+    ],
     "New accounts have three days of grace": [
         Person("Just arrived", NOTHING, {"created_at": TODAY}),
         Person("Nearly three days", NOTHING, {"created_at": TODAY - timedelta(days=3) + timedelta(minutes=1)}),
@@ -284,7 +289,7 @@ CASES: dict[str, list[Person]] = {
         Person("First of day 2", NOTHING, logs=[{"done_seconds": YESTERDAY.replace(hour=0, tzinfo=UTC).timestamp()}]),
         Person("Last of day 1", MISSED, logs=[{"done_seconds": YESTERDAY.replace(hour=0, tzinfo=UTC).timestamp() - 1}]),
     ],
-    "Rows are made before they are done": [
+    "Rows are made before they are done, or hold a count": [
         Person("Done", NOTHING, logs=on(YESTERDAY)),
         Person("Planned", NO_LOGS, logs=on(YESTERDAY, completed=0)),
         Person("Done on day 1, planned", MISSED, logs=on(DAY1) + on(YESTERDAY, completed=0)),
@@ -388,6 +393,72 @@ def test_the_three_views_serve_as_they_stand(application: Application, twilio: F
 def test_each_recipe_serves_its_cases(application: Application, twilio: FakeTwilio, title: str) -> None:
     application.use(RECIPES[title])
     assert texts(application, twilio, CASES[title]) == expected(CASES[title])
+
+
+def due(name: str, gets: str | None, weekdays: str | None) -> Person:
+    return Person(name, gets, habits=[{"weekdays": weekdays}])
+
+
+VARIANTS: list[tuple[str, str, str, str, list[Person]]] = [
+    (
+        "Zones are offsets",
+        "`u.utc_offset * 60`",
+        r"u\.utc_offset",
+        "u.utc_offset * 60",
+        zones("utc_offset", {hours: hours for hours in (0, 1, -5, 14, -12, 5.5, 5.75, 8.75, -9.5)}),
+    ),
+    (
+        "Zones are offsets",
+        "`-u.utc_offset`",
+        r"u\.utc_offset",
+        "-u.utc_offset",
+        zones("utc_offset", {-60 * hours: hours for hours in (0, 1, -5, 14, -12, 5.5, 5.75, 8.75, -9.5)}),
+    ),
+    (
+        "Habits are due on some weekdays",
+        "`DAYOFWEEK(...) - 1`",
+        r"WEEKDAY(\(.*\)), h",
+        r"DAYOFWEEK\1 - 1, h",
+        [due("Due on Mondays", NO_LOGS, "1"), due("Due on Sundays", NOTHING, "0")],
+    ),
+    (
+        "Habits are due on some weekdays",
+        "`JSON_CONTAINS(h.weekdays, CAST(WEEKDAY(...) AS CHAR))`",
+        r"FIND_IN_SET\((.*), h.weekdays\)",
+        r"JSON_CONTAINS(h.weekdays, CAST(\1 AS CHAR))",
+        [due("Due on Mondays", NO_LOGS, "[0, 4]"), due("On Tuesdays", NOTHING, "[1]"), due("Never", NOTHING, None)],
+    ),
+    (
+        "Logs are kept in JSON",
+        "`JSON_KEYS(h.done_days)`",
+        r", h\.done_days,",
+        ", JSON_KEYS(h.done_days),",
+        [
+            Person("Yesterday", NOTHING, habits=[{"done_days": f'{{"{YESTERDAY:%Y-%m-%d}": true}}'}]),
+            Person("Day 1", MISSED, habits=[{"done_days": f'{{"{DAY1:%Y-%m-%d}": true, "x": 1}}'}]),
+            Person("None", NO_LOGS, habits=[{"done_days": "{}"}]),
+            Person("No JSON", NO_LOGS, habits=[{"done_days": "none"}]),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("title", "said", "pattern", "instead", "people"), VARIANTS, ids=lambda value: str(value)[:30])
+def test_what_the_page_says_to_write_instead(
+    application: Application,
+    twilio: FakeTwilio,
+    title: str,
+    said: str,
+    pattern: str,
+    instead: str,
+    people: list[Person],
+) -> None:
+    [line] = RECIPES[title].lines
+    changed, places = re.subn(pattern, instead, line, flags=re.DOTALL)
+    assert places > 0
+    assert said in PAGE
+    application.use(Recipe(RECIPES[title].view, [changed]))
+    assert texts(application, twilio, people) == expected(people)
 
 
 @pytest.fixture
