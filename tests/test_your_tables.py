@@ -253,8 +253,8 @@ CASES: dict[str, list[Person]] = {
     ],
     "There is no zone": [
         Person("Yesterday", NOTHING, {"timezone": None}, logs=on(YESTERDAY)),
-        Person("First second of day 2", NOTHING, {"timezone": None}, logs=on(datetime(2026, 5, 10, 22))),
-        Person("The second before", MISSED, {"timezone": None}, logs=on(datetime(2026, 5, 10, 21, 59, 59))),
+        Person("First second of day 2", NOTHING, {"timezone": None}, logs=on(YESTERDAY - timedelta(hours=14))),
+        Person("The second before", MISSED, {"timezone": None}, logs=on(YESTERDAY - timedelta(hours=14, seconds=1))),
     ],
     "New accounts have three days of grace": [
         Person("Just arrived", NOTHING, {"created_at": TODAY}),
