@@ -2046,7 +2046,12 @@ class Store:
     def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
         assert self._connection is not None  # noqa: S101 - for the type checker
         with self._connection.cursor() as cursor:
-            cursor.execute(sql, tuple(args))
+            try:
+                cursor.execute(sql, tuple(args))
+            except pymysql.err.OperationalError as error:
+                if number_of(error) == 1045:  # although we are logged in: MySQL's word for a view whose definer is gone
+                    error.args = (1449, *error.args[1:])
+                raise
             return list(cursor.fetchall())
 
     def _write_again(self) -> None:
