@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from datetime import datetime
+from unittest import mock
 
 import habit_notifier
 from habit_notifier import Stop, utc_now
@@ -21,3 +25,11 @@ def run(
     if fake := FakeTwilio.running.get(environ.get("TWILIO_API_URL", "")):
         fake.clock = clock
     return habit_notifier.main(argv, environ, clock, stop or Stop())
+
+
+def said(environ: Mapping[str, str], *argv: str, at: datetime | Callable[[], datetime] = utc_now) -> tuple[int, str]:
+    """The exit code of a run, and all that it wrote to its log, by its own handler and format."""
+    root = logging.getLogger()
+    with mock.patch.object(root, "handlers", []), redirect_stderr(io.StringIO()) as written:
+        code = run(environ, argv, at)
+    return code, written.getvalue()
