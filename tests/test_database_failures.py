@@ -25,7 +25,7 @@ from tests.full import FULL
 from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import FakeTwilio
 from tests.sandbox.proxy import Proxy, Verdict
-from tests.statements import CLAIM, HISTORY, OUTCOMES, PAGE, PURGE, RECORD, SLICE
+from tests.statements import CLAIM, HISTORY, PAGE, PURGE, RECORD, SLICE
 
 ROOT = Path(__file__).resolve().parents[1]
 NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
