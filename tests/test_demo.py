@@ -10,13 +10,14 @@ import subprocess
 import sys
 import unicodedata
 from datetime import UTC, date, datetime, timedelta
+from html import unescape
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.sandbox import demo
+from tests.sandbox import demo, picture
 from tests.sandbox.database import Database, Server
 from tests.sandbox.people import (
     NO_LOGS,
@@ -146,6 +147,11 @@ def test_the_demo_fits_a_terminal_and_has_no_colours_in_a_file(told: str) -> Non
     for line in told.splitlines():
         assert sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line) <= 100, line
     assert "\033" not in told
+
+
+def test_the_picture_in_the_readme_shows_what_the_demo_shows(told: str) -> None:
+    drawn = re.findall("<text[^>]*>([^<]*)</text>", picture.FILE.read_text())
+    assert picture.words(map(unescape, drawn)) == picture.words(picture.excerpt(told)), "make demo-picture"
 
 
 def test_the_demo_says_so_when_the_program_does_not_do_its_job(
