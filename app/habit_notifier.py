@@ -519,7 +519,12 @@ class Job:
         self.report.start(sum(zone.users for zone in zones))
         self.store.judge_by(days_by_zone(zones, self.settings, self.now), self.now)
         yield from zone_doubts(zones, self.settings)
-        yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users, self.now)
+        try:
+            yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users, self.now)
+        except DatabaseError as failure:
+            if failure.remedy is not Remedy.SMALLER:
+                raise
+            yield f"the newest logs could not be read: {failure}"
         if only := self.settings.only_users:
             yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
             for user_id in sorted(only - self.store.known(only)):
