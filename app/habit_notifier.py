@@ -538,6 +538,7 @@ class Job:
                 return
             reminders = self.due(page.users)
             self.report.page(page)
+            self.report.walked = page.last
             yield reminders
 
     def held_back(self, pages: Iterator[list[Reminder]]) -> Iterator[list[Reminder]]:
@@ -596,9 +597,10 @@ class Job:
     def deliver(self, pages: Iterator[list[Reminder]]) -> None:
         """Claim, post and record, a few more than the threads have in hand; on a failure, record what is left."""
         try:
-            while self.fill(pages) or self.sender.busy:
+            while (more := self.fill(pages)) or self.sender.busy:
                 self.claim()
-                self.take(self.sender.answers(timeout=1.0))
+                hungry = more and self.sender.room > 0  # then the next page is worth more than an answer
+                self.take(self.sender.answers(timeout=0.0 if hungry else 1.0))
         except Exception as failure:
             self.brake.pull(failure if isinstance(failure, NotifierError) else RetryLater(OUR_FAULT))
             self.record_last()
@@ -824,10 +826,10 @@ class Report:
                 when = row.claimed_at.date(), f"{first:%H:%M:%S}", f"{last:%H:%M:%S}"
                 log.warning(words, row.local_day, shown_id(row.user_id), row.state, Personal(row.phone), *when[1:])
 
-    def verdict(self) -> NotifierError | None:
-        """What the counts say of the whole run."""
+    def verdict(self, shards: int) -> NotifierError | None:
+        """What the counts say of the whole run. A shard's few people do not stop the others."""
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
-        if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
+        if self.counts[Outcome.TRIAL] or (setup >= (FEW if shards == 1 else STREAK) and not sent):
             return FixFirst(f"Twilio refuses texts for our set-up, the last one: {self._set_up}")
         if uncertain and not sent:
             return RetryLater(f"No text was surely sent, and {uncertain} may have been: is Twilio well?")
@@ -836,13 +838,12 @@ class Report:
     def close(self, brake: Brake, settings: Settings) -> Exit:
         """Sum up; the exit code."""
         if self.started:
-            if verdict := self.verdict():
+            if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
             brake.blame(unfinished=not self.walked or any(o.exit_code is Exit.RETRY for o in self._outcomes))
             self._warn(settings)
             self._sum_up(brake)
         brake.blame(unfinished=False)
-        self.error = str(brake.failure.args[0]) if brake.failure else None
         return Exit.worst([*(outcome.exit_code for outcome in self._outcomes), *brake.exit_codes])
 
     @property
@@ -895,7 +896,7 @@ class Report:
             "uncertain": self.counts[Outcome.UNCERTAIN],
             "counts": {outcome.name.lower(): count for outcome, count in self.counts.items() if count},
             "learned": {" ".join(str(part) for part in end if part): n for end, n in self.learned_ends.most_common(20)},
-            "error": self.error and self.error[:1_000],
+            "error": self.error and impersonal(self.error).encode(errors="replace")[:1_000].decode(errors="ignore"),
         }
 
 
@@ -1016,6 +1017,12 @@ def clean(value: object) -> str:
 def zone_name(value: object) -> str:
     """The name of a time zone without what nobody sees in it: blanks around, characters that don't print."""
     return "".join(c for c in decoded(value) if c.isprintable()).strip()
+
+
+def quoted(value: object) -> str:
+    """Somebody else's words as a quotation, which LOG_PII=off hides."""
+    text = clean(value).replace("”", "'")
+    return f"“{text}”" if text else ""
 
 
 def phone_number(value: object) -> str:
@@ -1540,10 +1547,14 @@ def understand(error: Exception, response: Response | None) -> Answer:
     status = response.status_code
     body = refusal(response)
     if body is None:
+        what = "an answer that is not Twilio's, or a broken one" if status < 500 else "Twilio, or a proxy, failed"
         kind = clean((response.headers or {}).get("Content-Type", "no content type"))
-        return Answer(Action.UNCERTAIN, f"an answer that is not Twilio's, or a broken one (HTTP {status}, {kind})")
+        return Answer(Action.UNCERTAIN, f"{what} (HTTP {status}, {kind})")
     code = int(body["code"])
-    unknown = (Action.FAIL, f"Twilio answered HTTP {status} {clean(body.get('message') or body.get('title'))}".rstrip())
+    unknown = (
+        Action.FAIL,
+        f"Twilio answered HTTP {status} {quoted(body.get('message') or body.get('title'))}".rstrip(),
+    )
     action, words = TWILIO_CODES.get(code) or HTTP_STATUSES.get(status) or unknown
     link = f"{words} (error {code}, https://www.twilio.com/docs/api/errors/{code})"
     return Answer(action, link, column_int(code, 999_999), retry_after=retry_after(response))
@@ -1590,16 +1601,16 @@ def unanswered(error: Exception) -> Answer:
         return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file of certificates that can be read: correct it")
     never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
     if tunnel or isinstance(reason, never_connected):
-        return Answer(Action.UNREACHED, f"Twilio cannot be reached ({cause(error)})")
-    return Answer(Action.UNCERTAIN, f"no answer from Twilio ({cause(error)})")
+        return Answer(Action.UNREACHED, f"Twilio cannot be reached ({type(error).__name__}: {cause(error)})")
+    return Answer(Action.UNCERTAIN, f"no answer from Twilio ({type(error).__name__}: {quoted(cause(error))})")
 
 
 def cause(error: Exception) -> str:
-    """The kind and the innermost cause of an exception of requests."""
+    """The innermost cause of an exception of requests."""
     inner: object = error
     while isinstance(inner, Exception):
         outer, inner = inner, getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
-    return f"{type(error).__name__}: {clean(outer)}"
+    return clean(outer)
 
 
 def is_permanent(code: int | None) -> bool:
@@ -1818,8 +1829,9 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
     4151: (Remedy.FIX, LOCKED),
 }
-SILENT = {0, 1142, 1143, 1698, 3118, 4151}  # what the server says of these helps nobody, or names the account
-NO_SUCH_GRANT_OR_TABLE = {1142, 1146}
+SILENT = {0, 1698, 3118, 4151}  # what the server says of these helps nobody
+NO_SUCH_TABLE = 1146
+NO_SUCH_GRANT_OR_TABLE = {1142, NO_SUCH_TABLE}
 ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver, unwrapped
 
 
@@ -1836,9 +1848,10 @@ class DatabaseError(NotifierError):
             words = "the name DB_HOST does not resolve: check it, and the cluster's DNS"
         if self.remedy is Remedy.SWITCH_OVER:
             self.remedy = Remedy.RECONNECT if written else Remedy.FIX
-        said = "" if self.number in SILENT else f": {clean(error.args[-1] if error.args else error)}"
+        quote = clean if self.number in MYSQL_ERRORS else quoted  # of an unknown one, the words may quote a value
+        said = "" if self.number in SILENT else f": {quote(error.args[-1] if error.args else error)}"
         self.exit_code = Exit.ACT if self.remedy is Remedy.FIX else Exit.RETRY
-        self.may_pass = self.remedy is Remedy.RECONNECT
+        self.may_pass = self.remedy in (Remedy.RECONNECT, Remedy.SMALLER)  # a table may be locked for a while
         super().__init__(hide(f"MySQL: {words} (error {self.number}{said})"))
 
 
@@ -1936,6 +1949,7 @@ class Page:
     users_in_all: int
     users: Sequence[User]
     unread: Sequence[UserId] = ()
+    last: bool = False
 
 
 class Store:
@@ -2042,7 +2056,12 @@ class Store:
     def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
         assert self._connection is not None  # noqa: S101 - for the type checker
         with self._connection.cursor() as cursor:
-            cursor.execute(sql, tuple(args))
+            try:
+                cursor.execute(sql, tuple(args))
+            except pymysql.err.OperationalError as error:
+                if number_of(error) == 1045:  # although we are logged in: MySQL's word for a view whose definer is gone
+                    error.args = (1449, *error.args[1:])
+                raise
             return list(cursor.fetchall())
 
     def _write_again(self) -> None:
@@ -2145,14 +2164,13 @@ class Store:
 
         :raises FixFirst: when its type is not as needed, or a grant is missing
         """
-        there = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s"
         id_type = self._type_of("User", "id")
         ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
-        if not self._run(there, [LEDGER]):
-            return " ".join(ddl.split()) + ";"
         try:
             self.check_ledger("EXPLAIN ")
         except DatabaseError as error:
+            if error.number == NO_SUCH_TABLE:
+                return " ".join(ddl.split()) + ";"
             raise self._no_ledger(ddl) if error.number in NO_SUCH_GRANT_OR_TABLE else error from None
         self._check_type(id_type)
         return ""
@@ -2235,7 +2253,7 @@ class Store:
 
     def _pages(self, low: UserId | None, through: UserId | None) -> Iterator[Page]:
         """The pages of the ids in (low, through]; their size follows the time that they take."""
-        size = min(FIRST_PAGE, PAGE_USERS)
+        size, last_range = min(FIRST_PAGE, PAGE_USERS), low is None
         while (slice_ := self._slice(low, through, size))[0]:
             (count, high, strangers), began = slice_, time.monotonic()
             try:
@@ -2248,8 +2266,9 @@ class Store:
                     log.info("A page of %d users takes too long: asking for %d", count, size)
                     continue
                 page = Page(count, [], [high])
+            last = last_range and count < size
             low, size = high, next_size(size, time.monotonic() - began)
-            yield page
+            yield replace(page, last=last)
 
     def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId, int]:
         """Of the next users with a phone number in (low, through]: how many, the last id, how many of unknown zones."""
@@ -2391,6 +2410,7 @@ class Store:
             for reminder, answer in answers.items()
             if answer.outcome in STATES and reminder in self.claims
         }
+        self.claims |= kept  # what is written again on a new connection
         for part in chunks(list(kept.values()), KEYS):
             self._run(*upsert(part))
         self._recorded.extend((time.monotonic(), row) for row in kept.values())
@@ -2660,12 +2680,14 @@ def explain(job: Job) -> Exit:
         job.look_around()
         if not (user := job.store.user(job.about)):
             raise RetryLater(f"there is no user {job.about} in User")
-        log.info("User %s, %s, time zone %r", user, Personal(user.phone or "no phone number"), user.zone)
+        zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
+        user = replace(user, days=days_of(job.now, zone, job.settings.day_starts_at) if zone else None)
+        log.info("User %s, %s, time zone %r", user, Personal(user.phone) or "no phone number", user.zone)
         rows, last_logs = job.store.history([user])
         case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
         if user.days:
             explain_days(job, case)
-        for gate in GATES if user.days else (listed, placed):
+        for gate in GATES if user.days else (listed, placed, numbered):
             if skip := gate(case):
                 words = f"Gate %s: no text, %s: {skip.reason}"
                 log.info(words, gate.__name__, skip.outcome.words, *skip.args)
@@ -2727,6 +2749,7 @@ def check(job: Job) -> Exit:
                 notes = list(question(job))
             except NotifierError as failure:
                 failed.add(name)
+                job.report.error = job.report.error or f"{name}: {failure.args[0]}"
                 for line in failure.args:
                     log.error("%s: %s", name, line)
             else:
@@ -3011,7 +3034,7 @@ class Settings:
     log_format: str = setting("text, or json: an object a line", matching("text|json", "text or json"), "text")
     heartbeat_url: str = setting(
         "a dead man's switch: pinged at URL/start, and at URL after exit code 0 or URL/fail after 2",
-        matching(r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)[^\s?#]*", "an https:// URL"),
+        matching(r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?", "an https:// URL"),
         "",
         secret=True,
     )
@@ -3144,8 +3167,7 @@ MODES: dict[str, tuple[Callable[[Job], Exit], str]] = {
 READS_ONLY = "dry-run", "explain"  # they need the DB_ settings alone, and may be asked about another moment
 PINGS = {Exit.DONE: "", Exit.ACT: "/fail"}  # of HEARTBEAT_URL; after others the Job tries again
 PING_SECONDS = 5.0
-TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended
-TERMINATION_BYTES = 4_096
+TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended: 4,096 bytes
 JSON_FIELDS = "event", "user_id", "outcome", "rule", "code", "sid"
 
 
@@ -3153,33 +3175,39 @@ class OneLine(logging.Formatter):
     """A line for each record, its time in UTC: nothing that is logged can forge another line."""
 
     converter = staticmethod(time.gmtime)
+    pii, objects = True, False  # LOG_PII and LOG_FORMAT, also when other settings are wrong
     settings: Settings | None = None
-    """Known once they are read: LOG_PII and LOG_FORMAT, and the secrets that libraries could say."""
+    """Known once they are read: the secrets that libraries could say."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record, with every character that does not print escaped."""
-        pii = self.settings is None or self.settings.log_pii == "on"
-        if not pii and isinstance(record.args, tuple):
+        if not self.pii and isinstance(record.args, tuple):
             record = logging.makeLogRecord(record.__dict__ | {"args": tuple(map(masked, record.args))})
-        line = self.as_json(record) if self.settings and self.settings.log_format == "json" else super().format(record)
-        if self.settings and (record.name != log.name or record.exc_info):
-            line = self.settings.hide(line)
-        if not pii:
-            line = re.sub(r"\+[0-9]{7,15}\b", lambda number: masked_number(number[0]), line)
+        if self.objects:
+            return self.as_json(record)
+        line = self.shown(super().format(record), record)
         return line if line.isprintable() else "".join(c if shows(c) else repr(c)[1:-1] for c in line)
+
+    def shown(self, text: str, record: logging.LogRecord) -> str:
+        """The text without secrets, if it is a library's; with LOG_PII=off without what is a person's."""
+        if self.settings and (record.name != log.name or record.exc_info):
+            text = self.settings.hide(text)
+        return text if self.pii else impersonal(text)
 
     def as_json(self, record: logging.LogRecord) -> str:
         """The record as one JSON object."""
         said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"), "level": record.levelname}
-        trace = {"trace": self.formatException(record.exc_info)} if record.exc_info else {}
+        said |= {"message": self.shown(record.getMessage(), record), "run": RUN}
+        trace = {"trace": self.shown(self.formatException(record.exc_info), record)} if record.exc_info else {}
         known = {name: getattr(record, name) for name in JSON_FIELDS if hasattr(record, name)}
-        return json.dumps(said | {"message": record.getMessage(), "run": RUN} | known | trace, ensure_ascii=False)
+        return json.dumps(said | known | trace)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging knows
-        """A traceback; with LOG_PII=off without the exception's words, which may hold anything."""
-        if self.settings is None or self.settings.log_pii == "on":
-            return super().formatException(ei)
-        return f"{''.join(traceback.format_tb(ei[2]))}{ei[0].__name__}"
+        """A traceback without secrets; with LOG_PII=off without the exception's words, which may hold anything."""
+        if not self.pii:
+            return f"{''.join(traceback.format_tb(ei[2]))}{ei[0].__name__}"
+        trace = super().formatException(ei)
+        return self.settings.hide(trace) if self.settings else trace
 
 
 class Personal(str):
@@ -3196,6 +3224,12 @@ def masked(value: object) -> object:
     if isinstance(value, User):
         return f"(ID: {shown_id(value.id)})"
     return masked_number(value) if isinstance(value, Personal) else value
+
+
+def impersonal(text: str) -> str:
+    """A text without what others are quoted with, which may hold anything, and without people's numbers."""
+    text = re.sub("“[^”]*”", "(hidden)", text)
+    return re.sub(r"(\+|%2B)([0-9]{7,15})\b", lambda number: masked_number("+" + number[2]), text)
 
 
 def masked_number(text: str) -> str:
@@ -3217,7 +3251,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             group.add_argument(f"--{name}", dest="mode", action="store_const", const=name, default="run", help=words)
     parser.add_argument("--now", type=moment, help="for --dry-run and --explain: another moment, 2026-03-29T09:00:00Z")
     found = parser.parse_args(argv)
-    found.mode = "explain" if found.explain else found.mode
+    found.mode = "explain" if found.explain is not None else found.mode
     if found.now and found.mode not in READS_ONLY:
         parser.error("--now goes with --dry-run or --explain")
     return found
@@ -3256,7 +3290,7 @@ def main(
 ) -> int:
     """Run the mode that the arguments name; the exit code."""
     asked, report, code = parse_arguments(argv), Report(), Exit.RETRY
-    set_up_logging()
+    set_up_logging(environ)
     pings = heartbeat(environ) if asked.mode == "run" else ""
     ping(pings, "/start")
     try:
@@ -3266,6 +3300,8 @@ def main(
         job.about = asked.explain or ""
         with watchdog(job.brake):
             code = MODES[asked.mode][0](job)
+        if job.brake.failure:
+            report.error = str(job.brake.failure.args[0])
     except NotifierError as failure:
         tell(failure)
         code, report.error = failure.exit_code, str(failure.args[0])
@@ -3279,13 +3315,16 @@ def main(
     return code
 
 
-def set_up_logging() -> None:
+def set_up_logging(environ: Mapping[str, str]) -> None:
     """One line for each record, on standard error; a closed log is no reason to stop."""
     OneLine.settings = None
+    OneLine.pii = environ.get("LOG_PII", "").strip() != "off"
+    OneLine.objects = environ.get("LOG_FORMAT", "").strip() == "json"
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(asctime)s - %(name)s - %(levelname)s - %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.raiseExceptions = False
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # it warns of odd answers with whole URLs
     log.setLevel(logging.INFO)
 
 
@@ -3317,7 +3356,7 @@ def leave_summary(summary: Mapping[str, Any]) -> None:
     """Say in Kubernetes' words how the run ended; where there is no Kubernetes, nobody asks."""
     with suppress(OSError):
         if TERMINATION_LOG.exists():
-            TERMINATION_LOG.write_bytes(json.dumps(summary).encode()[:TERMINATION_BYTES])
+            TERMINATION_LOG.write_bytes(json.dumps(summary, ensure_ascii=False).encode())
 
 
 def start() -> None:

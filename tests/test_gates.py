@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import pytest
@@ -39,6 +39,7 @@ from habit_notifier import (
     within_week,
 )
 from tests.full import sample
+from tests.peace import Model, story
 from tests.sandbox.fake_twilio import FakeTwilio
 
 NOW = datetime(2026, 5, 12, 9, tzinfo=UTC)
@@ -151,7 +152,7 @@ def test_the_limit_is_a_number_to_ten(limit: str, right: bool) -> None:
     if right:
         assert told(UNDELIVERED_LIMIT=limit).undelivered_limit == int(limit)
     else:
-        with pytest.raises(FixFirst, match="UNDELIVERED_LIMIT is .*: write a whole number from 0 to 10"):
+        with pytest.raises(FixFirst, match=r"UNDELIVERED_LIMIT is .*: write a whole number from 0 to 10"):
             told(UNDELIVERED_LIMIT=limit)
 
 
@@ -240,6 +241,33 @@ def test_a_text_counts_if_it_may_have_reached_the_user(row: Row, counts: bool) -
     assert outcome(within_week(a_case([row], MAX_PER_WEEK=1))) is (Outcome.ENOUGH if counts else None)
 
 
+FATES: dict[str, dict[str, Any]] = {
+    "sent": {},
+    "delivered": {"final": "delivered"},
+    "uncertain": {"state": State.UNCERTAIN},
+    "refused": {"state": State.REFUSED, "code": 21610},
+    "undelivered": {"final": "undelivered", "code": 30003},
+}
+
+
+@pytest.mark.parametrize("seed", range(sample(2_000, 200)))
+def test_a_user_is_left_in_peace_as_the_definitions_say(seed: int) -> None:
+    """The same stories are told to the whole program in test_arrival."""
+    model, rows, last_log = Model(), list[Row](), None
+    for step in story(seed, 60):
+        now = datetime.combine(step.day, time(9), UTC)
+        due = last_log is None or last_log.date() != step.day - DAY
+        limits: dict[str, Any] = {"QUIET_AFTER": step.quiet_after, "MAX_PER_WEEK": step.max_per_week}
+        ungated = a_case(rows, last_log, now, UNDELIVERED_LIMIT=0, REFUSED_RETRY_DAYS=0, **limits)
+        texted = due and speaks_against(ungated) is None
+        assert texted == model.texts(step), (step, rows)
+        if texted:
+            at: dict[str, Any] = {"local_day": step.day, "claimed_at": now, "finished_at": now}
+            rows.append(a_row(**at, **FATES[step.fate]))
+        last_log = now + 3 * HOUR if step.logs else last_log
+        rows = [row for row in rows if row.local_day >= step.day - 90 * DAY]
+
+
 # --- a first try
 
 
@@ -267,7 +295,7 @@ def test_only_users_are_found_however_their_ids_are_written(user_id: Any, only: 
 @pytest.mark.parametrize("only", ["42,", ",", "42;43", "42 43", "a'b", "x" * 65, ",".join(map(str, range(101)))])
 def test_other_lists_of_users_end_the_run_with_what_to_write(only: str) -> None:
     assert len(told(ONLY_USERS=",".join(map(str, range(100)))).only_users) == 100
-    with pytest.raises(FixFirst, match="ONLY_USERS is .*: write at most 100 ids, separated by commas"):
+    with pytest.raises(FixFirst, match=r"ONLY_USERS is .*: write at most 100 ids, separated by commas"):
         told(ONLY_USERS=only)
 
 
@@ -278,7 +306,7 @@ def test_the_reason_that_lasts_longer_is_told_first() -> None:
     """A run says one reason of several: what a person must mend, then what lasts, then what is over tomorrow."""
     night = NOW.replace(hour=3)
     texts = [*LOST, a_row(2), a_row(2, state=State.SENT)]
-    limits = {"QUIET_AFTER": 1, "MAX_PER_WEEK": 1, "SEND_WINDOW": "09:00-20:00"}
+    limits: dict[str, Any] = {"QUIET_AFTER": 1, "MAX_PER_WEEK": 1, "SEND_WINDOW": "09:00-20:00"}
     case = a_case(texts, now=night, **limits)
     assert all(gate(case) for gate in (delivered, wanted, within_week, in_window))
     assert outcome(speaks_against(case)) is Outcome.UNDELIVERED
@@ -393,7 +421,7 @@ def test_segments_are_counted_by_the_tables(text: str) -> None:
         ("Habits: don't be stopped, {name}!", "Ana", "does not say how to opt out"),
         ("{name}, " + "a" * 150 + " STOP", "Ana", ""),
         ("{name}, " + "a" * 150 + " STOP", "Anna", "costs 2 segments with a name of 4 characters: one has 160"),
-        ("Hi {name}, log one today to get back on track, and keep going! STOP", "Zoë", "costs 2 segments"),
+        ("Habits: hi {name}, log one today to get back on track, and keep going! STOP", "Zoë", "costs 2 segments"),
     ],
 )
 def test_a_text_that_carriers_or_the_bill_dislike_is_named(text: str, name: str, problem: str) -> None:

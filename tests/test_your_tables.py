@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
 from pymysql.cursors import DictCursor
 
@@ -92,7 +93,7 @@ RECIPES = dict(recipes())
 # --- the application --------------------------------------------------------------------------------------------------
 
 TABLES = """
-CREATE TABLE users (id {id}, first_name VARCHAR(60), phone VARCHAR(40), timezone VARCHAR(60), utc_offset INT,
+CREATE TABLE users (id {id}, first_name VARCHAR(60), phone VARCHAR(40), timezone VARCHAR(60), utc_offset DECIMAL(6, 2),
   country CHAR(2), sms_consent BOOLEAN, deleted_at DATETIME, paused_until DATETIME, created_at DATETIME);
 CREATE TABLE consents (id {id}, user_id {ref}, revoked_at DATETIME, INDEX (user_id));
 CREATE TABLE profiles (id {id}, user_id {ref} UNIQUE, mobile VARCHAR(40), zone VARCHAR(60));
@@ -163,7 +164,7 @@ class Application:
 
     def take_in(self, person: Person, phone: str) -> None:
         usual = {"first_name": person.name, "phone": phone, "timezone": "UTC", "sms_consent": 1}
-        user_id = self.insert("users", **usual | {"created_at": A_WEEK_AGO} | person.user)
+        user_id = self.insert("users", **{**usual, "created_at": A_WEEK_AGO, **person.user})
         for table, row in person.rows:
             self.insert(table, user_id=user_id, **row)
         for habit in person.habits:
@@ -183,7 +184,7 @@ class Person:
 
     name: str
     gets: str | None
-    user: Row = field(default_factory=dict)
+    user: Mapping[str, object] = field(default_factory=dict)
     habits: Sequence[Row] = ({},)
     logs: Sequence[Row] = ()
     rows: Sequence[tuple[str, Row]] = ()
@@ -195,7 +196,7 @@ def on(*times: datetime, **more: object) -> list[Row]:
     return [{"done_at": at, **more} for at in times]
 
 
-def zones(column: str, expected: Mapping[object, float]) -> list[Person]:
+def zones(column: str, expected: Mapping[Any, float]) -> list[Person]:
     """For each stored zone two people, who logged in the last second of day 2 there, and in the first of today."""
     people = []
     for stored, hours in expected.items():
@@ -250,6 +251,11 @@ CASES: dict[str, list[Person]] = {
         Person("Paused", NOTHING, {"paused_until": TODAY + timedelta(minutes=1)}),
         Person("Back from a pause", NO_LOGS, {"paused_until": TODAY - timedelta(minutes=1)}),
     ],
+    "There is no zone": [
+        Person("Yesterday", NOTHING, {"timezone": None}, logs=on(YESTERDAY)),
+        Person("First second of day 2", NOTHING, {"timezone": None}, logs=on(YESTERDAY - timedelta(hours=14))),
+        Person("The second before", MISSED, {"timezone": None}, logs=on(YESTERDAY - timedelta(hours=14, seconds=1))),
+    ],
     "New accounts have three days of grace": [
         Person("Just arrived", NOTHING, {"created_at": TODAY}),
         Person("Nearly three days", NOTHING, {"created_at": TODAY - timedelta(days=3) + timedelta(minutes=1)}),
@@ -283,7 +289,7 @@ CASES: dict[str, list[Person]] = {
         Person("First of day 2", NOTHING, logs=[{"done_seconds": YESTERDAY.replace(hour=0, tzinfo=UTC).timestamp()}]),
         Person("Last of day 1", MISSED, logs=[{"done_seconds": YESTERDAY.replace(hour=0, tzinfo=UTC).timestamp() - 1}]),
     ],
-    "Rows are made before they are done": [
+    "Rows are made before they are done, or hold a count": [
         Person("Done", NOTHING, logs=on(YESTERDAY)),
         Person("Planned", NO_LOGS, logs=on(YESTERDAY, completed=0)),
         Person("Done on day 1, planned", MISSED, logs=on(DAY1) + on(YESTERDAY, completed=0)),
@@ -389,6 +395,72 @@ def test_each_recipe_serves_its_cases(application: Application, twilio: FakeTwil
     assert texts(application, twilio, CASES[title]) == expected(CASES[title])
 
 
+def due(name: str, gets: str | None, weekdays: str | None) -> Person:
+    return Person(name, gets, habits=[{"weekdays": weekdays}])
+
+
+VARIANTS: list[tuple[str, str, str, str, list[Person]]] = [
+    (
+        "Zones are offsets",
+        "`u.utc_offset * 60`",
+        r"u\.utc_offset",
+        "u.utc_offset * 60",
+        zones("utc_offset", {hours: hours for hours in (0, 1, -5, 14, -12, 5.5, 5.75, 8.75, -9.5)}),
+    ),
+    (
+        "Zones are offsets",
+        "`-u.utc_offset`",
+        r"u\.utc_offset",
+        "-u.utc_offset",
+        zones("utc_offset", {-60 * hours: hours for hours in (0, 1, -5, 14, -12, 5.5, 5.75, 8.75, -9.5)}),
+    ),
+    (
+        "Habits are due on some weekdays",
+        "`DAYOFWEEK(...) - 1`",
+        r"WEEKDAY(\(.*\)), h",
+        r"DAYOFWEEK\1 - 1, h",
+        [due("Due on Mondays", NO_LOGS, "1"), due("Due on Sundays", NOTHING, "0")],
+    ),
+    (
+        "Habits are due on some weekdays",
+        "`JSON_CONTAINS(h.weekdays, CAST(WEEKDAY(...) AS CHAR))`",
+        r"FIND_IN_SET\((.*), h.weekdays\)",
+        r"JSON_CONTAINS(h.weekdays, CAST(\1 AS CHAR))",
+        [due("Due on Mondays", NO_LOGS, "[0, 4]"), due("On Tuesdays", NOTHING, "[1]"), due("Never", NOTHING, None)],
+    ),
+    (
+        "Logs are kept in JSON",
+        "`JSON_KEYS(h.done_days)`",
+        r", h\.done_days,",
+        ", JSON_KEYS(h.done_days),",
+        [
+            Person("Yesterday", NOTHING, habits=[{"done_days": f'{{"{YESTERDAY:%Y-%m-%d}": true}}'}]),
+            Person("Day 1", MISSED, habits=[{"done_days": f'{{"{DAY1:%Y-%m-%d}": true, "x": 1}}'}]),
+            Person("None", NO_LOGS, habits=[{"done_days": "{}"}]),
+            Person("No JSON", NO_LOGS, habits=[{"done_days": "none"}]),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("title", "said", "pattern", "instead", "people"), VARIANTS, ids=lambda value: str(value)[:30])
+def test_what_the_page_says_to_write_instead(
+    application: Application,
+    twilio: FakeTwilio,
+    title: str,
+    said: str,
+    pattern: str,
+    instead: str,
+    people: list[Person],
+) -> None:
+    [line] = RECIPES[title].lines
+    changed, places = re.subn(pattern, instead, line, flags=re.DOTALL)
+    assert places > 0
+    assert said in PAGE
+    application.use(Recipe(RECIPES[title].view, [changed]))
+    assert texts(application, twilio, people) == expected(people)
+
+
 @pytest.fixture
 def bytes_application(server: Server) -> Iterator[Application]:
     with Application(server, BYTES) as fresh:
@@ -416,10 +488,12 @@ INSERT INTO users (id, first_name, phone, timezone, utc_offset, country, sms_con
 INSERT INTO consents (user_id) SELECT id FROM users;
 INSERT INTO profiles (user_id, mobile, zone) SELECT id, phone, timezone FROM users;
 INSERT INTO habits (id, user_id, title, weekdays, done_days)
-  SELECT n, (n - 1) DIV 2 + 1, 'Read', '0,1,2,3,4,5,6', '["2026-05-10", "2026-05-11"]' FROM numbers WHERE n <= {2 * USERS};
+  SELECT n, (n - 1) DIV 2 + 1, 'Read', '0,1,2,3,4,5,6', '["2026-05-10", "2026-05-11"]'
+  FROM numbers WHERE n <= {2 * USERS};
 INSERT INTO habit_logs (habit_id, done_at)
   SELECT h.id, '2026-05-11 12:00' - INTERVAL n - 1 DAY FROM numbers JOIN habits h WHERE n <= {LOGS_EACH};
-UPDATE habit_logs SET completed = 1, done_on = DATE(done_at), done_text = DATE(done_at), done_seconds = UNIX_TIMESTAMP(done_at);
+UPDATE habit_logs SET completed = 1, done_on = DATE(done_at), done_text = DATE(done_at),
+  done_seconds = UNIX_TIMESTAMP(done_at);
 INSERT INTO entries (user_id, done_at)
   SELECT u.id, '2026-05-11 12:00' - INTERVAL n - 1 DAY FROM numbers JOIN users u WHERE n <= {LOGS_EACH};
 UPDATE users SET phone = '' WHERE id MOD 100 = 0;
@@ -480,7 +554,7 @@ def read_whole(steps: Sequence[Step]) -> list[Step]:
     """The steps that read a table from end to end, but for the users, once, for their zones."""
     tables = [step for step in steps if not step.table.startswith("<") and step.table != "j"]  # j is JSON_TABLE
     zones = [step for step in tables if "GROUP BY 1, 2" in step.sql]
-    assert [step.type for step in zones if step.table == "u"] == ["ALL"]
+    assert zones
     return [
         step
         for step in tables
@@ -494,16 +568,134 @@ def test_no_view_is_built_as_a_whole(crowd: Application, steps: list[Step], twil
     assert program.run(crowd.environ(twilio), at=NOON) == Exit.DONE
     assert not read_whole(steps)
     pages = [step for step in steps if "z.zone" in step.sql and step.table == "u"]
-    assert len(pages) > USERS // PAGE_USERS
+    assert len(pages) >= USERS // PAGE_USERS
     assert {step.key for step in pages} == {"PRIMARY"}
 
 
-@pytest.mark.parametrize("line", ["GROUP BY u.id", "HAVING id > 0", "LIMIT 1000000"])
+USER = VIEWS["User"]
+NOT_PLAIN = {
+    "DISTINCT": USER.replace("SELECT\n", "SELECT DISTINCT\n"),
+    "LIMIT": f"{USER}\nLIMIT 1000000",
+    "UNION": f"{USER}\nUNION ALL {USER[USER.index('SELECT') :]} AND u.id < 0",
+}
+
+
+@pytest.mark.parametrize("word", NOT_PLAIN)
 def test_a_view_that_is_not_plain_is_built_as_a_whole(
-    crowd: Application, steps: list[Step], twilio: FakeTwilio, line: str
+    crowd: Application, steps: list[Step], twilio: FakeTwilio, word: str
 ) -> None:
     """What the page warns of, and that the test above would see it."""
+    assert f"`{word}`" in PAGE
     crowd.use(None)
-    crowd.page(f"{VIEWS['User']}\n{line}")
+    crowd.page(NOT_PLAIN[word])
     assert program.run(crowd.environ(twilio), at=NOON) == Exit.DONE
     assert read_whole(steps)
+
+
+# --- errors, and other ways to go wrong -------------------------------------------------------------------------------
+
+
+def failure(application: Application, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture) -> str:
+    """What a run says that texts nobody since a person must act."""
+    assert program.run(application.environ(twilio), at=NOON) == Exit.ACT
+    assert not twilio.book
+    return "\n".join(record.getMessage() for record in caplog.records if record.levelname == "ERROR")
+
+
+DEFINER = "'habit_views'@'localhost'"
+BROKEN = {
+    f"DROP USER {DEFINER}": 1449,
+    f"REVOKE SELECT ON habit_tracker.habits FROM {DEFINER}": 1356,
+    "ALTER TABLE habit_tracker.users RENAME COLUMN first_name TO given_name": 1356,
+    "DROP TABLE habit_tracker.habit_logs": 1356,
+    VIEWS["User"].replace("AS name", "AS first_name"): 1054,
+    VIEWS["Log"].replace("AS created_at", "AS done_at"): 1054,
+}
+
+
+@pytest.mark.parametrize("sql", BROKEN, ids=lambda sql: str(sql)[:60])
+def test_a_broken_view_is_told_with_this_page(
+    application: Application, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture, sql: str
+) -> None:
+    application.take_in(Person("Due", NO_LOGS), "+12025550100")
+    application.page(sql)
+    said = failure(application, twilio, caplog)
+    assert f"(error {BROKEN[sql]}" in said
+    assert "docs/your-tables.md" in said
+
+
+def test_the_page_explains_these_errors() -> None:
+    explained = set(map(int, re.findall(r"^\| error (\d+) \|", PAGE, flags=re.MULTILINE)))
+    assert explained == set(BROKEN.values())
+
+
+def test_whoever_a_join_yields_twice_is_named_and_served_once(
+    application: Application, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture
+) -> None:
+    joined = "FROM habit_tracker.users u JOIN habit_tracker.consents c ON c.user_id = u.id"
+    application.page(VIEWS["User"].replace("FROM habit_tracker.users u", joined))
+    people = [Person("Twice", NO_LOGS, rows=[("consents", {}), ("consents", {})])]
+    assert texts(application, twilio, people) == expected(people)
+    assert "User Twice (ID: 1) stands 2 times in User: served once" in caplog.text
+
+
+def test_the_account_may_not_read_the_tables_behind_the_views(application: Application, twilio: FakeTwilio) -> None:
+    environ = application.environ(twilio)
+    account = {"user": environ["DB_USER"], "password": environ["DB_PASSWORD"], "database": application.schema}
+    with application.server.connect(**account) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT * FROM `User`")
+        for table in ("users", "habits", "habit_logs"):
+            with pytest.raises(pymysql.err.OperationalError, match="1142"):
+                cursor.execute(f"SELECT * FROM {application.name}.{table}")
+
+
+def test_nobody_can_log_in_as_the_definer(application: Application) -> None:
+    [password] = re.findall(r"'habit_views'@'localhost' IDENTIFIED BY '(.+)' ACCOUNT LOCK", "\n".join(SET_UP))
+    application.page(f"RENAME USER {DEFINER} TO 'habit_views'@'%'")
+    try:
+        with pytest.raises(pymysql.err.OperationalError, match=r"3118|4151"):
+            application.server.connect(user=application.definer, password=password)
+    finally:
+        application.page(f"RENAME USER 'habit_views'@'%' TO {DEFINER}")
+
+
+def test_a_ledger_that_moves_along_keeps_people_from_a_second_text(
+    application: Application, twilio: FakeTwilio
+) -> None:
+    assert len(texts(application, twilio, [Person("Due", NO_LOGS)])) == 1
+    tables = re.findall(r"habit_\w+\.`HabitNotification`", MOVE_LEDGER)
+    application.page(f"RENAME TABLE {tables[1]} TO {tables[0]}")  # as if the run had been on the tables
+    application.page(MOVE_LEDGER)
+    assert program.run(application.environ(twilio), at=NOON) == Exit.DONE
+    assert len(twilio.book) == 1
+
+
+ZONE = 9_042
+WITH_ZONE_TABLES = (
+    "INSERT INTO mysql.time_zone VALUES (%s, 'N')",
+    "INSERT INTO mysql.time_zone_name VALUES ('Pacific/Auckland', %s)",
+    "INSERT INTO mysql.time_zone_transition_type VALUES (%s, 0, 43200, 0, 'NZST')",
+)
+
+
+@pytest.mark.parametrize("zone_tables", [False, True], ids=["no zone tables", "zone tables"])
+def test_yesterday_is_that_of_the_zone_if_the_server_knows_zones(
+    application: Application, twilio: FakeTwilio, zone_tables: bool
+) -> None:
+    """At noon UTC, Auckland's day has just begun: yesterday was Tuesday there, Monday in UTC."""
+    if application.server.throwaway and zone_tables:
+        for sql in WITH_ZONE_TABLES:
+            application.run(sql, [ZONE])
+    [(known,)] = application.run("SELECT CONVERT_TZ('2026-05-12 12:00', '+00:00', 'Pacific/Auckland') IS NOT NULL")
+    try:
+        application.use(RECIPES["Habits are due on some weekdays"])
+        there = {"timezone": "Pacific/Auckland"}
+        people = [
+            Person("Due on Mondays", NOTHING if known else NO_LOGS, there, habits=[{"weekdays": "0"}]),
+            Person("Due on Tuesdays", NO_LOGS if known else NOTHING, there, habits=[{"weekdays": "1"}]),
+        ]
+        assert texts(application, twilio, people) == expected(people)
+    finally:
+        for sql in WITH_ZONE_TABLES if application.server.throwaway else ():
+            table = sql.split()[2]
+            application.run(f"DELETE FROM {table} WHERE time_zone_id = %s", [ZONE])

@@ -551,11 +551,16 @@ class WrongClock(Fault):
 
 
 class LostCommits(AtQuery):
-    """The server crashes and comes back without what was committed in the last second."""
+    """The server crashes and comes back without what was committed in the last second.
+
+    Only while a run is alone: what another one that has ended wrote, nobody could write again.
+    """
 
     kind = "lost commits"
 
     def strike(self, text: str) -> Verdict:  # noqa: ARG002
+        if len(self._group.actors) > 1:
+            return Verdict.PASS
         since = (self._group.clock() - timedelta(seconds=1)).replace(tzinfo=None)
         with self._group.database.connect() as admin, admin.cursor() as cursor:
             self.hits += cursor.execute(

@@ -333,7 +333,9 @@ class Judge:
             person = next(person for person in group.people if person.key == key)
             for text, days in texts:
                 of_text = [rows[person.id, day] for day in days if (person.id, day) in rows]
-                if not any(row.state != "refused" and row.claimed_at <= text.accepted_at for row in of_text):
+                if not any(
+                    row.state != "refused" and row.claimed_at <= text.accepted_at + self._slack for row in of_text
+                ):
                     yield "ledger", f"{key} got {text.sid} for one of {days}, the ledger says {of_text}"
         yield from self._left_sending(group, told)
         for each in told:
