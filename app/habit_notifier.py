@@ -680,6 +680,7 @@ class Job:
                     raise
                 log.warning("Once more in %.0f s: %s", pause, failure)
                 if not self.brake.sleep(pause):
+                    self.brake.blame(unfinished=True)
                     raise
 
     def learn(self) -> NotifierError | None:

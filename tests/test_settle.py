@@ -235,7 +235,7 @@ def test_a_text_without_a_sid_is_never_matched_but_named_once_for_the_console(
     assert world.settle(**sender) == 0
     assert world.told(user) == ("uncertain", None, None, "unknown")
     assert world.lists == world.fetches == []
-    [warning] = (line for line in world.log if line.startswith("WARNING"))
+    [warning] = (line for line in world.log if line.startswith("WARNING The text of "))
     last = "12:30:00" if state == "sending" else "12:00:02"
     assert warning == (
         f"WARNING The text of 2026-05-12 to user {user}, uncertain: unknown. "
@@ -287,7 +287,7 @@ def test_the_end_of_every_text_is_recorded_and_each_that_did_not_arrive_is_named
     told = re.sub(r" \(.*?/\d+\)", "", next(line for line in world.log if "Looked up" in line))
     counts = ", ".join(f"{status} 1" for status in sorted(ends))
     assert told == f"INFO Looked up 9 earlier texts, {counts}, still open 4"
-    warnings = [line for line in world.log if line.startswith("WARNING")]
+    warnings = [line for line in world.log if line.startswith("WARNING The text of ")]
     meanings = {"undelivered": "the phone was off or out of reach", "failed": "a landline, or a carrier"}
     assert len(warnings) == len(meanings)
     for line, (status, words) in zip(warnings, meanings.items(), strict=True):
