@@ -488,6 +488,7 @@ class Job:
                     raise
                 log.warning("Once more in %.0f s: %s", pause, failure)
                 if not self.brake.sleep(pause):
+                    self.brake.blame(unfinished=True)
                     raise
 
     def learn(self) -> NotifierError | None:
@@ -1447,7 +1448,8 @@ class Twilio:
                 for message in messages(client):
                     check_budget(brake, until)
                     if message.sid in missing:
-                        found.append(Message(message.sid, message.status, message.error_code))
+                        status = re.sub("[^ -~]", "?", str(message.status))[:32]  # as its column holds it
+                        found.append(Message(message.sid, status, message.error_code))
 
             check_budget(brake, until)
             answer = self.ask(keep)
