@@ -32,7 +32,7 @@ ENDS: list[list[tuple[str, int | None]]] = [
 ]
 SLOW_TIMEOUT = 0.25  # seconds that the program waits for Twilio where answers are slow
 SILENT_TIMEOUT = 0.4  # seconds that it waits for a statement where the server falls silent
-EVERY_PROCESS = 12  # one in so many runs has real processes
+EVERY_PROCESS = 8  # one in so many runs has real processes
 PERMANENT = (21610, 21211, 21614, 21635, 21265, 21266, 21268)
 TODAY = (21612, 21608, 21408)
 SENDER = (21606, 21659, 21660, 21661, 21212)

@@ -231,7 +231,7 @@ class Judge:
     def _window(self, user: Person, text: Message) -> Iterator[Problem]:
         """Posted inside of the window, and dropped by Twilio at its end."""
         lefts = [self._scene.seconds_left(user, instant) for instant in self._instants[text.sid]]
-        if max(lefts) < max(59, text.validity_period or 0):
+        if max(lefts) + 2 * self._slack.total_seconds() < max(60, text.validity_period or 0):
             yield "only who is due", f"{user} got {text} outside of the window, or so that it may wait beyond: {lefts}"
 
     # --- one run and its log
