@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import unicodedata
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from html import unescape
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tests.sandbox.people import (
     Person,
     day_start,
     fill,
+    newcomers,
     next_midnight,
     people,
     rule_by_dates,
@@ -45,8 +46,16 @@ def test_everybody_is_the_case_that_the_name_tells_at_any_moment(now: datetime) 
         assert all(log <= now for log in person.logs), f"{person} logged in the future"
 
 
+@given(st.datetimes(datetime(2012, 1, 1), datetime(2037, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001
+def test_somebody_is_outside_of_the_window_at_any_moment(now: datetime) -> None:
+    [nora] = [person for person in newcomers(now) if person.outcome is Outcome.LATER]
+    start, end = (time.fromisoformat(text) for text in demo.WINDOW.split("-"))
+    for moment in (now, now + demo.LONGEST):
+        assert not start <= moment.astimezone(nora.zone).time() < end
+
+
 def test_all_outcomes_and_both_rules_are_among_the_people() -> None:
-    everybody = people(NOW)
+    everybody = [*people(NOW), *newcomers(NOW)]
     assert {person.outcome for person in everybody} == set(Outcome)
     assert len({person.rule for person in everybody if person.texted}) == 2
     assert len({person.name for person in everybody}) == len(everybody)
@@ -123,7 +132,7 @@ def told(throwaway: None) -> str:  # noqa: ARG001
 
 
 def test_the_demo_names_everybody_and_what_became_of_them(told: str) -> None:
-    for person in people(NOW):
+    for person in [*people(NOW), *newcomers(NOW)]:
         assert told.count(demo.display(person.name)) >= 1, person
     assert "✗" not in told
     assert "Everybody got exactly what they should." in told
@@ -140,6 +149,9 @@ def test_the_demo_shows_both_runs_and_a_refusal(told: str) -> None:
     texted = sum(person.texted for person in people(NOW))
     assert f"Notifications sent: {texted}, Failed: 1" in told
     assert "Notifications sent: 0, Failed: 0" in told
+    second = told.partition("The same job once more")[2]
+    assert re.search(r"Nora Night-Over-There \(ID: \d+\) gets no text, later: it is", second)
+    assert re.search(r"Otto Texts-Never-Arrive \(ID: \d+\) gets no text, left alone", second)
     assert "21610" in told
 
 
