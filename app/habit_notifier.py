@@ -488,6 +488,7 @@ class Job:
                     raise
                 log.warning("Once more in %.0f s: %s", pause, failure)
                 if not self.brake.sleep(pause):
+                    self.brake.blame(unfinished=True)
                     raise
 
     def learn(self) -> NotifierError | None:
@@ -519,7 +520,12 @@ class Job:
         self.report.start(sum(zone.users for zone in zones))
         self.store.judge_by(days_by_zone(zones, self.settings, self.now), self.now)
         yield from zone_doubts(zones, self.settings)
-        yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users, self.now)
+        try:
+            yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users, self.now)
+        except DatabaseError as failure:
+            if failure.remedy is not Remedy.SMALLER:
+                raise
+            yield f"the newest logs could not be read: {failure}"
         if only := self.settings.only_users:
             yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
             for user_id in sorted(only - self.store.known(only)):
@@ -1431,25 +1437,11 @@ class Twilio:
         :raises FixFirst: when a person must act first
         :raises Terminated: when SIGTERM came
         """
-        until = time.monotonic() + SETTLE_BUDGET
-        missing = {row.sid for row in rows if row.sid}
+        until, missing = time.monotonic() + SETTLE_BUDGET, {row.sid for row in rows if row.sid}
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
 
-        def read(messages: Callable[[Client], Iterable[Any]]) -> list[Message]:
-            found = []
-
-            def keep(client: Client) -> None:
-                for message in messages(client):
-                    check_budget(brake, until)
-                    if message.sid in missing:
-                        found.append(Message(message.sid, message.status, message.error_code))
-
-            check_budget(brake, until)
-            answer = self.ask(keep)
-            if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
-                kind = FixFirst if answer.action is Action.STOP else RetryLater
-                raise kind(f"Twilio's list of messages could not be read: {answer.words}")
-            return found
+        def read(question: Callable[[Client], Iterable[Any]]) -> list[Message]:
+            return self._messages(question, missing, lambda: check_budget(brake, until))
 
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
@@ -1459,6 +1451,25 @@ class Twilio:
             yield from found
         for sid in sorted(missing):
             yield from read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
+
+    def _messages(
+        self, question: Callable[[Client], Iterable[Any]], wanted: Collection[str], check: Callable[[], None]
+    ) -> list[Message]:
+        found = []
+
+        def keep(client: Client) -> None:
+            for message in question(client):
+                check()
+                if message.sid in wanted:
+                    status = re.sub("[^ -~]", "?", str(message.status))[:32]  # as its column holds it
+                    found.append(Message(message.sid, status, message.error_code))
+
+        check()
+        answer = self.ask(keep)
+        if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
+            kind = FixFirst if answer.action is Action.STOP else RetryLater
+            raise kind(f"Twilio's list of messages could not be read: {answer.words}")
+        return found
 
     def find_sender(self) -> str:
         """Look for the sender in the account; why that could not be told, or ''.
@@ -3289,29 +3300,36 @@ def main(
     stop: Stop | None = None,
 ) -> int:
     """Run the mode that the arguments name; the exit code."""
-    asked, report, code = parse_arguments(argv), Report(), Exit.RETRY
+    asked, report = parse_arguments(argv), Report()
     set_up_logging(environ)
     pings = heartbeat(environ) if asked.mode == "run" else ""
     ping(pings, "/start")
-    try:
-        OneLine.settings = settings = Settings.read(environ, without="TWILIO_" if asked.mode in READS_ONLY else "none")
-        log.setLevel(settings.log_level)
-        job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop or Stop())
-        job.about = asked.explain or ""
-        with watchdog(job.brake):
-            code = MODES[asked.mode][0](job)
-        if job.brake.failure:
-            report.error = str(job.brake.failure.args[0])
-    except NotifierError as failure:
-        tell(failure)
-        code, report.error = failure.exit_code, str(failure.args[0])
-    except Exception:  # nobody is texted twice even so: the ledger has every claim
-        log.critical("A fault of the program, please report it", exc_info=True)
-        report.error = "a fault of the program"
+    code = carry_out(asked, report, environ, clock, stop or Stop())
     summary = report.summary(asked.mode, code)
     leave_summary(summary)
     if code in PINGS:
         ping(pings, PINGS[code], {key: value for key, value in summary.items() if key != "error"})
+    return code
+
+
+def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, str], clock: Clock, stop: Stop) -> Exit:
+    """What was asked for, and the exit code; whatever goes wrong is told."""
+    try:
+        OneLine.settings = settings = Settings.read(environ, without="TWILIO_" if asked.mode in READS_ONLY else "none")
+        log.setLevel(settings.log_level)
+        job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
+        job.about = asked.explain or ""
+        with watchdog(job.brake):
+            code = MODES[asked.mode][0](job)
+        report.error = str(job.brake.failure.args[0]) if job.brake.failure else None
+    except NotifierError as failure:
+        tell(failure)
+        report.error = str(failure.args[0])
+        return failure.exit_code
+    except Exception:  # nobody is texted twice even so: the ledger has every claim
+        log.critical("A fault of the program, please report it", exc_info=True)
+        report.error = "a fault of the program"
+        return Exit.RETRY
     return code
 
 

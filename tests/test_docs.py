@@ -114,6 +114,14 @@ def test_every_file_that_a_document_links_or_names_exists(document: Path) -> Non
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_section_that_a_document_links_exists(document: Path) -> None:
+    for target, section in re.findall(r"\]\(([^)#\s:]*)#([^)]+)\)", document.read_text()):
+        text = (document.parent / target if target else document).read_text()
+        headings = re.findall("^#+ (.*)$", text, re.MULTILINE)
+        assert section in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_make_target_in_a_document_exists(document: Path) -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", document.read_text(), re.MULTILINE))
@@ -127,7 +135,8 @@ def test_every_variable_in_a_document_is_one_that_something_reads(document: Path
     scripts = {
         word for path in (ROOT / "hack").glob("*") for word in re.findall(r"\b[A-Z][A-Z0-9_]+\b", path.read_text())
     }
-    standard = {"HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURRENT_TIMESTAMP", "TEST_MYSQL_URL"}
+    standard = {"HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "TEST_MYSQL_URL"}
+    standard |= {"CONVERT_TZ", "FIND_IN_SET", "SET_ANY_DEFINER", "SET_USER_ID"}  # MySQL's
     files = {f"{name}_FILE" for name, said in VARIABLES.items() if said["secret"]}
     assert named - set(VARIABLES) - files - standard - makefile - scripts == set()
 

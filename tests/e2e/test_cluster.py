@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.probe import PROBE
-from tests.e2e.stage import CREDENTIALS, NAMESPACE, Cluster, Due, Outside, User, Watch, blocks, eventually
+from tests.e2e.stage import CREDENTIALS, NAMESPACE, ROOT, Cluster, Due, Outside, User, Watch, eventually
 from tests.sandbox.fake_twilio import FakeTwilio
 
 pytestmark = pytest.mark.timeout(600)
@@ -788,7 +788,7 @@ def test_8_who_may_only_look_sees_status_logs_and_events(
     due: Due, user: User, cluster: Cluster, tmp_path: Path
 ) -> None:
     user.does("make test")
-    (role,) = (yaml for yaml in blocks("DEPLOYMENT.md", "yaml") if "kind: Role\n" in yaml)
+    role, _ = (ROOT / "k8s/components/viewers/viewers.yaml").read_text().split("\n---\n")
     cluster.kubectl("apply", "-f", "-", typed=role)
     cluster.here("create", "rolebinding", "viewer", "--role=habit-notifier-viewer", "--user=viewer")
     config = json.loads(cluster.kubectl("config", "view", "--raw", "--flatten", "--output=json"))

@@ -32,7 +32,7 @@ ENDS: list[list[tuple[str, int | None]]] = [
 ]
 SLOW_TIMEOUT = 0.25  # seconds that the program waits for Twilio where answers are slow
 SILENT_TIMEOUT = 0.4  # seconds that it waits for a statement where the server falls silent
-EVERY_PROCESS = 12  # one in so many runs has real processes
+EVERY_PROCESS = 8  # one in so many runs has real processes
 PERMANENT = (21610, 21211, 21614, 21635, 21265, 21266, 21268)
 TODAY = (21612, 21608, 21408)
 SENDER = (21606, 21659, 21660, 21661, 21212)
@@ -174,13 +174,14 @@ def constants(rng: Rng, steps: list[Step]) -> dict[str, Any]:
     is_silent = any(
         isinstance(fault, f.Away) or (isinstance(fault, f.Cut) and fault.verdict in HANGS) for fault in all_faults
     )
+    is_forgotten = any(isinstance(fault, f.ForgottenConnections) for fault in all_faults)
     is_locked = any(isinstance(fault, f.LockWait) for fault in all_faults)
     return {
         "HTTP_TIMEOUT": [2.0, SLOW_TIMEOUT if is_slow else 4.0],
         # A statement must outlast the wait for a lock, here 1 s, as in the program: else the server works on alone.
         "DATABASE_TIMEOUT": 10.0 if not is_silent else 1.5 if is_locked else SILENT_TIMEOUT,
         "DATABASE_CONNECT_TIMEOUT": SILENT_TIMEOUT if is_silent else 5.0,
-        "PAUSE_BUDGET": rng.choice([3.0, 20.0, 60.0]),
+        "PAUSE_BUDGET": 60.0 if is_forgotten else rng.choice([3.0, 20.0, 60.0]),
         "OUTAGE_PAUSES": [1.0, 2.0],
         "OUTAGE_PATIENCE": 40.0,
         # In-process the watchdog would end the driver.

@@ -168,11 +168,12 @@ def _make_stage() -> None:
     _STAGES.append(Stage().__enter__())
 
 
-def play_some(seed: int, indices: Sequence[int]) -> Result:
-    """Play scenes on this process's stage."""
+def play_some(seed: int, indices: Sequence[int], until: float) -> Result:
+    """Play scenes on this process's stage, as long as there is time."""
     result = Result()
     for index in indices:
-        result.add(play(_STAGES[0], seed, index))
+        if time.time() < until:
+            result.add(play(_STAGES[0], seed, index))
     return result
 
 
@@ -180,13 +181,10 @@ def play_all(indices: Sequence[int], seed: int, workers: int, seconds: float) ->
     """Play scenes on several processes; a result for each few of them. After those seconds no more are begun."""
     size = max(1, min(CHUNK, len(indices) // (8 * workers)))
     parts = [indices[start : start + size] for start in range(0, len(indices), size)]
-    began = time.monotonic()
+    until = time.time() + seconds
     with _pool(min(workers, len(parts))) as pool:
-        for done in as_completed(pool.submit(play_some, seed, part) for part in parts):
+        for done in as_completed(pool.submit(play_some, seed, part, until) for part in parts):
             yield done.result()
-            if time.monotonic() - began > seconds:
-                pool.shutdown(wait=False, cancel_futures=True)
-                return
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

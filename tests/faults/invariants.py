@@ -155,6 +155,8 @@ class Judge:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._days: dict[str, list[tuple[Message, set[date]]]] = defaultdict(list)
+        self._instants: dict[str, list[datetime]] = {}
+        """When a text was accepted, by its SID: a machine may sleep, and time pass, just while it is on its way."""
         self._default = scene.default_zone
         self._slack = SECOND
 
@@ -173,7 +175,8 @@ class Judge:
             yield from self._run(group, each, record)
         yield from self._ledger(group, told, record)
         yield from self._nobody_lost(group, told)
-        new = [row for row in group.ledger_after if row not in group.ledger_before]
+        old = {row.token for row in group.ledger_before}
+        new = [row for row in group.ledger_after if row.token not in old]
         if [type(fault) for fault in group.faults] == [f.ForgottenConnections] and any(
             row.state == "uncertain" for row in new
         ):
@@ -205,28 +208,30 @@ class Judge:
                 nows = [str(run.now) for run in group.runs]
                 yield "only who is due", f"{user} got {text.body!r} at {text.to}, runs at {nows}"
             self._days[user.key].append((text, days))
+            asleep = [a for a, b in group.jumps if timedelta() <= text.accepted_at - b < SECOND]
+            self._instants[text.sid] = [
+                at + by for at in (text.accepted_at, *asleep) for by in (-self._slack, self._slack)
+            ]
             yield from self._at_most_one(user)
-            yield from self._window(group, user, text)
+            yield from self._window(user, text)
 
     def _at_most_one(self, user: Person) -> Iterator[Problem]:
         texts = sorted(self._days[user.key], key=lambda pair: pair[0].accepted_at)
         zone = zone_of(user, self._default)
         for (one, _), (two, _) in pairwise(texts):
-            if two.accepted_at - one.accepted_at < SPACING - self._slack:
+            first, second = self._instants[one.sid], self._instants[two.sid]
+            if max(second) - min(first) < SPACING:
                 yield "at most one text", f"{user.key} got texts at {one.accepted_at} and {two.accepted_at}"
-            around = (text.accepted_at + by for text in (one, two) for by in (-self._slack, self._slack))
-            if two is texts[-1][0] and zone and len({instant.astimezone(zone).date() for instant in around}) == 1:
+            if two is texts[-1][0] and zone and len({at.astimezone(zone).date() for at in first + second}) == 1:
                 yield "at most one text", f"{user} got texts at {one.accepted_at} and {two.accepted_at}: one day there"
         choices = [days for _, days in texts if days]
         if choices and not any(len(set(choice)) == len(choice) for choice in product(*choices)):
             yield "at most one text", f"{user.key} got {len(choices)} texts for one of the days {choices}"
 
-    def _window(self, group: Played, user: Person, text: Message) -> Iterator[Problem]:
-        """Posted inside of the window, and dropped by Twilio at its end; in between a machine may be suspended."""
-        instants = [text.accepted_at]
-        instants += [a for a, b in group.jumps if timedelta() <= text.accepted_at - b < timedelta(seconds=1)]
-        lefts = [self._scene.seconds_left(user, instant + by) for instant in instants for by in (-SECOND, SECOND)]
-        if max(lefts) < max(59, (text.validity_period or 0) - 2 * self._slack.total_seconds()):
+    def _window(self, user: Person, text: Message) -> Iterator[Problem]:
+        """Posted inside of the window, and dropped by Twilio at its end."""
+        lefts = [self._scene.seconds_left(user, instant) for instant in self._instants[text.sid]]
+        if max(lefts) + 2 * self._slack.total_seconds() < max(60, text.validity_period or 0):
             yield "only who is due", f"{user} got {text} outside of the window, or so that it may wait beyond: {lefts}"
 
     # --- one run and its log

@@ -497,7 +497,9 @@ class FakeTwilio:
         """The account's senders that match what is looked for."""
         key, field_name, filtered_by = OWNED[request.operation]
         wanted = request.params.get(filtered_by, "")
-        found = [{"sid": "PN" + "0" * 32, field_name: own} for own in sorted(self.senders) if wanted in own]
+        kind = r"\+\d+" if request.operation == "numbers" else r"\d+"
+        senders = [own for own in sorted(self.senders) if re.fullmatch(kind, own) and wanted in own]
+        found = [{"sid": "PN" + "0" * 32, field_name: own} for own in senders]
         return {"page": 0, "page_size": 50, "uri": request.path, "next_page_uri": None, key: found}
 
     def _fetch(self, path: str) -> tuple[int, Document]:
