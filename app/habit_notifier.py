@@ -355,7 +355,7 @@ def remembered(case: Case) -> Skip | None:
 
 def delivered(case: Case) -> Skip | None:
     """A number that never gets its texts is left alone as long."""
-    ends = [r for r in own_rows(case) if r.final_status in KNOWN_ENDS and r.code not in BLOCKED_SENDER]
+    ends = [r for r in own_rows(case) if r.final_status in KNOWN_ENDS and r.code not in OURS]
     if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
         return None
     if ends[0].code in GONE:
@@ -2595,6 +2595,7 @@ LOST, ARRIVED, UNKNOWN = {"undelivered", "failed"}, {"delivered", "read"}, "unkn
 KNOWN_ENDS = LOST | ARRIVED
 GONE = {30004, 30005, 30006}  # permanent for this number
 BLOCKED_SENDER = {30007, 30024, 30032, 30034}
+OURS = BLOCKED_SENDER | {30001, 30002, 30036}  # the sender's fault, not the recipient's
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
     30001: "the queue overflowed",
