@@ -354,7 +354,7 @@ def remembered(case: Case) -> Skip | None:
 
 
 def delivered(case: Case) -> Skip | None:
-    """A number that never gets its texts is left alone as long."""
+    """A number that never gets its texts is left alone for as long as one that refused."""
     ends = [r for r in own_rows(case) if r.final_status in KNOWN_ENDS and r.code not in OURS]
     if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
         return None
@@ -3023,7 +3023,9 @@ class Settings:
         "days for which a number that refused for good (opt-out, landline) is not tried again", whole(0, 90), "30"
     )
     undelivered_limit: int = setting(
-        "texts in a row that did not arrive, after which the number is left alone as long; 0: never", whole(0, 10), "3"
+        "texts in a row that did not arrive, after which the number is left alone for REFUSED_RETRY_DAYS; 0: never",
+        whole(0, 10),
+        "3",
     )
     quiet_after: int = setting(
         "texts without any log in between, after which there is silence until the next log; 0: never", whole(0, 14), "0"
