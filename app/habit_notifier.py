@@ -1709,10 +1709,15 @@ class Sender:
         until, found = time.monotonic() + (timeout or 0.0), dict(self._arrived(0.0))
         while self._flying and (timeout is None or (not found and time.monotonic() < until)):
             if self._brake.overdue():
-                found |= dict.fromkeys(self._flying, GIVEN_UP)
+                found |= dict.fromkeys(self._flying, GIVEN_UP) | dict.fromkeys(self._not_taken_up(), NOT_POSTED)
                 self._flying.clear()
             found |= self._arrived(0.2)
         return found
+
+    def _not_taken_up(self) -> Iterator[Reminder]:
+        with suppress(queue.Empty):
+            while reminder := self._to_post.get_nowait():
+                yield reminder
 
     def _arrived(self, timeout: float) -> Iterator[tuple[Reminder, Answer]]:
         with suppress(queue.Empty):
@@ -1876,7 +1881,7 @@ def number_of(error: Exception) -> int:
 
 
 class RefuseClearPassword:
-    """Stands in for mysql_clear_password: without verified TLS, anybody who answers would get the password."""
+    """Stands in for what sends the password itself: without verified TLS, anybody who answers would get it."""
 
     def __init__(self, _connection: object) -> None:
         pass
@@ -2014,7 +2019,7 @@ class Store:
         tls: dict[str, Any] = (
             {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
             if s.db_ssl_ca
-            else {"auth_plugin_map": {"mysql_clear_password": RefuseClearPassword}}
+            else {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), RefuseClearPassword)}
         )
         connection: pymysql.Connection[Any] = pymysql.connect(
             host=s.db_host,
