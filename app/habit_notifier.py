@@ -1854,8 +1854,10 @@ ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, Assert
 class DatabaseError(NotifierError):
     """An error of MySQL, understood by its number and by when it came."""
 
-    def __init__(self, error: Exception, hide: Callable[[str], str], *, written: bool = False) -> None:
+    def __init__(self, error: Exception, hide: Callable[[str], str], *, connected: bool, written: bool) -> None:
         self.number = number_of(error)
+        if connected and self.number == 1045:  # so MariaDB tells all but administrators of a view's missing definer
+            self.number = 1449
         self.remedy, words = MYSQL_ERRORS.get(self.number, (Remedy.RERUN, "it refused a statement"))
         inner = getattr(error, "original_exception", None)
         if isinstance(inner, ssl.SSLCertVerificationError):
@@ -1875,6 +1877,8 @@ def number_of(error: Exception) -> int:
     """The number of an error of MySQL; one below 0 for what the driver raises besides."""
     if isinstance(error, UnicodeDecodeError):
         return -3
+    if isinstance(error, RuntimeError):  # PyMySQL lacks a package
+        return 2059
     if isinstance(error, ODD_ERRORS):
         return -2
     return error.args[0] if error.args and isinstance(error.args[0], int) else -1
@@ -2051,7 +2055,8 @@ class Store:
             try:
                 return self._run_once(sql, args)
             except (pymysql.err.MySQLError, *ODD_ERRORS) as error:
-                failure = DatabaseError(error, self._settings.hide, written=self._opened)
+                connected = self._connection is not None
+                failure = DatabaseError(error, self._settings.hide, connected=connected, written=self._opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self._disconnect()
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else DATABASE_PATIENCE
