@@ -244,7 +244,7 @@ class Row:
 
     def last_possible_text(self, deadline: timedelta) -> datetime:
         """The latest instant at which this row's text can have been posted, if its run had that deadline."""
-        return self.finished_at or self.claimed_at + deadline
+        return max(self.claimed_at, self.finished_at or self.claimed_at + deadline)  # clocks can step back
 
 
 @dataclass(frozen=True)
