@@ -1039,7 +1039,7 @@ def phone_number(value: object) -> str:
     text = unicodedata.normalize("NFKC", text)
     digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
     number = re.sub("^00", "+", digits)
-    return number if E164.fullmatch(number) and "(0)" not in text.replace(" ", "") else text
+    return number if E164.fullmatch(number) and not re.search(r"[(\[]\s*0\s*[)\]]", text) else text
 
 
 def shown_id(user_id: UserId) -> int | str:
