@@ -19,8 +19,7 @@ nothing and says so. The promise is per account: two accounts with one number ge
 
 Order. Ask Twilio what became of earlier texts; judge a page of users, ask each gate whether something speaks against
 their text, claim a few, post them, record the answers, and so on; in the end delete rows that are older than 90 days.
-
-Shards. Several runs side by side may share the users out: each serves those whose id falls to it.
+Several runs side by side (shards) may share the users out: each serves those whose id falls to it.
 
 Failures. One bad row never stops the rest. Of the pages that were looked at, every user who was due and not served is
 named, counted and explained. What concerns everybody (database, credentials, sender, clock) ends the run, after what
@@ -63,7 +62,7 @@ from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from email.utils import parsedate_to_datetime
 from enum import Enum, IntEnum, StrEnum, auto
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -86,13 +85,11 @@ SPACING = timedelta(hours=11, minutes=30)  # between two texts to one user, what
 ALL_ATTEMPTS = timedelta(minutes=30)  # of a Job: its activeDeadlineSeconds
 RETENTION = timedelta(days=90)  # of the ledger's rows
 CLOCK_TOLERANCE = timedelta(minutes=5)  # between Twilio's clock or a time stamp and ours
-PROGRESS_SECONDS = 10.0
 OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while nobody is claimed
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
 FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
 NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
-NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
 SMALLEST_VALIDITY = 60  # seconds: a text that may wait less is left for the next window
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -275,11 +272,6 @@ class Case:
         """The user's days: asked by gates after `placed` only."""
         return cast(Days, self.user.days)
 
-    @property
-    def deadline(self) -> timedelta:
-        """Of the runs that made the rows, as far as we know."""
-        return timedelta(seconds=self.settings.run_deadline)
-
 
 # --- rules: pure functions --------------------------------------------------------------------------------------------
 
@@ -290,15 +282,6 @@ MISSED_YESTERDAY = Rule("missed_yesterday", "Missed yesterday", "message_missed_
 def rule_for(*, logged_day1: bool) -> Rule:
     """The rule for whoever logged nothing on day 2; about all others the database is not even asked."""
     return MISSED_YESTERDAY if logged_day1 else NO_LOGS
-
-
-def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_day()) -> Days:
-    """The two days before the one that it is now in the zone, where days start at that time of day."""
-    today = now.astimezone(zone).date()
-    if now < instant_of(today, starts, zone):
-        today -= timedelta(days=1)
-    day1, day2, end = (instant_of(today - timedelta(days=n), starts, zone) for n in (2, 1, 0))
-    return Days(zone, today, day1, day2, end)
 
 
 # --- gates: every reason not to text ----------------------------------------------------------------------------------
@@ -404,10 +387,10 @@ def within_week(case: Case) -> Skip | None:
 def spaced(case: Case) -> Skip | None:
     """SPACING since the last text, and never two in one local day, whatever zone the user had then."""
     for row in case.rows:
-        last = row.last_possible_text(case.deadline)
+        last = row.last_possible_text(case.settings.deadline)
         if row.state is State.REFUSED or (last <= case.now - SPACING and last < case.days.end):
             continue
-        if row.state is State.SENDING and case.now < row.claimed_at + case.deadline:
+        if row.state is State.SENDING and case.now < row.claimed_at + case.settings.deadline:
             return Skip(Outcome.NOT_TRIED, "another run holds this user for another local day", again=True)
         words = "another text may have been posted as late as %s UTC, not 11 h 30 min ago, or today"
         return Skip(Outcome.DEFERRED, words, (f"{last:%Y-%m-%d %H:%M}",))
@@ -442,18 +425,6 @@ GATES: tuple[Callable[[Case], Skip | None], ...] = (
 def speaks_against(case: Case, gates: Iterable[Callable[[Case], Skip | None]] = GATES) -> Skip | None:
     """The first reason not to text; None when there is none."""
     return next((skip for gate in gates if (skip := gate(case))), None)
-
-
-def not_ours(claim: Row, case: Case) -> Skip | None:
-    """Why a claim may not be posted, from the user's rows after it was made; None when it may.
-
-    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
-    """
-    others = [row for row in case.rows if row.token != claim.token]
-    if len(others) < len(case.rows):
-        return spaced(replace(case, rows=others))
-    gone = "its claim is gone from the ledger: another run held the day and released it"
-    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
@@ -517,6 +488,7 @@ class Job:
                     raise
                 log.warning("Once more in %.0f s: %s", pause, failure)
                 if not self.brake.sleep(pause):
+                    self.brake.blame(unfinished=True)
                     raise
 
     def learn(self) -> NotifierError | None:
@@ -548,7 +520,12 @@ class Job:
         self.report.start(sum(zone.users for zone in zones))
         self.store.judge_by(days_by_zone(zones, self.settings, self.now), self.now)
         yield from zone_doubts(zones, self.settings)
-        yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users, self.now)
+        try:
+            yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users, self.now)
+        except DatabaseError as failure:
+            if failure.remedy is not Remedy.SMALLER:
+                raise
+            yield f"the newest logs could not be read: {failure}"
         if only := self.settings.only_users:
             yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
             for user_id in sorted(only - self.store.known(only)):
@@ -567,6 +544,7 @@ class Job:
                 return
             reminders = self.due(page.users)
             self.report.page(page)
+            self.report.walked = page.last
             yield reminders
 
     def held_back(self, pages: Iterator[list[Reminder]]) -> Iterator[list[Reminder]]:
@@ -625,9 +603,10 @@ class Job:
     def deliver(self, pages: Iterator[list[Reminder]]) -> None:
         """Claim, post and record, a few more than the threads have in hand; on a failure, record what is left."""
         try:
-            while self.fill(pages) or self.sender.busy:
+            while (more := self.fill(pages)) or self.sender.busy:
                 self.claim()
-                self.take(self.sender.answers(timeout=1.0))
+                hungry = more and self.sender.room > 0  # then the next page is worth more than an answer
+                self.take(self.sender.answers(timeout=0.0 if hungry else 1.0))
         except Exception as failure:
             self.brake.pull(failure if isinstance(failure, NotifierError) else RetryLater(OUR_FAULT))
             self.record_last()
@@ -752,6 +731,10 @@ def too_many(rules: Counter[str], limit: int) -> str:
     )
 
 
+PROGRESS_SECONDS = 10.0
+NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
+
+
 class Report:
     """Counts what becomes of users, tells it, and computes how the run ends."""
 
@@ -849,10 +832,10 @@ class Report:
                 when = row.claimed_at.date(), f"{first:%H:%M:%S}", f"{last:%H:%M:%S}"
                 log.warning(words, row.local_day, shown_id(row.user_id), row.state, Personal(row.phone), *when[1:])
 
-    def verdict(self) -> NotifierError | None:
-        """What the counts say of the whole run."""
+    def verdict(self, shards: int) -> NotifierError | None:
+        """What the counts say of the whole run. A shard's few people do not stop the others."""
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
-        if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
+        if self.counts[Outcome.TRIAL] or (setup >= (FEW if shards == 1 else STREAK) and not sent):
             return FixFirst(f"Twilio refuses texts for our set-up, the last one: {self._set_up}")
         if uncertain and not sent:
             return RetryLater(f"No text was surely sent, and {uncertain} may have been: is Twilio well?")
@@ -861,7 +844,7 @@ class Report:
     def close(self, brake: Brake, settings: Settings) -> Exit:
         """Sum up; the exit code."""
         if self.started:
-            if verdict := self.verdict():
+            if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
             brake.blame(unfinished=not self.walked or any(o.exit_code is Exit.RETRY for o in self._outcomes))
             self._warn(settings)
@@ -954,30 +937,47 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
 # --- what rules and gates are made of: pure functions -----------------------------------------------------------------
 
 
+def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_day()) -> Days:
+    """The two days before the one that it is now in the zone, where days start at that time of day."""
+    today = now.astimezone(zone).date()
+    if now < instant_of(today, starts, zone):
+        today -= timedelta(days=1)
+    day1, day2, end = (instant_of(today - timedelta(days=n), starts, zone) for n in (2, 1, 0))
+    return Days(zone, today, day1, day2, end)
+
+
+def not_ours(claim: Row, case: Case) -> Skip | None:
+    """Why a claim may not be posted, from the user's rows after it was made; None when it may.
+
+    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
+    """
+    others = [row for row in case.rows if row.token != claim.token]
+    if len(others) < len(case.rows):
+        return spaced(replace(case, rows=others))
+    gone = "its claim is gone from the ledger: another run held the day and released it"
+    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
+
+
+@cache  # a run asks for the same few again before each text
 def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
     """The UTC instant at which clocks in the zone show that time.
 
     A time that comes twice (clocks go back) means the first; one that a jump of the clocks leaves out, the jump.
     """
-    wanted = datetime.combine(day, at)
-    try:
-        local = zone.localize(wanted, is_dst=None)
-    except pytz.AmbiguousTimeError:
-        local = zone.localize(wanted, is_dst=True)
-    except pytz.NonExistentTimeError:
-        return jump_at(wanted, zone)
-    return local.astimezone(UTC)
-
-
-def jump_at(missing: datetime, zone: pytz.BaseTzInfo) -> datetime:
-    """The UTC instant of the jump that leaves a local time out."""
-    before, after = (zone.localize(missing, is_dst=dst).astimezone(UTC) for dst in (True, False))
-    low, high = min(before, after), max(before, after)
-    offset = low.astimezone(zone).utcoffset()
+    low, high = readings(day, at, zone)
+    shown = low.astimezone(zone)
+    if shown.replace(tzinfo=None) == datetime.combine(day, at):
+        return low
     while high - low > timedelta(seconds=1):
         middle = low + (high - low) / 2
-        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == offset else (low, middle)
+        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == shown.utcoffset() else (low, middle)
     return high.replace(microsecond=0)
+
+
+def readings(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> list[datetime]:
+    """The UTC instants that a local time can mean, the earlier first: they differ where clocks are changed."""
+    wanted = datetime.combine(day, at)
+    return sorted(zone.localize(wanted, is_dst=dst).astimezone(UTC) for dst in (True, False))
 
 
 @cache
@@ -989,15 +989,13 @@ def resolve_zone(name: str) -> pytz.BaseTzInfo | None:
         return None
 
 
+@lru_cache(maxsize=1_000)  # the same for all users of a zone
 def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: pytz.BaseTzInfo) -> float:
     """The seconds to the window's end, as clocks in the zone show it; 0 outside."""
     local, (start, end) = now.astimezone(zone), window
     if not start <= local.time() < end:
         return 0.0
-    closing = datetime.combine(local.date(), end)
-    ends = (
-        zone.localize(closing, is_dst=dst).astimezone(UTC) for dst in (True, False)
-    )  # they differ when it comes twice
+    ends = instant_of(local.date(), end, zone), *readings(local.date(), end, zone)
     return min((at - now).total_seconds() for at in ends if at > now)
 
 
@@ -1340,6 +1338,7 @@ PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
 NO_TRUST = "Twilio's certificate does not verify: does a proxy open TLS? Name its CA file in REQUESTS_CA_BUNDLE"
 QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
 NO_SUCH = 20404
+SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
 MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
 NOT_POSTED = Answer(Action.PAUSE, "the run ended before it was posted")
 DAY_IS_OVER = Answer(Action.PAUSE, "its local day is over")
@@ -1404,11 +1403,14 @@ class Twilio:
         :raises Outage: when Twilio cannot be reached or does not answer as it should
         """
         answer = self.ask(lambda client: client.messages.page(page_size=1))
-        if answer.action is Action.STOP:
+        _, http = self._client()
+        if http.last and http.last.status_code == requests.codes.proxy_authentication_required:
+            answer = Answer(Action.STOP, PROXY)
+        known = answer.code in TWILIO_CODES and answer.action is not Action.PAUSE
+        if known or answer.action is Action.STOP:
             raise FixFirst(f"Twilio: {answer.words}. Nobody was texted")
         if answer.action is not Action.ACCEPT:
             raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted")
-        _, http = self._client()
         try:
             return parsedate_to_datetime(http.last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
         except (KeyError, TypeError, ValueError):
@@ -1435,25 +1437,11 @@ class Twilio:
         :raises FixFirst: when a person must act first
         :raises Terminated: when SIGTERM came
         """
-        until = time.monotonic() + SETTLE_BUDGET
-        missing = {row.sid for row in rows if row.sid}
+        until, missing = time.monotonic() + SETTLE_BUDGET, {row.sid for row in rows if row.sid}
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
 
-        def read(messages: Callable[[Client], Iterable[Any]]) -> list[Message]:
-            found = []
-
-            def keep(client: Client) -> None:
-                for message in messages(client):
-                    check_budget(brake, until)
-                    if message.sid in missing:
-                        found.append(Message(message.sid, message.status, message.error_code))
-
-            check_budget(brake, until)
-            answer = self.ask(keep)
-            if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
-                kind = FixFirst if answer.action is Action.STOP else RetryLater
-                raise kind(f"Twilio's list of messages could not be read: {answer.words}")
-            return found
+        def read(question: Callable[[Client], Iterable[Any]]) -> list[Message]:
+            return self._messages(question, missing, lambda: check_budget(brake, until))
 
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
@@ -1463,6 +1451,25 @@ class Twilio:
             yield from found
         for sid in sorted(missing):
             yield from read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
+
+    def _messages(
+        self, question: Callable[[Client], Iterable[Any]], wanted: Collection[str], check: Callable[[], None]
+    ) -> list[Message]:
+        found = []
+
+        def keep(client: Client) -> None:
+            for message in question(client):
+                check()
+                if message.sid in wanted:
+                    status = re.sub("[^ -~]", "?", str(message.status))[:32]  # as its column holds it
+                    found.append(Message(message.sid, status, message.error_code))
+
+        check()
+        answer = self.ask(keep)
+        if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
+            kind = FixFirst if answer.action is Action.STOP else RetryLater
+            raise kind(f"Twilio's list of messages could not be read: {answer.words}")
+        return found
 
     def find_sender(self) -> str:
         """Look for the sender in the account; why that could not be told, or ''.
@@ -1528,7 +1535,7 @@ def accepted(message: Any) -> Answer:
     if not MESSAGE_SID.fullmatch(str(message.sid)):
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
     code, parts = column_int(message.error_code, 999_999), column_int(message.num_segments, 32_767)
-    if message.status in LOST:
+    if str(message.status) in LOST:
         return Answer(
             Action.REFUSE, f"Twilio took it, but it {message.status}: {meaning(code)}", code, message.sid, parts
         )
@@ -1549,12 +1556,11 @@ def understand(error: Exception, response: Response | None) -> Answer:
     if response is None:
         return unanswered(error)
     status = response.status_code
-    if status == requests.codes.proxy_authentication_required:
-        return Answer(Action.STOP, PROXY)
     body = refusal(response)
     if body is None:
+        what = "an answer that is not Twilio's, or a broken one" if status < 500 else "Twilio, or a proxy, failed"
         kind = clean((response.headers or {}).get("Content-Type", "no content type"))
-        return Answer(Action.UNCERTAIN, f"an answer that is not Twilio's, or a broken one (HTTP {status}, {kind})")
+        return Answer(Action.UNCERTAIN, f"{what} (HTTP {status}, {kind})")
     code = int(body["code"])
     unknown = (
         Action.FAIL,
@@ -1574,7 +1580,7 @@ def refusal(response: Response) -> dict[str, Any] | None:
     if not 400 <= response.status_code < 500 or not isinstance(body, dict):
         return None
     code, status = body.get("code"), body.get("status")
-    ours = isinstance(code, int) and not isinstance(code, bool) and status == response.status_code
+    ours = isinstance(code, int) and code >= SMALLEST_CODE and status == response.status_code  # a bool is an int, too
     return body if ours else None
 
 
@@ -1601,8 +1607,9 @@ def unanswered(error: Exception) -> Answer:
     tunnel = str(reason) if str(reason).startswith("Tunnel connection failed") else ""
     if "407" in tunnel or isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return Answer(Action.STOP, PROXY)
-    if type(error) is OSError and error.errno is None:
-        return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file that can be read: correct it")
+    unread = isinstance(reason, PermissionError) or getattr(reason, "library", None) == "X509"
+    if unread or (type(error) is OSError and error.errno is None):
+        return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file of certificates that can be read: correct it")
     never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
     if tunnel or isinstance(reason, never_connected):
         return Answer(Action.UNREACHED, f"Twilio cannot be reached ({type(error).__name__}: {cause(error)})")
@@ -1833,7 +1840,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
     4151: (Remedy.FIX, LOCKED),
 }
-SILENT = {0, 1142, 1143, 1698, 3118, 4151}  # what the server says of these helps nobody, or names the account
+SILENT = {0, 1698, 3118, 4151}  # what the server says of these helps nobody
 NO_SUCH_TABLE = 1146
 NO_SUCH_GRANT_OR_TABLE = {1142, NO_SUCH_TABLE}
 ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver, unwrapped
@@ -1855,7 +1862,7 @@ class DatabaseError(NotifierError):
         quote = clean if self.number in MYSQL_ERRORS else quoted  # of an unknown one, the words may quote a value
         said = "" if self.number in SILENT else f": {quote(error.args[-1] if error.args else error)}"
         self.exit_code = Exit.ACT if self.remedy is Remedy.FIX else Exit.RETRY
-        self.may_pass = self.remedy is Remedy.RECONNECT
+        self.may_pass = self.remedy in (Remedy.RECONNECT, Remedy.SMALLER)  # a table may be locked for a while
         super().__init__(hide(f"MySQL: {words} (error {self.number}{said})"))
 
 
@@ -1953,6 +1960,7 @@ class Page:
     users_in_all: int
     users: Sequence[User]
     unread: Sequence[UserId] = ()
+    last: bool = False
 
 
 class Store:
@@ -2059,7 +2067,12 @@ class Store:
     def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
         assert self._connection is not None  # noqa: S101 - for the type checker
         with self._connection.cursor() as cursor:
-            cursor.execute(sql, tuple(args))
+            try:
+                cursor.execute(sql, tuple(args))
+            except pymysql.err.OperationalError as error:
+                if number_of(error) == 1045:  # although we are logged in: MySQL's word for a view whose definer is gone
+                    error.args = (1449, *error.args[1:])
+                raise
             return list(cursor.fetchall())
 
     def _write_again(self) -> None:
@@ -2253,7 +2266,7 @@ class Store:
 
     def _pages(self, low: UserId | None, through: UserId | None) -> Iterator[Page]:
         """The pages of the ids in (low, through]; their size follows the time that they take."""
-        size = min(FIRST_PAGE, PAGE_USERS)
+        size, last_range = min(FIRST_PAGE, PAGE_USERS), low is None
         while (slice_ := self._slice(low, through, size))[0]:
             (count, high, strangers), began = slice_, time.monotonic()
             try:
@@ -2266,8 +2279,9 @@ class Store:
                     log.info("A page of %d users takes too long: asking for %d", count, size)
                     continue
                 page = Page(count, [], [high])
+            last = last_range and count < size
             low, size = high, next_size(size, time.monotonic() - began)
-            yield page
+            yield replace(page, last=last)
 
     def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId, int]:
         """Of the next users with a phone number in (low, through]: how many, the last id, how many of unknown zones."""
@@ -2301,13 +2315,16 @@ class Store:
     @property
     def _rows_matter(self) -> str:
         """Whether a gate may have something to say of a user's rows in the ledger: of most, none has."""
-        own, s = f"FROM {LEDGER} n WHERE n.user_id = u.id", self._settings
-        conditions = [f"EXISTS (SELECT 1 {own} AND {ROW_MATTERS})"]
-        if s.quiet_after:
-            conditions.append(f"(SELECT COUNT(*) {own}) >= {s.quiet_after}")
-        if s.max_per_week:
-            conditions.append(f"(SELECT COUNT(*) {own} AND n.local_day > z.today - INTERVAL 7 DAY) >= {s.max_per_week}")
-        return f"({' OR '.join(conditions)})" if self._has_ledger else "FALSE"
+        if not self._has_ledger:
+            return "FALSE"
+        limits = {
+            "TRUE": self._settings.quiet_after,
+            "n.local_day > z.today - INTERVAL 7 DAY": self._settings.max_per_week,
+        }
+        counts = [
+            f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in {ROW_MATTERS: 1, **limits}.items() if limit
+        ]
+        return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
 
     def _strangers(self, low: UserId | None, high: UserId) -> list[User]:
         """The users in (low, high] whose zone is not among the known ones."""
@@ -2406,6 +2423,7 @@ class Store:
             for reminder, answer in answers.items()
             if answer.outcome in STATES and reminder in self.claims
         }
+        self.claims |= kept  # what is written again on a new connection
         for part in chunks(list(kept.values()), KEYS):
             self._run(*upsert(part))
         self._recorded.extend((time.monotonic(), row) for row in kept.values())
@@ -2517,8 +2535,8 @@ def claim_of(reminder: Reminder, token: str, now: datetime) -> Row:
 def finished(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
     state = STATES[answer.outcome]
-    final = State.REFUSED if state is State.REFUSED else None  # of the others, Twilio's last word is still to come
-    known = replace(claim, state=state, finished_at=now, final_status=final)
+    refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
+    known = replace(claim, state=state, finished_at=now, final_status=State.REFUSED if refused else None)
     return replace(known, sid=answer.sid, code=answer.code, segments=answer.segments)
 
 
@@ -2625,7 +2643,7 @@ def check_sender(settled: Sequence[Row]) -> None:
 
     :raises FixFirst: when that is what most of the newly learned outcomes say
     """
-    codes = [row.code for row in settled if row.final_status]
+    codes = [row.code for row in settled if row.final_status in KNOWN_ENDS]
     blocked = [code for code in codes if code in BLOCKED_SENDER]
     if len(blocked) >= max(FEW, len(codes) / 2):
         raise FixFirst(
@@ -2651,9 +2669,10 @@ def dry_run(job: Job) -> Exit:
         job.look_around()
         job.last_call = True  # nobody is put aside
         for reminder in chain.from_iterable(job.pages()):
-            words, text = "User %s would be texted: %s: %s", message_for(reminder, job.settings)
-            details = event("would_text", reminder.user, rule=reminder.rule.key)
-            log.info(words, reminder.user, reminder.rule.reason, Personal(text), extra=details)
+            user, text = reminder.user, Personal(message_for(reminder, job.settings))
+            details = event("would_text", user, rule=reminder.rule.key)
+            words = "User %s, %s, would be texted: %s: %s"
+            log.info(words, user, Personal(user.phone), reminder.rule.reason, text, extra=details)
             hours[job.now.astimezone(reminder.days.zone).hour] += 1
             rules[reminder.rule.reason] += 1
     job.brake.blame(unfinished=not job.report.walked)
@@ -2883,7 +2902,7 @@ def time_zone(name: str) -> str:
 
 def clock_time(text: str) -> time_of_day:
     """A time of day such as 09:00."""
-    if not re.fullmatch("[0-9]{2}:[0-9]{2}", text):
+    if not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]", text):
         raise ValueError
     return time_of_day.fromisoformat(text)
 
@@ -3057,6 +3076,11 @@ class Settings:
         return cls(**values)
 
     @property
+    def deadline(self) -> timedelta:
+        """RUN_DEADLINE, also of the runs that made the ledger's rows, as far as we know."""
+        return timedelta(seconds=self.run_deadline)
+
+    @property
     def shard(self) -> int:
         """Which share of the users is this run's, from 0."""
         return int(self.job_completion_index or 0)
@@ -3071,8 +3095,8 @@ class Settings:
 
     def hide(self, text: str) -> str:
         """What MySQL, Twilio or a library says, without the secrets."""
-        values = (str(getattr(self, f.name)) for f in fields(self) if not f.repr)
-        found = "|".join(re.escape(value) for value in values if value)
+        values = sorted((str(getattr(self, f.name)) for f in fields(self) if not f.repr), key=len, reverse=True)
+        found = "|".join(re.escape(value) for value in values if value)  # one may begin with another
         return re.sub(rf"(?<!\w)({found})(?!\w)", "***", text) if found else text
 
 
@@ -3179,7 +3203,7 @@ class OneLine(logging.Formatter):
 
     def shown(self, text: str, record: logging.LogRecord) -> str:
         """The text without secrets, if it is a library's; with LOG_PII=off without what is a person's."""
-        if self.settings and record.name != log.name:
+        if self.settings and (record.name != log.name or record.exc_info):
             text = self.settings.hide(text)
         return text if self.pii else impersonal(text)
 
@@ -3278,29 +3302,36 @@ def main(
     stop: Stop | None = None,
 ) -> int:
     """Run the mode that the arguments name; the exit code."""
-    asked, report, code = parse_arguments(argv), Report(), Exit.RETRY
+    asked, report = parse_arguments(argv), Report()
     set_up_logging(environ)
     pings = heartbeat(environ) if asked.mode == "run" else ""
     ping(pings, "/start")
-    try:
-        OneLine.settings = settings = Settings.read(environ, without="TWILIO_" if asked.mode in READS_ONLY else "none")
-        log.setLevel(settings.log_level)
-        job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop or Stop())
-        job.about = asked.explain or ""
-        with watchdog(job.brake):
-            code = MODES[asked.mode][0](job)
-        if job.brake.failure:
-            report.error = str(job.brake.failure.args[0])
-    except NotifierError as failure:
-        tell(failure)
-        code, report.error = failure.exit_code, str(failure.args[0])
-    except Exception:  # nobody is texted twice even so: the ledger has every claim
-        log.critical("A fault of the program, please report it", exc_info=True)
-        report.error = "a fault of the program"
+    code = carry_out(asked, report, environ, clock, stop or Stop())
     summary = report.summary(asked.mode, code)
     leave_summary(summary)
     if code in PINGS:
         ping(pings, PINGS[code], {key: value for key, value in summary.items() if key != "error"})
+    return code
+
+
+def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, str], clock: Clock, stop: Stop) -> Exit:
+    """What was asked for, and the exit code; whatever goes wrong is told."""
+    try:
+        OneLine.settings = settings = Settings.read(environ, without="TWILIO_" if asked.mode in READS_ONLY else "none")
+        log.setLevel(settings.log_level)
+        job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
+        job.about = asked.explain or ""
+        with watchdog(job.brake):
+            code = MODES[asked.mode][0](job)
+        report.error = str(job.brake.failure.args[0]) if job.brake.failure else None
+    except NotifierError as failure:
+        tell(failure)
+        report.error = str(failure.args[0])
+        return failure.exit_code
+    except Exception:  # nobody is texted twice even so: the ledger has every claim
+        log.critical("A fault of the program, please report it", exc_info=True)
+        report.error = "a fault of the program"
+        return Exit.RETRY
     return code
 
 

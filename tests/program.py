@@ -13,18 +13,26 @@ import habit_notifier
 from habit_notifier import Stop, utc_now
 from tests.sandbox.fake_twilio import FakeTwilio
 
+Moment = datetime | Callable[[], datetime]
+
 
 def run(
     environ: Mapping[str, str],
     argv: Sequence[str] = (),
-    at: datetime | Callable[[], datetime] = utc_now,
+    at: Moment = utc_now,
     stop: Stop | None = None,
+    twilios: Moment | None = None,
 ) -> int:
-    """The exit code of a run whose clock stands at an instant, or is given; the fake Twilio's clock is set to it."""
-    clock = at if callable(at) else lambda: at
+    """The exit code of a run whose clock stands at an instant, or is given; the fake Twilio has it, or its own."""
+    clock = clock_of(at)
     if fake := FakeTwilio.running.get(environ.get("TWILIO_API_URL", "")):
-        fake.clock = clock
+        fake.clock = clock_of(twilios) if twilios else clock
     return habit_notifier.main(argv, environ, clock, stop or Stop())
+
+
+def clock_of(at: Moment) -> Callable[[], datetime]:
+    """A clock that stands at the instant, or is given."""
+    return at if callable(at) else lambda: at
 
 
 def said(environ: Mapping[str, str], *argv: str, at: datetime | Callable[[], datetime] = utc_now) -> tuple[int, str]:

@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import pytz
 
 import habit_notifier
 from habit_notifier import (
@@ -30,12 +31,15 @@ from habit_notifier import (
     Action,
     Answer,
     Brake,
-    Gate,
+    Days,
     Outcome,
+    Pause,
     Reminder,
-    Sender,
     Settings,
     Stop,
+    Twilio,
+    User,
+    utc_now,
 )
 from tests.sandbox import fake_twilio
 from tests.sandbox.fake_twilio import (
@@ -55,14 +59,20 @@ from tests.sandbox.fake_twilio import (
     throttle,
 )
 
-ANNA = Reminder(1, "Anna", "+15005550001", NO_LOGS, date(2024, 5, 17))
+MIDNIGHT = datetime(2024, 5, 17, tzinfo=UTC)
+DAYS = Days(pytz.utc, MIDNIGHT.date(), *(MIDNIGHT - timedelta(days=n) for n in (2, 1, 0)))
+ANNA = Reminder(User(1, "Anna", "+15005550001", "UTC", DAYS, logged_day1=False), NO_LOGS, DAYS)
+OTHER = replace(ANNA, user=replace(ANNA.user, phone="+15005550002"))
 
 CODES = {
     Action.REFUSE: {21211, 21265, 21266, 21268, 21610, 21614, 21635},
-    Action.SKIP: {21408, 21608, 21612},
-    Action.FAIL: {21212, 21606, 21659, 21660, 21661},
+    Action.SKIP: {21408, 21612},
+    Action.TRIAL: {21608},
+    Action.FAIL: {
+        *(20008, 21212, 21602, 21606, 21617, 21659, 21660, 21661, 21703, 21704, 30485, 30489, 90010, 572006),
+    },
     Action.PAUSE: {20429, 21611},
-    Action.STOP: {10001, 20003, 20403, 20404, 21603, 21701, 21705, 30454, 35118, 63038, 70051},
+    Action.STOP: {10001, 20003, 20005, 20403, 20404, 21603, 21701, 21705, 30454, 35118, 63038, 70051},
 }
 STATUSES = {
     Action.STOP: {401, 403, 404},
@@ -100,24 +110,27 @@ def secure(tls: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fa
         yield fake
 
 
-def sender(url: str) -> Sender:
+def client_of(url: str) -> Twilio:
     environ = {"DB_HOST": "-", "DB_NAME": "-", "DB_USER": "-", "DB_PASSWORD": "-", "TWILIO_API_URL": url}
     account = {"TWILIO_ACCOUNT_SID": FakeTwilio.ACCOUNT_SID, "TWILIO_AUTH_TOKEN": FakeTwilio.AUTH_TOKEN}
-    settings = Settings.read(environ | account | {"TWILIO_FROM_NUMBER": FakeTwilio.FROM_NUMBER})
-    return Sender(settings, Brake(Stop(), deadline=60))
+    return Twilio(Settings.read(environ | account | {"TWILIO_FROM_NUMBER": FakeTwilio.FROM_NUMBER}))
 
 
 def post(url: str, *, warm: bool = False) -> Answer:
     """Post one text, on a new connection or, when warm, on one that has served a text before."""
-    with sender(url) as one:
-        if warm:
-            assert one._post(replace(ANNA, phone="+15005550002")).action is Action.ACCEPT
-        return one._post(ANNA)
+    client = client_of(url)
+    if warm:
+        assert client.post(OTHER, 14_400).action is Action.ACCEPT
+    return client.post(ANNA, 14_400)
+
+
+def a_brake() -> Brake:
+    return Brake(Stop(), utc_now, deadline=60)
 
 
 def texts(fake: FakeTwilio) -> int:
     """How many texts to Anna were accepted."""
-    return sum(message.to == ANNA.phone for message in fake.book)
+    return sum(message.to == ANNA.user.phone for message in fake.book)
 
 
 # --- codes and statuses -----------------------------------------------------------------------------------------------
@@ -134,11 +147,11 @@ def test_a_code_counts_before_the_status_in_both_forms_of_errors(
     twilio: FakeTwilio, code: int, action: Action, rfc9457: bool
 ) -> None:
     statuses = (400, 401, 403, 404, 408, 409, 429)
-    with sender(twilio.url) as one:
-        for status in statuses:
-            twilio.script(refuse(code, status, rfc9457=rfc9457))
-            answer = one._post(ANNA)
-            assert (status, answer.action, answer.code) == (status, action, code)
+    client = client_of(twilio.url)
+    for status in statuses:
+        twilio.script(refuse(code, status, rfc9457=rfc9457))
+        answer = client.post(ANNA, 14_400)
+        assert (status, answer.action, answer.code) == (status, action, code)
     assert len(twilio.requests) == len(statuses)
 
 
@@ -151,16 +164,44 @@ def test_every_code_has_a_sentence_and_the_address_of_twilios_page(
     sentence, _, link = words.rpartition(" (")
     assert link == f"error {code}, https://www.twilio.com/docs/api/errors/{code})"
     assert len(sentence.split()) >= 3
-    assert action is Action.PAUSE or sum(sentence == text for _, text in TWILIO_CODES.values()) == 1
+    inactive = {10001, 20005}
+    assert action is Action.PAUSE or code in inactive or sum(sentence == text for _, text in TWILIO_CODES.values()) == 1
 
 
 @pytest.mark.parametrize(("status", "action"), ACTION_OF_STATUS)
-@pytest.mark.parametrize("body", [None, "", "<html>no</html>", "[]", "null", '{"code": null}', '{"code": "x"}', '"x"'])
-def test_a_status_counts_when_there_is_no_code_that_is_known(
-    twilio: FakeTwilio, status: int, action: Action, body: str | None
+@pytest.mark.parametrize("rfc9457", [False, True], ids=["twilio", "rfc9457"])
+def test_a_status_counts_when_twilio_gives_a_code_that_is_not_known(
+    twilio: FakeTwilio, status: int, action: Action, rfc9457: bool
 ) -> None:
-    twilio.script(replace(refuse(99999, status), body=body))
+    twilio.script(refuse(99999, status, rfc9457=rfc9457))
     assert post(twilio.url).action is action
+
+
+FOREIGN = [
+    *("", "<html>no</html>", "[]", "null", "{", "12", "\x00", '"x"', "{}", '{"message": null}'),
+    *('{"code": null, "status": %d}', '{"code": "21610", "status": %d}', '{"code": true, "status": %d}'),
+    *('{"code": 21610.0, "status": %d}', '{"code": 21610}', '{"code": 21610, "status": "%d"}'),
+    *('{"code": 21610, "status": 200}', '{"code": 20429, "status": 500}', '[{"code": 21610, "status": %d}]'),
+    *('{"code": %d, "status": %d}', '{"code": 0, "status": %d}', '{"code": -1, "status": %d}'),
+]
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 406, 407, 408, 409, 410, 413, 422, 429, 451, 499])
+def test_a_4xx_that_is_not_twilios_own_proves_nothing_and_is_uncertain(twilio: FakeTwilio, status: int) -> None:
+    """A proxy that opens TLS can block the answer to a text that was accepted."""
+    client = client_of(twilio.url)
+    for text in FOREIGN:
+        body = text % ((status,) * text.count("%d"))
+        twilio.script(replace(ACCEPT, status=status, body=body))
+        answer = client.post(ANNA, 14_400)
+        assert (body, answer.action, answer.code) == (body, Action.UNCERTAIN, None)
+    assert texts(twilio) == len(twilio.requests) == len(FOREIGN)
+
+
+def test_an_answer_that_is_not_twilios_is_called_so_with_its_status_and_type(twilio: FakeTwilio) -> None:
+    twilio.script(replace(ACCEPT, status=403, body="<html>blocked by policy</html>"))
+    words = post(twilio.url).words
+    assert words == "an answer that is not Twilio's, or a broken one (HTTP 403, application/json)"
 
 
 @pytest.mark.parametrize("status", [400, 402, 405, 409, 410, 413, 415, 422, 451, 499])
@@ -170,16 +211,9 @@ def test_an_unknown_refusal_fails_this_person_and_is_told_in_twilios_words(
 ) -> None:
     twilio.script(refuse(21999, status, "The moon is in the wrong place", rfc9457=rfc9457))
     answer = post(twilio.url)
-    assert (answer.action, answer.action.outcome, answer.code) == (Action.FAIL, Outcome.REFUSED, 21999)
+    assert (answer.action, answer.outcome, answer.code) == (Action.FAIL, Outcome.SETUP, 21999)
     assert f"HTTP {status} The moon is in the wrong place" in answer.words
     assert answer.words.endswith("https://www.twilio.com/docs/api/errors/21999)")
-
-
-@pytest.mark.parametrize("body", ["", "<html>no</html>", "[]", "null", "{", '{"message": null}', "12", "\x00"])
-def test_a_refusal_with_a_broken_body_fails_this_person(twilio: FakeTwilio, body: str) -> None:
-    twilio.script(replace(refuse(0), body=body))
-    answer = post(twilio.url)
-    assert (answer.action, answer.code, answer.words) == (Action.FAIL, None, "Twilio answered HTTP 400")
 
 
 def test_twilios_words_cannot_forge_a_line_of_the_log(twilio: FakeTwilio) -> None:
@@ -224,6 +258,8 @@ def test_a_redirect_is_uncertain_and_not_followed(status: int) -> None:
         '{"sid": "SM0123"}',
         '{"sid": "SM0123456789abcdef0123456789abcdef", "date_created": 5}',
         '{"code": 21610, "message": "opted out"}',
+        '{"sid": "SM0123456789abcdef0123456789abcdeg", "status": "queued"}',
+        '{"sid": ["SM0123456789abcdef0123456789abcdef"]}',
     ],
 )
 def test_a_201_that_names_no_message_is_uncertain(twilio: FakeTwilio, body: str) -> None:
@@ -239,7 +275,14 @@ def test_a_201_whose_sid_is_no_text_is_uncertain(twilio: FakeTwilio) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["SM", "MM"])
-@pytest.mark.parametrize(("stated", "segments"), [('"2"', 2), ("2", 2), ("null", None), ('"many"', None), ('""', None)])
+@pytest.mark.parametrize(
+    ("stated", "segments"),
+    [
+        *(('"2"', 2), ("2", 2), ("null", None), ('"many"', None), ('""', None), ("true", None), ("false", None)),
+        *(("32767", 32_767), ("32768", None), ('"32768"', None), ("-1", None), ("1.5", None), ("1e2", None)),
+        *(("[2]", None), ('"\u0662"', 2), ('"2 "', None), ("9" * 400, None)),
+    ],
+)
 def test_an_accepted_text_is_known_by_its_sid_and_what_it_costs(
     twilio: FakeTwilio, prefix: str, stated: str, segments: int | None
 ) -> None:
@@ -248,9 +291,36 @@ def test_an_accepted_text_is_known_by_its_sid_and_what_it_costs(
     assert post(twilio.url) == Answer(Action.ACCEPT, sid=sid, segments=segments)
 
 
+@pytest.mark.parametrize("status", ["failed", "undelivered"])
+@pytest.mark.parametrize(("stated", "code"), [("30006", 30006), ("null", None), ("10000000", None), ('"x"', None)])
+def test_a_201_whose_text_has_failed_is_no_text_that_was_sent(
+    twilio: FakeTwilio, status: str, stated: str, code: int | None
+) -> None:
+    sid = "SM0123456789abcdef0123456789abcdef"
+    body = f'{{"sid": "{sid}", "status": "{status}", "error_code": {stated}, "num_segments": "1"}}'
+    twilio.script(replace(ACCEPT, body=body))
+    answer = post(twilio.url)
+    assert (answer.outcome, answer.code, answer.sid, answer.segments) == (Outcome.REFUSED, code, sid, 1)
+    assert status in answer.words
+
+
+@pytest.mark.parametrize("status", ['"queued"', '"accepted"', '"sent"', "null", "[]", "{}", "7", '"FAILED"'])
+def test_a_201_of_any_other_status_is_a_text_that_may_reach_its_reader(twilio: FakeTwilio, status: str) -> None:
+    body = f'{{"sid": "SM0123456789abcdef0123456789abcdef", "status": {status}, "error_code": null}}'
+    twilio.script(replace(ACCEPT, body=body))
+    assert post(twilio.url).action is Action.ACCEPT
+
+
+@pytest.mark.parametrize(("code", "kept"), [(21_999, 21_999), (999_999, 999_999), (10**6, None), (10**30, None)])
+def test_a_code_that_no_column_holds_is_not_recorded(twilio: FakeTwilio, code: int, kept: int | None) -> None:
+    twilio.script(refuse(code))
+    answer = post(twilio.url)
+    assert (answer.action, answer.code) == (Action.FAIL, kept)
+
+
 def test_bytes_that_are_no_utf8_break_nothing() -> None:
     with Canned(b"HTTP/1.1 400 Bad\r\nContent-Length: 3\r\n\r\n\xff\xfe{") as server:
-        assert post(server.url).action is Action.FAIL
+        assert post(server.url).action is Action.UNCERTAIN
     with Canned(b"HTTP/1.1 201 Created\r\nContent-Length: 3\r\n\r\n\xff\xfe{") as server:
         assert post(server.url).action is Action.UNCERTAIN
 
@@ -297,11 +367,36 @@ def test_an_ordinary_answer_may_be_compressed_and_come_in_pieces(chunked: bool) 
 
 def test_ordinary_answers_leave_the_connection_open_for_the_next_text(secure: FakeTwilio) -> None:
     secure.script(ACCEPT, refuse(21610), server_error(), throttle(1))
-    with sender(secure.url) as one:
-        for _ in range(6):
-            one._post(ANNA)
+    client = client_of(secure.url)
+    for _ in range(6):
+        client.post(ANNA, 14_400)
     assert len(secure.requests) == 6
     assert secure.stats()["connections"] == 1
+
+
+def test_a_connection_that_was_idle_for_long_is_dropped_before_the_next_text(
+    secure: FakeTwilio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NAT gateway forgets it, and resets whoever comes back: with a text in flight, that would be uncertain."""
+    assert habit_notifier.HTTP_IDLE == 30
+    monkeypatch.setattr(habit_notifier, "HTTP_IDLE", 0.3)
+    client = client_of(secure.url)
+    assert client.post(OTHER, 14_400).action is Action.ACCEPT
+    time.sleep(0.4)
+    secure.drop_connections()  # seen at the next byte only
+    assert client.post(ANNA, 14_400).action is Action.ACCEPT
+    assert secure.stats()["connections"] == 2
+    assert texts(secure) == 1
+
+
+def test_a_connection_of_before_the_machine_was_suspended_is_dropped(
+    secure: FakeTwilio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, real = client_of(secure.url), time.time
+    assert client.post(OTHER, 14_400).action is Action.ACCEPT
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    assert client.post(ANNA, 14_400).action is Action.ACCEPT
+    assert secure.stats()["connections"] == 2
 
 
 # --- Retry-After ------------------------------------------------------------------------------------------------------
@@ -325,34 +420,36 @@ def test_an_absurd_retry_after_counts_as_none(twilio: FakeTwilio, text: str) -> 
     assert (answer.action, answer.retry_after) == (Action.PAUSE, None)
 
 
-@pytest.mark.parametrize("text", ["86400", "9" * 400, "Wed, 21 Oct 2665 07:28:00 GMT"])
+@pytest.mark.parametrize(
+    "text", ["86400", "9" * 400, "Wed, 21 Oct 2665 07:28:00 GMT", f"Wed, 21 Oct 2015 07:28:00 -{'9' * 20}"]
+)
 def test_a_retry_after_of_ages_ends_the_run_instead_of_hanging_it(
     twilio: FakeTwilio, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 5.0)
     twilio.script(replace(throttle(), retry_after=text))
-    brake = Brake(Stop(), deadline=60)
-    Gate(brake).close(post(twilio.url))
+    brake = a_brake()
+    Pause(brake).begin(post(twilio.url))
     assert brake.pulled
     assert brake.exit_codes == [habit_notifier.Exit.RETRY]
 
 
-def test_a_retry_after_in_an_absurd_time_zone_counts_as_none(twilio: FakeTwilio) -> None:
+def test_a_retry_after_in_an_absurd_time_zone_is_long_ago(twilio: FakeTwilio) -> None:
     twilio.script(replace(throttle(), retry_after="Wed, 21 Oct 2015 07:28:00 +99999999999999999999"))
-    assert post(twilio.url).retry_after is None
+    assert post(twilio.url).retry_after == 0
 
 
 # --- pauses ---------------------------------------------------------------------------------------------------------
 
 
-def pauses(answers: list[Answer], caplog: pytest.LogCaptureFixture, *, then: Callable[[Gate], None]) -> list[int]:
+def pauses(answers: list[Answer], caplog: pytest.LogCaptureFixture, *, then: Callable[[Pause], None]) -> list[int]:
     """How long everybody waits after each answer, when each pause is slept out before the next answer comes."""
-    gate = Gate(Brake(Stop(), deadline=60))
+    pause = Pause(a_brake())
     caplog.clear()
     for answer in answers:
-        gate.close(answer)
-        gate._opens = 0.0
-        then(gate)
+        pause.begin(answer)
+        pause._ends = 0.0
+        then(pause)
     return [int(seconds) for seconds in re.findall(r"All texts wait for (\d+) s", caplog.text)]
 
 
@@ -366,7 +463,7 @@ def test_pauses_double_up_to_two_minutes_until_a_text_gets_through(
     asked = Answer(Action.PAUSE, code=20429, retry_after=7.0)
     assert pauses([rate] * 9, caplog, then=lambda _: None) == [1, 2, 4, 8, 16, 32, 64, 120, 120]
     assert pauses([queue] * 3, caplog, then=lambda _: None) == [60, 120, 120]
-    assert pauses([rate] * 3, caplog, then=Gate.relax) == [1, 1, 1]
+    assert pauses([rate] * 3, caplog, then=Pause.relax) == [1, 1, 1]
     assert pauses([asked] * 3, caplog, then=lambda _: None) == [7, 7, 7]
 
 
@@ -386,21 +483,21 @@ def test_many_workers_who_are_told_the_same_make_one_pause_and_one_line(
 ) -> None:
     monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 100.0)
     monkeypatch.setattr(random, "uniform", lambda _low, high: high)
-    brake = Brake(Stop(), deadline=60)
-    gate = Gate(brake)
+    brake = a_brake()
+    pause = Pause(brake)
     for _ in range(64):
-        gate.close(Answer(Action.PAUSE, "too many requests", retry_after=60.0))
+        pause.begin(Answer(Action.PAUSE, "too many requests", retry_after=60.0))
     assert [record.getMessage() for record in caplog.records] == ["All texts wait for 72 s: too many requests"]
     assert not brake.pulled
 
 
 def test_a_thousand_pauses_in_a_row_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 1e9)
-    gate = Gate(Brake(Stop(), deadline=60))
+    pause = Pause(a_brake())
     for _ in range(1_100):  # 64 workers, each told several times
-        gate.close(Answer(Action.PAUSE, retry_after=0.0))
-    gate._opens = 0.0  # the last of them is over
-    gate.close(Answer(Action.PAUSE))
+        pause.begin(Answer(Action.PAUSE, retry_after=0.0))
+    pause._ends = 0.0  # the last of them is over
+    pause.begin(Answer(Action.PAUSE))
 
 
 # --- surely not sent --------------------------------------------------------------------------------------------------
@@ -449,8 +546,8 @@ def test_a_certificate_of_an_unknown_authority_is_surely_not_sent(
         if proxied:
             monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         answer = post(secure.url)
-    assert answer.action is Action.UNREACHED
-    assert "certificate verify failed" in answer.words
+    assert (answer.action, answer.outcome) == (Action.STOP, Outcome.RELEASED)
+    assert "REQUESTS_CA_BUNDLE" in answer.words
     assert not secure.requests
 
 
@@ -459,9 +556,44 @@ def test_a_certificate_of_another_name_is_surely_not_sent(tmp_path: Path, monkey
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", files[0])
     with FakeTwilio(tls=files) as elsewhere:
         answer = post(elsewhere.url)
-    assert answer.action is Action.UNREACHED
-    assert "certificate verify failed" in answer.words
+    assert (answer.action, answer.outcome) == (Action.STOP, Outcome.RELEASED)
     assert not elsewhere.requests
+
+
+@pytest.mark.parametrize("content", [None, "", "not a certificate", "-----BEGIN CERTIFICATE-----\n"])
+def test_a_ca_bundle_that_cannot_be_used_needs_a_person_and_nothing_was_sent(
+    secure: FakeTwilio, tmp_path: Path, content: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if content is not None:
+        (tmp_path / "ca.pem").write_text(content)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    answer = post(secure.url)
+    assert (answer.action, answer.outcome) == (Action.STOP, Outcome.RELEASED)
+    assert "REQUESTS_CA_BUNDLE" in answer.words
+    assert not secure.requests
+
+
+@pytest.mark.parametrize("reason", ["503 Service Unavailable", "502 Bad Gateway", "403 Forbidden", "500 No"])
+def test_a_tunnel_that_the_proxy_did_not_build_is_surely_not_sent(
+    secure: FakeTwilio, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Canned(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % reason.encode()) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        answer = post(secure.url)
+    assert (answer.action, answer.outcome) == (Action.UNREACHED, Outcome.RELEASED)
+    assert f"Tunnel connection failed: {reason}" in answer.words
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "socks5h://127.0.0.1:1080", "ftp://127.0.0.1", "407"])
+def test_a_proxy_that_wants_a_login_or_cannot_be_used_needs_a_person_and_nothing_was_sent(
+    secure: FakeTwilio, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Canned(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n") as wary:
+        monkeypatch.setenv("HTTPS_PROXY", wary.url if proxy == "407" else proxy)
+        answer = post(secure.url)
+    assert (answer.action, answer.outcome) == (Action.STOP, Outcome.RELEASED)
+    assert "HTTPS_PROXY" in answer.words
+    assert not secure.requests
 
 
 # --- uncertain --------------------------------------------------------------------------------------------------------
@@ -498,9 +630,9 @@ DISTURBED = [
 def test_an_accepted_text_whose_answer_is_lost_is_uncertain(
     secure: FakeTwilio, answer: fake_twilio.Answer, warm: bool
 ) -> None:
-    secure.script(answer, to=ANNA.phone)
+    secure.script(answer, to=ANNA.user.phone)
     assert post(secure.url, warm=warm).action is Action.UNCERTAIN
-    assert [request.to for request in secure.requests].count(ANNA.phone) == 1
+    assert [request.to for request in secure.requests].count(ANNA.user.phone) == 1
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
@@ -508,12 +640,12 @@ def test_an_accepted_text_whose_answer_is_lost_is_uncertain(
 def test_an_accepted_text_whose_answer_is_lost_behind_a_proxy_is_uncertain(
     secure: FakeTwilio, answer: fake_twilio.Answer, warm: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    secure.script(answer, to=ANNA.phone)
+    secure.script(answer, to=ANNA.user.phone)
     with ConnectProxy() as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         assert post(secure.url, warm=warm).action is Action.UNCERTAIN
     assert proxy.targets == [f"127.0.0.1:{secure.port}"]
-    assert [request.to for request in secure.requests].count(ANNA.phone) == 1
+    assert [request.to for request in secure.requests].count(ANNA.user.phone) == 1
 
 
 # --- servers that no fake Twilio is -----------------------------------------------------------------------------------

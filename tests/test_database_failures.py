@@ -25,16 +25,12 @@ from tests.full import FULL
 from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import FakeTwilio
 from tests.sandbox.proxy import Proxy, Verdict
+from tests.statements import CLAIM, HISTORY, PAGE, PURGE, RECORD, SLICE
 
 ROOT = Path(__file__).resolve().parents[1]
 NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
 USERS = 10
 TERMINATED = 143
-
-CLAIM = "'sending', '"  # the literals of the statements, as they pass the proxy
-RECORD = "claimed_at, finished_at,\n"
-HISTORY = "AND state = 'refused')"
-PAGE = "STRAIGHT_JOIN"
 
 
 @pytest.fixture
@@ -68,7 +64,7 @@ def nowhere(twilio: FakeTwilio) -> Iterator[tuple[dict[str, str], socket.socket]
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def curt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits that a test can afford."""
     monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 0.5)
     monkeypatch.setattr(habit_notifier, "DATABASE_TIMEOUT", 1)
@@ -115,7 +111,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 # --- not there
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("curt")
 def test_a_refused_connection_is_one_line_with_the_remedy(
     far: dict[str, str], twilio: FakeTwilio, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -126,7 +122,7 @@ def test_a_refused_connection_is_one_line_with_the_remedy(
     assert not twilio.requests
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("curt")
 def test_a_host_that_has_no_address_is_one_line_with_the_remedy(
     far: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -136,7 +132,7 @@ def test_a_host_that_has_no_address_is_one_line_with_the_remedy(
     assert "mysql.invalid" in problem
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("curt")
 def test_a_server_that_accepts_and_says_nothing_is_given_up(
     far: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,7 +144,7 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(
     assert "did not answer in time" in problem
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("curt")
 def test_something_that_is_no_database_is_one_line(far: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     """As when DB_PORT is that of another service."""
     with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor(1) as threads:
@@ -187,12 +183,12 @@ PLACES = [
     "MAX(created_at)",
     "GROUP BY",
     "LIMIT 1 OFFSET",
+    SLICE,
     PAGE,
-    HISTORY,
 ]
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("curt")
 @pytest.mark.parametrize("place", PLACES)
 def test_a_database_that_is_gone_before_the_first_claim_sends_nothing_and_loses_nobody(
     far: dict[str, str],
@@ -214,7 +210,7 @@ def test_a_database_that_is_gone_before_the_first_claim_sends_nothing_and_loses_
     assert texted(twilio) == people
 
 
-@pytest.mark.parametrize("place", [*PLACES, CLAIM, RECORD, "ORDER BY n.local_day"])
+@pytest.mark.parametrize("place", [*PLACES, CLAIM, RECORD, PURGE])
 def test_a_lost_connection_is_made_again_wherever_the_run_is(
     far: dict[str, str], twilio: FakeTwilio, proxy: Proxy, people: list[str], place: str
 ) -> None:
@@ -224,7 +220,7 @@ def test_a_lost_connection_is_made_again_wherever_the_run_is(
     assert texted(twilio) == people
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("curt")
 @pytest.mark.parametrize("place", [CLAIM, RECORD])
 @pytest.mark.parametrize("verdict", [Verdict.CUT_BEFORE, Verdict.HANG_BEFORE])
 def test_a_database_that_is_gone_during_the_sends_ends_the_run_and_the_next_serves_exactly_the_rest(
@@ -253,7 +249,7 @@ def test_a_database_that_is_gone_during_the_sends_ends_the_run_and_the_next_serv
     assert texted(twilio) == sorted({*first} | {*people} - doubtful)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("curt")
 def test_a_database_that_is_gone_after_the_sends_fails_nobody(
     far: dict[str, str], twilio: FakeTwilio, proxy: Proxy, people: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -267,7 +263,7 @@ def test_a_database_that_is_gone_after_the_sends_fails_nobody(
 # --- who could not be served is named and counted
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("curt")
 @pytest.mark.parametrize(
     ("place", "page"),
     [

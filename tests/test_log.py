@@ -83,7 +83,8 @@ def test_the_lines_of_the_seed_come_to_the_letter_and_in_order(
     told = [LINE.fullmatch(line) for line in lines]
     assert all(told), lines
     assert [part[4] for part in told if part and part[4] in expected] == expected
-    assert {(part[2], part[3]) for part in told if part} == {("__main__", "INFO")}
+    usual = [part for part in told if part and not re.match("innodb_flush|[0-9] texts were posted between", part[4])]
+    assert {(part[2], part[3]) for part in usual} == {("__main__", "INFO")}
     times = [datetime.strptime(part[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC) for part in told if part]
     assert before - timedelta(seconds=1) <= min(times) <= max(times) <= after
     assert (lines[0], lines[-1]) == (
@@ -209,8 +210,8 @@ def test_progress_is_told_while_texts_are_sent(
     assert program.run(environ | {"SEND_CONCURRENCY": "2"}) == 0
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Progress: ")]
     counts = [
-        tuple(map(int, found.groups()))
-        for found in (re.fullmatch(r"Progress: (\d+) of 10 users looked at, sent (\d+)", line) for line in told)
+        tuple(map(int, found.groups("0")))
+        for found in (re.fullmatch(r"Progress: (\d+) of 10 users looked at(?:, sent (\d+))?", line) for line in told)
         if found
     ]
     assert len(counts) == len(told)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from datetime import time
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,23 @@ def test_everything_else_has_its_default() -> None:
         "twilio_api_key_secret": "",
         "twilio_messaging_service_sid": "",
         "twilio_api_url": "https://api.twilio.com",
-        "twilio_edge": "",
-        "twilio_region": "",
         "send_concurrency": 8,
+        "send_window": "",
+        "day_starts_at": time(0),
         "default_time_zone": "",
         "validity_period": 14_400,
         "refused_retry_days": 30,
+        "undelivered_limit": 3,
+        "quiet_after": 0,
+        "max_per_week": 0,
+        "max_texts": 0,
+        "only_users": "",
         "run_deadline": 1_500,
         "shard_count": 1,
         "job_completion_index": "",
         "log_level": "INFO",
+        "log_format": "text",
+        "log_pii": "on",
     }
 
 
@@ -127,18 +135,35 @@ GOOD: dict[str, dict[str, Any]] = {  # text: value
         },
         **{t: t for t in ("http://127.3.2.1:65535", "http://[::1]:8080", "https://[2001:db8::1]")},
     },
-    "TWILIO_EDGE": {"dublin": "dublin"},
-    "TWILIO_REGION": {"ie1": "ie1"},
     "SEND_CONCURRENCY": {"1": 1, "64": 64},
+    "SEND_WINDOW": {
+        "09:00-20:00": (time(9), time(20)),
+        " 00:00 - 23:59 ": (time(0), time(23, 59)),
+        "09:30-10:30": (time(9, 30), time(10, 30)),
+        "22:59-23:59": (time(22, 59), time(23, 59)),
+    },
+    "DAY_STARTS_AT": {"00:00": time(0), "03:30": time(3, 30), "06:00": time(6)},
     "DEFAULT_TIME_ZONE": {"Europe/Berlin": "Europe/Berlin", "utc": "utc"},
     "MESSAGE_NO_LOGS": {t: t for t in ("{name}", "no name", "x" * 1_600, "{name}" * 40, "100 % \\n $name")},
     "MESSAGE_MISSED_YESTERDAY": {t: t for t in ("{name}", "no name", "ñ 👍", "x" * 1_600)},
     "VALIDITY_PERIOD": {"60": 60, "36000": 36_000},
     "REFUSED_RETRY_DAYS": {"0": 0, "90": 90},
+    "UNDELIVERED_LIMIT": {"0": 0, "10": 10},
+    "QUIET_AFTER": {"0": 0, "14": 14},
+    "MAX_PER_WEEK": {"0": 0, "7": 7},
+    "MAX_TEXTS": {"0": 0, "20000": 20_000},
+    "ONLY_USERS": {
+        "42": {"42"},
+        " 42, 43,42 ": {"42", "43"},
+        ",".join(map(str, range(100))): set(map(str, range(100))),
+        "0D1F3F5C-aaaa-4bbb-8ccc-000000000001": {"0d1f3f5c-aaaa-4bbb-8ccc-000000000001"},
+    },
     "RUN_DEADLINE": {"1": 1, "86400": 86_400},
     "SHARD_COUNT": {"1": 1, "1000": 1_000},
     "JOB_COMPLETION_INDEX": {"0": 0, "999": 999},
     "LOG_LEVEL": {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARNING", "ERROR": "ERROR"},
+    "LOG_FORMAT": {"text": "text", "json": "json"},
+    "LOG_PII": {"on": "on", "off": "off"},
 }
 BAD_TEXTS = (
     "{",
@@ -193,18 +218,28 @@ BAD: dict[str, tuple[str, ...]] = {
         *("https://proxy.example?to=there", "https://proxy.example/?to=there", "https://proxy.example#there"),
         *("https://bob:hunter2@proxy.example", "https://bob@proxy.example", "https://@proxy.example"),
     ),
-    "TWILIO_EDGE": ("your-edge",),
-    "TWILIO_REGION": ("your-region",),
-    "SEND_CONCURRENCY": ("0", "65", "-8", "eight", "8.0"),
+    "SEND_CONCURRENCY": ("0", "65", "-8", "eight", "8.0", "٨"),
+    "SEND_WINDOW": (
+        *("09:00", "9-20", "9:00-20:00", "09:00-20:00-21:00", "20:00-09:00", "09:00-09:00", "09:00-09:59", "-"),
+        *("09:00-24:00", "09:00-20:60", "09:00:00-20:00:00", "09:00–20:00", "٠٩:٠٠-20:00"),
+    ),
+    "DAY_STARTS_AT": ("06:01", "24:00", "3:00", "03", "-01:00", "03:00:00", "noon"),
     "DEFAULT_TIME_ZONE": ("Mars/Olympus", "+02:00", "Europe"),
     "MESSAGE_NO_LOGS": BAD_TEXTS,
     "MESSAGE_MISSED_YESTERDAY": BAD_TEXTS,
     "VALIDITY_PERIOD": ("59", "36001", "0", "4h"),
     "REFUSED_RETRY_DAYS": ("-1", "91", "a month"),
+    "UNDELIVERED_LIMIT": ("-1", "11", "never"),
+    "QUIET_AFTER": ("-1", "15", "never"),
+    "MAX_PER_WEEK": ("-1", "8", "daily"),
+    "MAX_TEXTS": ("-1", "20001", "1e3"),
+    "ONLY_USERS": (",", "42,", "42 43", "42;43", "me@home", ",".join(map(str, range(101))), "x" * 65),
     "RUN_DEADLINE": ("0", "86401", "1500s"),
     "SHARD_COUNT": ("0", "1001", "four"),
     "JOB_COMPLETION_INDEX": ("-1", "1000", "first"),
     "LOG_LEVEL": ("debug", "TRACE", "20", "CRITICAL"),
+    "LOG_FORMAT": ("xml", "JSON", "text,json"),
+    "LOG_PII": ("none", "OFF", "false"),
 }
 
 
@@ -257,7 +292,8 @@ def test_a_placeholder_is_called_a_placeholder() -> None:
 NO_SENDER = "TWILIO_FROM_NUMBER and TWILIO_MESSAGING_SERVICE_SID: set exactly one of them"
 NO_CREDENTIALS = "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them"
 HALF_A_KEY = "TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET: set both or none"
-TWO_PLACES = "TWILIO_API_URL: remove it, or TWILIO_EDGE and TWILIO_REGION"
+EDGE = "TWILIO_EDGE is not a setting any more: TWILIO_API_URL=https://api.EDGE.REGION.twilio.com says it"
+REGION = EDGE.replace("TWILIO_EDGE", "TWILIO_REGION")
 BEYOND = "JOB_COMPLETION_INDEX ({}) must be below SHARD_COUNT ({}): let k8s/components/sharded set both"
 
 
@@ -275,11 +311,10 @@ BEYOND = "JOB_COMPLETION_INDEX ({}) must be below SHARD_COUNT ({}): let k8s/comp
         (KEY | {"TWILIO_API_KEY_SECRET": ""}, HALF_A_KEY),
         (KEY | {"TWILIO_API_KEY_SID": ""}, HALF_A_KEY),
         (KEY | {"TWILIO_API_KEY_SID": "", "TWILIO_AUTH_TOKEN": "token"}, HALF_A_KEY),
-        ({"TWILIO_EDGE": "dublin"}, None),
-        ({"TWILIO_REGION": "ie1"}, None),
-        ({"TWILIO_REGION": "ie1", "TWILIO_API_URL": "https://api.twilio.com/"}, None),
-        ({"TWILIO_EDGE": "dublin", "TWILIO_API_URL": "https://proxy.example"}, TWO_PLACES),
-        ({"TWILIO_REGION": "ie1", "TWILIO_API_URL": "http://localhost:1"}, TWO_PLACES),
+        ({"TWILIO_EDGE": "dublin"}, EDGE),
+        ({"TWILIO_REGION": "ie1"}, REGION),
+        ({"TWILIO_EDGE": "", "TWILIO_REGION": ""}, None),
+        ({"TWILIO_EDGE": "dublin", "TWILIO_API_URL": "https://api.dublin.ie1.twilio.com"}, EDGE),
         ({"SHARD_COUNT": "1", "JOB_COMPLETION_INDEX": "0"}, None),
         ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "1"}, None),
         ({"SHARD_COUNT": "2"}, BEYOND.format("missing", 2)),
@@ -331,9 +366,18 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00s3cr3t")
     for path in (tmp_path / "missing", tmp_path, binary):
         [problem] = problems_with(DB_PASSWORD="", DB_PASSWORD_FILE=str(path))
-        assert problem.startswith(f"DB_PASSWORD_FILE names {str(path)!r}, which cannot be read (")
-        assert problem.endswith("): mount the file")
+        assert problem.startswith("DB_PASSWORD_FILE names a file that cannot be read (")
+        assert problem.endswith("): mount it")
         assert "s3cr3t" not in problem
+
+
+@pytest.mark.parametrize("name", sorted(SECRETS))
+@pytest.mark.parametrize("around_it", ["{}", "/{}", "x" * 300 + "{}", "{}\0"], ids=["plain", "path", "long", "nul"])
+def test_a_secret_where_the_name_of_its_file_belongs_is_not_shown(name: str, around_it: str) -> None:
+    secret = secrets.token_hex(12)
+    [problem] = problems(around(name) | {name: "", f"{name}_FILE": around_it.format(secret)})
+    assert problem.startswith(f"{name}_FILE names a file that cannot be read (")
+    assert secret not in problem
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
@@ -409,13 +453,28 @@ def test_a_password_where_none_belongs_is_refused_and_not_shown(name: str, text:
     assert "hunter2" not in problem
 
 
-def test_the_settings_shown_are_those_that_differ_from_their_defaults() -> None:
+def test_the_settings_shown_are_those_that_differ_from_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
     changed = {"DB_PORT": "3307", "SEND_CONCURRENCY": "8", "MESSAGE_NO_LOGS": "Hi {name}", "DEFAULT_TIME_ZONE": "UTC"}
+    changed |= {"SEND_WINDOW": "09:00 - 20:00", "DAY_STARTS_AT": "00:00", "ONLY_USERS": "43,42"}
     shown = Settings.read(LEAST | changed).shown()
     assert shown == (
-        "DB_HOST=db, DB_PORT=3307, DB_NAME=habits, TWILIO_FROM_NUMBER=+15005550006, DEFAULT_TIME_ZONE=UTC, "
-        "MESSAGE_NO_LOGS=Hi {name}"
+        "DB_HOST=db, DB_PORT=3307, DB_NAME=habits, TWILIO_FROM_NUMBER=+15005550006, SEND_WINDOW=09:00-20:00, "
+        "DEFAULT_TIME_ZONE=UTC, MESSAGE_NO_LOGS=Hi {name}, ONLY_USERS=42,43"
     )
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/ca.pem")
+    assert Settings.read(LEAST | changed).shown() == f"{shown}, REQUESTS_CA_BUNDLE=/ca.pem"
+
+
+@pytest.mark.parametrize(("user", "password"), [("app", "app-pw"), ("app-pw", "app"), ("a.b*", "a.b*(c"), ("x", "x y")])
+def test_secrets_are_taken_out_whole_also_when_one_begins_with_another(user: str, password: str) -> None:
+    told = Settings.read(LEAST | {"DB_USER": user, "DB_PASSWORD": password})
+    said = f"Access denied for '{user}'@'10.0.0.7': {password}, {FakeTwilio.AUTH_TOKEN}, /{FakeTwilio.ACCOUNT_SID}.json"
+    assert told.hide(said) == "Access denied for '***'@'10.0.0.7': ***, ***, /***.json"
+
+
+def test_a_short_secret_does_not_blacken_the_words_that_hold_it() -> None:
+    assert Settings.read(LEAST | {"DB_USER": "a"}).hide("a table is missing") == "*** table is missing"
 
 
 # --- the command line
@@ -443,11 +502,17 @@ def test_without_settings_the_program_says_all_that_it_needs_and_exits_with_2() 
     assert done.returncode == 2
     assert done.stdout == ""
     assert said(done) == [
-        ("ERROR", "DB_HOST is missing: write MySQL's host: the primary, not a read-only replica"),
+        (
+            "ERROR",
+            (
+                "DB_HOST is missing: write MySQL's host: the primary, not a read-only replica, "
+                "a host name or an address, without scheme and port"
+            ),
+        ),
         ("ERROR", "DB_NAME is missing: write the database that holds User, Habit and Log"),
-        ("ERROR", "DB_USER is missing: write database account"),
-        ("ERROR", "DB_PASSWORD is missing: write its password"),
-        ("ERROR", "TWILIO_ACCOUNT_SID is missing: write Twilio account"),
+        ("ERROR", "DB_USER is missing: write the database account"),
+        ("ERROR", "DB_PASSWORD is missing: write the database account's password"),
+        ("ERROR", "TWILIO_ACCOUNT_SID is missing: write Twilio account, the Account SID: AC and 32 hexadecimal digits"),
         ("ERROR", "TWILIO_FROM_NUMBER and TWILIO_MESSAGING_SERVICE_SID: set exactly one of them, the texts' sender"),
         ("ERROR", "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them, the credentials"),
     ]
@@ -470,7 +535,6 @@ def test_all_mistakes_are_told_at_once_and_the_program_exits_with_2() -> None:
         "MESSAGE_NO_LOGS": "Hi {nmae}",
         "LOG_LEVEL": "loud",
     }
-    not_found = f"[Errno 2] No such file or directory: '{MISSING_FILE}'"
     for mode in ([], ["--run"], ["--settle"]):
         done = run(*mode, environ=environ)
         assert done.returncode == 2
@@ -484,7 +548,7 @@ def test_all_mistakes_are_told_at_once_and_the_program_exits_with_2() -> None:
             "DB_PASSWORD and DB_PASSWORD_FILE are both set: remove one of them",
             f"DB_SSL_CA is '{MISSING_FILE}'",
             "TWILIO_ACCOUNT_SID has a value that cannot be right",
-            f"TWILIO_AUTH_TOKEN_FILE names '{MISSING_FILE}', which cannot be read ({not_found}): mount the file",
+            "TWILIO_AUTH_TOKEN_FILE names a file that cannot be read (No such file or directory): mount it",
             "TWILIO_FROM_NUMBER is still the placeholder '+1234567890'",
             "TWILIO_API_URL is 'http://api.twilio.com'",
             "SEND_CONCURRENCY is '65'",

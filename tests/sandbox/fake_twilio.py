@@ -44,6 +44,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -152,6 +153,8 @@ class Request:
     password: str = field(repr=False)
     operation: Operation = "unknown"
     answer: str = ""
+    arrived: float = field(default_factory=time.monotonic)
+    """In seconds, to compare with others: `at` is by the simulated clock."""
 
     @property
     def to(self) -> str | None:
