@@ -3242,7 +3242,7 @@ def masked(value: object) -> object:
 def impersonal(text: str) -> str:
     """A text without what others are quoted with, which may hold anything, and without people's numbers."""
     text = re.sub("“[^”]*”", "(hidden)", text)
-    return re.sub(r"(\+|%2B)([0-9]{7,15})\b", lambda number: masked_number("+" + number[2]), text)
+    return re.sub(r"(\+|%2B)([0-9]{7,15})(?![0-9])", lambda number: masked_number("+" + number[2]), text)
 
 
 def masked_number(text: str) -> str:
