@@ -902,7 +902,7 @@ class Report:
             "uncertain": self.counts[Outcome.UNCERTAIN],
             "counts": {outcome.name.lower(): count for outcome, count in self.counts.items() if count},
             "learned": {" ".join(str(part) for part in end if part): n for end, n in self.learned_ends.most_common(20)},
-            "error": self.error and impersonal(self.error).encode(errors="replace")[:1_000].decode(errors="ignore"),
+            "error": self.error and impersonal(clean(self.error)).encode()[:1_000].decode(errors="ignore"),
         }
 
 
@@ -2183,8 +2183,10 @@ class Store:
     def missing_ledger(self) -> str:
         """The statement that makes the ledger, if it is missing; else '', and it can be written.
 
-        :raises FixFirst: when its type is not as needed, or a grant is missing
+        :raises FixFirst: when its type is not as needed, a grant is missing, or the server is read-only
         """
+        if self._run("SELECT @@read_only OR @@innodb_read_only") != [(0,)]:
+            raise FixFirst(f"MySQL: {READ_ONLY}")
         id_type = self._type_of("User", "id")
         ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
         try:
@@ -3250,7 +3252,7 @@ def masked(value: object) -> object:
 def impersonal(text: str) -> str:
     """A text without what others are quoted with, which may hold anything, and without people's numbers."""
     text = re.sub("“[^”]*”", "(hidden)", text)
-    return re.sub(r"(\+|%2B)([0-9]{7,15})\b", lambda number: masked_number("+" + number[2]), text)
+    return re.sub(r"(\+|%2B)([0-9]{7,15})(?![0-9])", lambda number: masked_number("+" + number[2]), text)
 
 
 def masked_number(text: str) -> str:
