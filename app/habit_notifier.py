@@ -244,7 +244,7 @@ class Row:
 
     def last_possible_text(self, deadline: timedelta) -> datetime:
         """The latest instant at which this row's text can have been posted, if its run had that deadline."""
-        return self.finished_at or self.claimed_at + deadline
+        return max(self.claimed_at, self.finished_at or self.claimed_at + deadline)  # clocks can step back
 
 
 @dataclass(frozen=True)
@@ -902,7 +902,7 @@ class Report:
             "uncertain": self.counts[Outcome.UNCERTAIN],
             "counts": {outcome.name.lower(): count for outcome, count in self.counts.items() if count},
             "learned": {" ".join(str(part) for part in end if part): n for end, n in self.learned_ends.most_common(20)},
-            "error": self.error and impersonal(self.error).encode(errors="replace")[:1_000].decode(errors="ignore"),
+            "error": self.error and impersonal(clean(self.error)).encode()[:1_000].decode(errors="ignore"),
         }
 
 
@@ -1709,10 +1709,15 @@ class Sender:
         until, found = time.monotonic() + (timeout or 0.0), dict(self._arrived(0.0))
         while self._flying and (timeout is None or (not found and time.monotonic() < until)):
             if self._brake.overdue():
-                found |= dict.fromkeys(self._flying, GIVEN_UP)
+                found |= dict.fromkeys(self._flying, GIVEN_UP) | dict.fromkeys(self._not_taken_up(), NOT_POSTED)
                 self._flying.clear()
             found |= self._arrived(0.2)
         return found
+
+    def _not_taken_up(self) -> Iterator[Reminder]:
+        with suppress(queue.Empty):
+            while reminder := self._to_post.get_nowait():
+                yield reminder
 
     def _arrived(self, timeout: float) -> Iterator[tuple[Reminder, Answer]]:
         with suppress(queue.Empty):
@@ -1849,8 +1854,10 @@ ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, Assert
 class DatabaseError(NotifierError):
     """An error of MySQL, understood by its number and by when it came."""
 
-    def __init__(self, error: Exception, hide: Callable[[str], str], *, written: bool = False) -> None:
+    def __init__(self, error: Exception, hide: Callable[[str], str], *, connected: bool, written: bool) -> None:
         self.number = number_of(error)
+        if connected and self.number == 1045:  # so MariaDB tells all but administrators of a view's missing definer
+            self.number = 1449
         self.remedy, words = MYSQL_ERRORS.get(self.number, (Remedy.RERUN, "it refused a statement"))
         inner = getattr(error, "original_exception", None)
         if isinstance(inner, ssl.SSLCertVerificationError):
@@ -1870,13 +1877,15 @@ def number_of(error: Exception) -> int:
     """The number of an error of MySQL; one below 0 for what the driver raises besides."""
     if isinstance(error, UnicodeDecodeError):
         return -3
+    if isinstance(error, RuntimeError):  # PyMySQL lacks a package
+        return 2059
     if isinstance(error, ODD_ERRORS):
         return -2
     return error.args[0] if error.args and isinstance(error.args[0], int) else -1
 
 
 class RefuseClearPassword:
-    """Stands in for mysql_clear_password: without verified TLS, anybody who answers would get the password."""
+    """Stands in for what sends the password itself: without verified TLS, anybody who answers would get it."""
 
     def __init__(self, _connection: object) -> None:
         pass
@@ -2014,7 +2023,7 @@ class Store:
         tls: dict[str, Any] = (
             {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
             if s.db_ssl_ca
-            else {"auth_plugin_map": {"mysql_clear_password": RefuseClearPassword}}
+            else {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), RefuseClearPassword)}
         )
         connection: pymysql.Connection[Any] = pymysql.connect(
             host=s.db_host,
@@ -2046,7 +2055,8 @@ class Store:
             try:
                 return self._run_once(sql, args)
             except (pymysql.err.MySQLError, *ODD_ERRORS) as error:
-                failure = DatabaseError(error, self._settings.hide, written=self._opened)
+                connected = self._connection is not None
+                failure = DatabaseError(error, self._settings.hide, connected=connected, written=self._opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self._disconnect()
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else DATABASE_PATIENCE
@@ -2173,8 +2183,10 @@ class Store:
     def missing_ledger(self) -> str:
         """The statement that makes the ledger, if it is missing; else '', and it can be written.
 
-        :raises FixFirst: when its type is not as needed, or a grant is missing
+        :raises FixFirst: when its type is not as needed, a grant is missing, or the server is read-only
         """
+        if self._run("SELECT @@read_only OR @@innodb_read_only") != [(0,)]:
+            raise FixFirst(f"MySQL: {READ_ONLY}")
         id_type = self._type_of("User", "id")
         ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
         try:
@@ -3243,7 +3255,7 @@ def masked(value: object) -> object:
 def impersonal(text: str) -> str:
     """A text without what others are quoted with, which may hold anything, and without people's numbers."""
     text = re.sub("“[^”]*”", "(hidden)", text)
-    return re.sub(r"(\+|%2B)([0-9]{7,15})\b", lambda number: masked_number("+" + number[2]), text)
+    return re.sub(r"(\+|%2B)([0-9]{7,15})(?![0-9])", lambda number: masked_number("+" + number[2]), text)
 
 
 def masked_number(text: str) -> str:

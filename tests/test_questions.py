@@ -87,7 +87,7 @@ def test_a_dry_run_names_whom_the_next_run_texts_and_with_what(
     code, lines = said(environ | world.settings, "--dry-run", at=now)
     assert code == 0
     assert len(twilio.requests) == asked, "Twilio is asked nothing"
-    found = (re.fullmatch(r"INFO - User .* \(ID: (\d+)\) would be texted: [^:]*: (.*)", line) for line in lines)
+    found = (re.fullmatch(r"INFO - User .* \(ID: (\d+)\) (\+\d+), would be texted: [^:]*: (.*)", line) for line in lines)
     named = [(residents[match[1]], match[2]) for match in found if match]
 
     assert program.run(environ | world.settings, at=now) == 0
@@ -581,17 +581,20 @@ def test_the_statement_for_a_missing_ledger_makes_it(database: Database, ready: 
 
 
 @pytest.mark.usefixtures("throwaway")
-def test_tls_and_durability(twilio: FakeTwilio, tmp_path: Path) -> None:
+def test_tls_durability_and_a_server_that_is_read_only(twilio: FakeTwilio, tmp_path: Path) -> None:
     make_certificates(tmp_path)
     with Server(tls=True, options=["--innodb-flush-log-at-trx-commit=2"]) as server, server.database() as database:
         create_ledger(database)
         environ = database.environ() | twilio.environ()
         found = verdicts(environ)[1]
-        assert found["database"] == ["INFO ok"]
+        assert (found["database"], found["ledger"]) == (["INFO ok"], ["INFO ok"])
         assert found["speed and durability"][0].startswith("WARNING innodb_flush_log_at_trx_commit is 2: a crash")
         code, found = verdicts(environ | {"DB_SSL_CA": str(tmp_path / "ca.pem")})
         assert code == 2
         assert found["database"][0].startswith("ERROR MySQL: DB_SSL_CA does not vouch for its certificate")
+        database.execute("SET GLOBAL read_only = 1")
+        code, found = verdicts(environ)
+        assert (code, found["ledger"]) == (2, ["ERROR MySQL: it is read-only: set DB_HOST to the primary"])
 
 
 # --- no question writes -----------------------------------------------------------------------------------------------
