@@ -580,6 +580,17 @@ def test_the_statement_for_a_missing_ledger_makes_it(database: Database, ready: 
     assert verdicts(ready)[1]["ledger"] == ["INFO ok"]
 
 
+@pytest.mark.parametrize("create", [True, False])
+def test_a_missing_ledger_fails_the_check_only_if_the_run_may_not_make_it(
+    create: bool, database: Database, ready: dict[str, str]
+) -> None:
+    database.execute(f"DROP TABLE {LEDGER}")
+    account = database.least_account(create=create)
+    code = verdicts(ready | account)[0]
+    assert code == (0 if create else 2)
+    assert program.run(ready | account, at=NOW) == code
+
+
 @pytest.mark.usefixtures("throwaway")
 def test_tls_durability_and_a_server_that_is_read_only(twilio: FakeTwilio, tmp_path: Path) -> None:
     make_certificates(tmp_path)
