@@ -244,7 +244,7 @@ class Row:
 
     def last_possible_text(self, deadline: timedelta) -> datetime:
         """The latest instant at which this row's text can have been posted, if its run had that deadline."""
-        return self.finished_at or self.claimed_at + deadline
+        return max(self.claimed_at, self.finished_at or self.claimed_at + deadline)  # clocks can step back
 
 
 @dataclass(frozen=True)
@@ -354,8 +354,8 @@ def remembered(case: Case) -> Skip | None:
 
 
 def delivered(case: Case) -> Skip | None:
-    """A number that never gets its texts is left alone as long."""
-    ends = [r for r in own_rows(case) if r.final_status in KNOWN_ENDS and r.code not in BLOCKED_SENDER]
+    """A number that never gets its texts is left alone for as long as one that refused."""
+    ends = [r for r in own_rows(case) if r.final_status in KNOWN_ENDS and r.code not in OURS]
     if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
         return None
     if ends[0].code in GONE:
@@ -1039,7 +1039,7 @@ def phone_number(value: object) -> str:
     text = unicodedata.normalize("NFKC", text)
     digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
     number = re.sub("^00", "+", digits)
-    return number if E164.fullmatch(number) and "(0)" not in text.replace(" ", "") else text
+    return number if E164.fullmatch(number) and not re.search(r"[(\[]\s*0\s*[)\]]", text) else text
 
 
 def shown_id(user_id: UserId) -> int | str:
@@ -1709,10 +1709,15 @@ class Sender:
         until, found = time.monotonic() + (timeout or 0.0), dict(self._arrived(0.0))
         while self._flying and (timeout is None or (not found and time.monotonic() < until)):
             if self._brake.overdue():
-                found |= dict.fromkeys(self._flying, GIVEN_UP)
+                found |= dict.fromkeys(self._flying, GIVEN_UP) | dict.fromkeys(self._not_taken_up(), NOT_POSTED)
                 self._flying.clear()
             found |= self._arrived(0.2)
         return found
+
+    def _not_taken_up(self) -> Iterator[Reminder]:
+        with suppress(queue.Empty):
+            while reminder := self._to_post.get_nowait():
+                yield reminder
 
     def _arrived(self, timeout: float) -> Iterator[tuple[Reminder, Answer]]:
         with suppress(queue.Empty):
@@ -1849,8 +1854,10 @@ ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, Assert
 class DatabaseError(NotifierError):
     """An error of MySQL, understood by its number and by when it came."""
 
-    def __init__(self, error: Exception, hide: Callable[[str], str], *, written: bool = False) -> None:
+    def __init__(self, error: Exception, hide: Callable[[str], str], *, connected: bool, written: bool) -> None:
         self.number = number_of(error)
+        if connected and self.number == 1045:  # so MariaDB tells all but administrators of a view's missing definer
+            self.number = 1449
         self.remedy, words = MYSQL_ERRORS.get(self.number, (Remedy.RERUN, "it refused a statement"))
         inner = getattr(error, "original_exception", None)
         if isinstance(inner, ssl.SSLCertVerificationError):
@@ -1870,13 +1877,15 @@ def number_of(error: Exception) -> int:
     """The number of an error of MySQL; one below 0 for what the driver raises besides."""
     if isinstance(error, UnicodeDecodeError):
         return -3
+    if isinstance(error, RuntimeError):  # PyMySQL lacks a package
+        return 2059
     if isinstance(error, ODD_ERRORS):
         return -2
     return error.args[0] if error.args and isinstance(error.args[0], int) else -1
 
 
 class RefuseClearPassword:
-    """Stands in for mysql_clear_password: without verified TLS, anybody who answers would get the password."""
+    """Stands in for what sends the password itself: without verified TLS, anybody who answers would get it."""
 
     def __init__(self, _connection: object) -> None:
         pass
@@ -2014,7 +2023,7 @@ class Store:
         tls: dict[str, Any] = (
             {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
             if s.db_ssl_ca
-            else {"auth_plugin_map": {"mysql_clear_password": RefuseClearPassword}}
+            else {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), RefuseClearPassword)}
         )
         connection: pymysql.Connection[Any] = pymysql.connect(
             host=s.db_host,
@@ -2046,7 +2055,8 @@ class Store:
             try:
                 return self._run_once(sql, args)
             except (pymysql.err.MySQLError, *ODD_ERRORS) as error:
-                failure = DatabaseError(error, self._settings.hide, written=self._opened)
+                connected = self._connection is not None
+                failure = DatabaseError(error, self._settings.hide, connected=connected, written=self._opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self._disconnect()
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else DATABASE_PATIENCE
@@ -2597,6 +2607,7 @@ LOST, ARRIVED, UNKNOWN = {"undelivered", "failed"}, {"delivered", "read"}, "unkn
 KNOWN_ENDS = LOST | ARRIVED
 GONE = {30004, 30005, 30006}  # permanent for this number
 BLOCKED_SENDER = {30007, 30024, 30032, 30034}
+OURS = BLOCKED_SENDER | {30001, 30002, 30036}  # the sender's fault, not the recipient's
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
     30001: "the queue overflowed",
@@ -3024,7 +3035,9 @@ class Settings:
         "days for which a number that refused for good (opt-out, landline) is not tried again", whole(0, 90), "30"
     )
     undelivered_limit: int = setting(
-        "texts in a row that did not arrive, after which the number is left alone as long; 0: never", whole(0, 10), "3"
+        "texts in a row that did not arrive, after which the number is left alone for REFUSED_RETRY_DAYS; 0: never",
+        whole(0, 10),
+        "3",
     )
     quiet_after: int = setting(
         "texts without any log in between, after which there is silence until the next log; 0: never", whole(0, 14), "0"

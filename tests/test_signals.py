@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -41,7 +45,7 @@ def environ(database: Database, twilio: FakeTwilio) -> dict[str, str]:
 
 @contextmanager
 def started(environ: dict[str, str], *argv: str, command: list[str] = PROGRAM) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen([*command, *argv], env=environ, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*command, *argv], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
@@ -219,6 +223,166 @@ def test_while_texts_are_looked_up(
         wait_for(lambda: len(twilio.requests) >= probes + 2)
         terminate(process, within=4)
     assert sends(twilio) == 0
+
+
+# --- what does not end by itself --------------------------------------------------------------------------------------
+
+
+def hurried(**constants: float) -> list[str]:
+    """The program with shorter limits."""
+    words = [f"{name}={value}" for name, value in ({"TERM_LIMIT": 2.0, "WATCHDOG_LIMIT": 1.5} | constants).items()]
+    return [sys.executable, "-m", "tests.run_at", datetime.now(UTC).isoformat(), *words]
+
+
+class Endless:
+    """A Twilio that lists messages as it should, and answers each text with the same piece again and again."""
+
+    def __init__(self, first: bytes, piece: bytes) -> None:
+        self._first, self._piece = first, piece
+        self.posts = 0
+        self._over = threading.Event()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __enter__(self) -> Endless:
+        threading.Thread(target=self._listen, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._socket.close()
+
+    def _listen(self) -> None:
+        with suppress(OSError):
+            while not self._over.is_set():
+                client, _ = self._socket.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError):
+            while request := client.recv(65_536):
+                if request.startswith(b"GET"):
+                    self._list(client)
+                    continue
+                self.posts += 1
+                client.sendall(self._first)
+                while not self._over.wait(0.1):
+                    client.sendall(self._piece)
+                return
+
+    @staticmethod
+    def _list(client: socket.socket) -> None:
+        body = json.dumps({"messages": [], "page": 0, "next_page_uri": None}).encode()
+        date = format_datetime(datetime.now(UTC), usegmt=True).encode()
+        client.sendall(b"HTTP/1.1 200 OK\r\nDate: %s\r\nContent-Length: %d\r\n\r\n%s" % (date, len(body), body))
+
+
+ENDLESS = pytest.mark.parametrize(
+    ("first", "piece"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 201 Created\r\nX: ", b"y"),
+        (b"", b"H"),
+        (b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    ],
+    ids=["100 Continue", "header", "status", "body"],
+)
+
+
+@ENDLESS
+def test_with_texts_in_flight_whose_answers_never_end(
+    database: Database, environ: dict[str, str], first: bytes, piece: bytes
+) -> None:
+    assert habit_notifier.TERM_LIMIT + habit_notifier.WATCHDOG_LIMIT < 55
+    with (
+        Endless(first, piece) as endless,
+        started(environ | {"TWILIO_API_URL": endless.url}, command=hurried()) as process,
+    ):
+        wait_for(lambda: endless.posts == 4)
+        log = terminate(process, within=2 + 1.5)
+    assert ledger(database) == {"uncertain": 4}  # never released: they may have been sent
+    assert endless.posts == 4
+    assert "4 texts are uncertain" in log
+    assert "no answer in time" in log
+
+
+@ENDLESS
+def test_answers_that_never_end_do_not_hold_a_run_beyond_its_deadline(
+    database: Database, environ: dict[str, str], first: bytes, piece: bytes
+) -> None:
+    with Endless(first, piece) as endless:
+        changes = {"TWILIO_API_URL": endless.url, "RUN_DEADLINE": "3"}
+        start = time.monotonic()
+        with started(environ | changes, command=hurried(DEADLINE_LIMIT=1.0)) as process:
+            _, log = process.communicate(timeout=30)
+    assert process.returncode == 1, log
+    assert time.monotonic() - start < 3 + 1 + 1.5 + 2
+    assert ledger(database) == {"uncertain": 4}
+    assert "No text was surely sent, and 4 may have been: is Twilio well?" in log
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs Linux's pipes")
+@pytest.mark.parametrize("terminated", [True, False], ids=["SIGTERM", "deadline"])
+def test_a_log_that_nobody_reads_holds_no_run(
+    database: Database, twilio: FakeTwilio, environ: dict[str, str], terminated: bool
+) -> None:
+    """A blocked standard error blocks every thread that logs: only the watchdog is left."""
+    users = [(f"Due {n} with a name of many characters", f"+1303555{n:04}", "UTC") for n in range(300)]
+    database.insert_users(users)
+    environ |= {"RUN_DEADLINE": "60" if terminated else "3"}
+    with started(environ, command=hurried(DEADLINE_LIMIT=1.0)) as process:
+        assert process.stderr
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        wait_for(lambda: twilio.book)
+        wait_for(lambda: stands_still(lambda: len(twilio.requests)))
+        start = time.monotonic()
+        if terminated:
+            process.send_signal(signal.SIGTERM)
+        code = process.wait(20)
+    assert code == (143 if terminated else 1)
+    assert time.monotonic() - start < 7
+    assert len(twilio.book) < 300
+
+
+def stands_still(count: Callable[[], int]) -> bool:
+    """Whether nothing happens for a while."""
+    before = count()
+    time.sleep(0.7)
+    return count() == before
+
+
+@pytest.mark.parametrize(("changes", "code"), [({}, 0), ({"TWILIO_AUTH_TOKEN": "wrong"}, 2), ({"DB_PORT": "x"}, 2)])
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2> >(true)"], ids=["closed", "full", "no reader"])
+def test_a_log_that_is_gone_changes_no_exit_code(
+    twilio: FakeTwilio, environ: dict[str, str], changes: dict[str, str], code: int, redirection: str
+) -> None:
+    command = ["bash", "-c", f'"$@" {redirection}', "bash", *PROGRAM]
+    done = subprocess.run(command, env=environ | changes, timeout=60, check=False)
+    assert done.returncode == code
+    assert len(twilio.book) == (0 if changes else USERS)
+
+
+@pytest.mark.parametrize("terminated", [True, False], ids=["SIGTERM", "deadline"])
+def test_the_purge_heeds_the_deadline_and_sigterm(
+    environ: dict[str, str], twilio: FakeTwilio, terminated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, purges = Stop(), 0
+
+    def purge(_store: object, _before: object) -> int:
+        nonlocal purges
+        purges += 1
+        time.sleep(0.2)
+        if terminated and purges == 3:
+            stop.request()
+        return 500
+
+    monkeypatch.setattr(habit_notifier.Store, "purge", purge)
+    environ |= {"RUN_DEADLINE": "600" if terminated else "4"}
+    start = time.monotonic()
+    assert program.run(environ, stop=stop) == (143 if terminated else 0)  # nobody is left out
+    assert time.monotonic() - start < 6
+    assert len(twilio.book) == USERS
+    assert purges >= 3
 
 
 unshare = pytest.mark.skipif(

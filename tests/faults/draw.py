@@ -380,7 +380,8 @@ def draw_fault(rng: Rng, processes: bool, tls: bool) -> Fault:
     """One fault."""
     table = PROCESS_FAULTS if processes and rng.random() < 0.8 else INLINE_FAULTS
     make = rng.choices([make for _, make in table], [weight for weight, _ in table])[0]
-    return make(rng, tls)
+    fault = make(rng, tls)
+    return draw_fault(rng, processes, tls) if processes and fault.needs_thread else fault
 
 
 def early(rng: Rng) -> int:
@@ -442,7 +443,9 @@ def ended(kill: bool) -> Callable[[Rng, bool], Fault]:
     """kill -9 or SIGTERM."""
 
     def make(rng: Rng, _tls: bool) -> Fault:
-        at = rng.choice(["post", "post", *WRITES, "read back", "learn", "settle", *["writing again"] * 2, *ANYTIME])
+        at = rng.choice(
+            ["post", "post", *WRITES, "read back", "learn", "learn", *["settle"] * 3, *["writing again"] * 2, *ANYTIME]
+        )
         nth = {"any": rng.randrange(1, 30), "learn": 1, "settle": 1, "writing again": 2}.get(at) or early(rng)
         seconds = rng.uniform(0, 0.2)
         return f.Ended(kill=kill, at=at, nth=nth, before=rng.random() < 0.5, seconds=seconds, again=rng.random() < 0.3)
@@ -498,11 +501,11 @@ INLINE_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
     (3, lambda _rng, _tls: f.Deadlock("claim", 1)),
     (1.5, at_query(f.LockWait, writes=True, seconds=lambda rng: rng.choice([1.2, 2.5]))),
     (4, read_only),
-    (5, wrong_clock),
-    (3, suspended),
+    (8, wrong_clock),
+    (6, suspended),
     (3, lost_commits),
     (2, lambda rng, _tls: f.ForgottenConnections(early(rng))),
-    (3, lambda rng, _tls: f.ComeAndGo(rng.choice(["zones", "slice", "page", "history", "claim"]), early(rng))),
+    (6, lambda rng, _tls: f.ComeAndGo(rng.choice(["zones", "slice", "page", "history", "claim"]), early(rng))),
     (4, answers("4xx of a proxy after accepting", *FOREIGN)),
     (1, cut(Verdict.HANG_BEFORE, "silent server")),
     (1, cut(Verdict.HANG_AFTER, "silent server")),

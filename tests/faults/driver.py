@@ -159,6 +159,7 @@ def play(stage: Stage, seed: int, index: int) -> Result:
 # --- many, on several processes
 
 _STAGES: list[Stage] = []
+_BEGAN: list[float] = []
 
 
 def _make_stage() -> None:
@@ -166,13 +167,14 @@ def _make_stage() -> None:
     os.environ.clear()  # requests reads all of it with each request
     os.environ.update(needed)
     _STAGES.append(Stage().__enter__())
+    _BEGAN.append(time.monotonic())
 
 
-def play_some(seed: int, indices: Sequence[int], until: float) -> Result:
+def play_some(seed: int, indices: Sequence[int], seconds: float) -> Result:
     """Play scenes on this process's stage, as long as there is time."""
     result = Result()
     for index in indices:
-        if time.time() < until:
+        if time.monotonic() - _BEGAN[0] < seconds:
             result.add(play(_STAGES[0], seed, index))
     return result
 
@@ -181,9 +183,8 @@ def play_all(indices: Sequence[int], seed: int, workers: int, seconds: float) ->
     """Play scenes on several processes; a result for each few of them. After those seconds no more are begun."""
     size = max(1, min(CHUNK, len(indices) // (8 * workers)))
     parts = [indices[start : start + size] for start in range(0, len(indices), size)]
-    until = time.time() + seconds
     with _pool(min(workers, len(parts))) as pool:
-        for done in as_completed(pool.submit(play_some, seed, part, until) for part in parts):
+        for done in as_completed(pool.submit(play_some, seed, part, seconds) for part in parts):
             yield done.result()
 
 
@@ -234,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=int, default=1, help="with --only: how often")
     parser.add_argument("--workers", type=int, default=4 * (os.cpu_count() or 1), help="most of the time they wait")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no more runs after so long")
-    parser.add_argument("--mutants", action="store_true", help="break the program in five ways, until each is caught")
+    parser.add_argument("--mutants", action="store_true", help="break the program in nine ways, until each is caught")
     told = parser.parse_args(argv)
     if told.mutants:
         return hunt_all(told.seed, told.runs, told.workers)

@@ -68,6 +68,8 @@ class Fault:
     kind: str
     skew = timedelta()
     """How far the program's clock is off."""
+    needs_thread = False
+    """Whether a process of its own would not notice."""
     slack = timedelta()
     """By how much texts may come closer, since the program cannot know better."""
     passing: frozenset[str] | set[str] = frozenset()
@@ -409,7 +411,7 @@ class Ended(Fault):
         if at in NEW_STEPS:
             self.kind += f", {at}"
         self.at, self.nth, self.before, self.seconds, self.again = at, nth, before, seconds, again
-        self._kill, self._seen, self._claims = kill, 0, Counter[tuple[str, str]]()
+        self._kill, self._seen, self._released = kill, 0, set[tuple[str, str]]()
 
     def begin(self, group: Group) -> None:
         super().begin(group)
@@ -435,9 +437,10 @@ class Ended(Fault):
         return Verdict.PASS
 
     def _concerns(self, text: str) -> bool:
-        if self.at == "claiming once more":  # a user whom each of the runs has claimed before
-            self._claims.update(ledger_keys(text) if CLAIM in text else ())
-            return max(self._claims.values(), default=0) > len(self._group.actors)
+        if self.at == "claiming once more":  # whom another run has released
+            keys = set(ledger_keys(text))
+            self._released |= keys if RELEASE in text else set()
+            return CLAIM in text and bool(keys & self._released)
         target = "record" if self.at == "writing again" else self.at
         return target in TARGETS and TARGETS[target] in text
 
@@ -510,6 +513,7 @@ class Suspended(TimePasses):
     """The machine sleeps, just after Twilio has taken a text: the wall's clock goes on, and no other."""
 
     kind = "suspended process"
+    needs_thread = True
 
     def post(self, request: Request, number: int) -> Answer | None:  # noqa: ARG002
         if number != self.nth:
@@ -530,7 +534,7 @@ class WrongClock(Fault):
         self.by, self.nth = by, nth
         away = "behind" if by < timedelta() else "ahead"
         self.kind = "clock that steps" if nth else f"clock {away}" if self.is_wrong else "clock a little off"
-        self.skew = timedelta() if nth else by
+        self.skew, self.needs_thread = timedelta() if nth else by, nth > 0
         self.slack = abs(by) if abs(by) < timedelta(hours=2) else timedelta()
 
     @property

@@ -13,7 +13,7 @@ from itertools import pairwise, product
 from tests.faults import faults as f
 from tests.faults.draw import PERMANENT, Scene
 from tests.faults.program import KILLED, Run
-from tests.faults.scene import DEADLINE, SPACING, Due, Person, due, zone_of
+from tests.faults.scene import DEADLINE, SPACING, Due, Person, due, zone_day, zone_of
 from tests.faults.stage import Played, Record, Row
 from tests.sandbox.database import Id
 from tests.sandbox.fake_twilio import Message, Request
@@ -21,7 +21,7 @@ from tests.sandbox.people import MISSED_YESTERDAY, NO_LOGS
 
 NAMES = {
     "at most one text": "no user got two accepted texts for or in one local day, or within 11 h 30 min",
-    "only who is due": "nobody got a text who was not due, with the other rule's words, or outside of the window",
+    "only who is due": "nobody got a text who was not due, with the other rule's words, or not within day and window",
     "one outcome each": "every due user was in exactly one named outcome, or the exit code is not 0",
     "nobody is lost": "a run without faults posted every text that was due and free to be sent",
     "log": "sums in the log equal its lines, the ledger and the book",
@@ -207,11 +207,16 @@ class Judge:
             if not days or text.to != user.number:
                 nows = [str(run.now) for run in group.runs]
                 yield "only who is due", f"{user} got {text.body!r} at {text.to}, runs at {nows}"
+            if any(fault.kind in ("clock behind", "clock ahead") for fault in group.faults):
+                yield "only who is due", f"{user} got {text} by a clock that is wrong"
             self._days[user.key].append((text, days))
             asleep = [a for a, b in group.jumps if timedelta() <= text.accepted_at - b < SECOND]
             self._instants[text.sid] = [
                 at + by for at in (text.accepted_at, *asleep) for by in (-self._slack, self._slack)
             ]
+            here = {zone_day(user, at, self._default) for at in self._instants[text.sid]}
+            if days and not days & here:
+                yield "only who is due", f"{user} got {text} when {days} was over"
             yield from self._at_most_one(user)
             yield from self._window(user, text)
 

@@ -29,6 +29,9 @@ class Mutant:
 TWICE = frozenset({"at most one text"})
 LEDGER = frozenset({"at most one text", "ledger"})
 
+NOT_DUE = frozenset({"only who is due"})
+MIDNIGHT = "local midnight while a run is at work"
+
 RECORD_FIRST = """\
         self.store.record(dict.fromkeys(ours, Answer(Action.ACCEPT, sid="SM" + "0" * 32)), now)
         self.sender.submit(ours)
@@ -36,6 +39,11 @@ RECORD_FIRST = """\
 RETRY_5XX = """\
     if status >= 500:
         return Answer(Action.PAUSE, "once more", retry_after=0.0)
+    if body is None:
+"""
+BELIEVE = """\
+    if body is None and 400 <= status < 500:
+        return Answer(Action.FAIL, "no")
     if body is None:
 """
 
@@ -72,4 +80,15 @@ MUTANTS = [
         "another day",
     ),
     Mutant("retry on 5xx", {"    if body is None:\n": RETRY_5XX}, TWICE, "5xx after accepting"),
+    Mutant("a proxy believed", {"    if body is None:\n": BELIEVE}, LEDGER, "4xx of a proxy after accepting"),
+    Mutant("not written again", {"            self._write_again()\n": "            pass\n"}, LEDGER, "lost commits"),
+    Mutant(
+        "any clock believed", {"elif abs(twilios - now) > CLOCK_TOLERANCE:": "elif False:"}, NOT_DUE, "clock behind"
+    ),
+    Mutant(
+        "no last look",
+        {" if days_of(now, days.zone, s.day_starts_at).today != days.today:": " if False:"},
+        NOT_DUE,
+        MIDNIGHT,
+    ),
 ]

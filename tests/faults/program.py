@@ -31,8 +31,6 @@ HASTE = 20.0  # how much faster the program's own waits pass
 LONGEST = 90.0  # seconds of ours in which every run must end
 KILLED = -signal.SIGKILL
 
-ORIGINALS: dict[str, Any] = {}  # the class Job of each copy
-
 Replacements = Sequence[tuple[str, str]]
 LOCK_WAIT = ("innodb_lock_wait_timeout = 5", "innodb_lock_wait_timeout = 1")
 
@@ -84,7 +82,7 @@ def patch(module: ModuleType, constants: Mapping[str, Any], judged_by: Callable[
         setattr(module, name, tuple(value) if isinstance(value, list) else value)
     module.__dict__["time"] = Haste()
 
-    class Job(ORIGINALS.setdefault(module.__name__, module.Job)):  # type: ignore[misc]
+    class Job(module.__dict__.setdefault("_Job", module.Job)):  # type: ignore[misc]
         def look_around(self) -> None:
             try:
                 super().look_around()

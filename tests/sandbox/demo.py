@@ -125,6 +125,11 @@ def introduce(twilio: FakeTwilio, everybody: Iterable[Person]) -> None:
             say(f"{person.name} once answered STOP: Twilio will refuse that text with error {person.error_code}")
 
 
+def has_ledger(database: Database) -> bool:
+    """Whether the program has done its first step."""
+    return bool(database.rows("SHOW TABLES LIKE %s", (LEDGER,)))
+
+
 LOST_TEXT = f"""INSERT INTO {LEDGER}
     (user_id, local_day, phone_number, rule, state, run_token, claimed_at, final_status, error_code)
     VALUES (%s, %s, %s, 'no_logs', 'sent', 'earlier', %s, 'undelivered', 30003)"""
@@ -134,9 +139,9 @@ def welcome(database: Database, more: Iterable[Person], now: datetime) -> dict[I
     """Let more people move in, and let the ledger know of their texts that got lost. Returns who got which id."""
     ids = fill(database, more)
     for user_id, person in ids.items():
-        lost = f", and the last {counted(person.lost, 'text')} did not arrive" if person.lost else ""
+        lost = f", and the last {counted(person.lost, 'text')} got lost" if person.lost else ""
         say(f"{person.name} moves in: it is {now.astimezone(person.zone):%H:%M} in {person.time_zone}{lost}")
-        for ago in range(1, person.lost + 1):
+        for ago in range(1, person.lost + 1) if has_ledger(database) else ():
             at = now.replace(tzinfo=None) - timedelta(days=ago)
             database.execute(LOST_TEXT, (user_id, at.date(), person.phone_number, at))
     return ids
@@ -208,8 +213,7 @@ def fates(
     Also the texts that nobody's row of the ledger explains.
     """
     arrived = {text.sid: text for text in texts}
-    exists = database.rows("SHOW TABLES LIKE %s", (LEDGER,))
-    rows = database.rows(f"SELECT user_id, state, message_sid FROM {LEDGER}") if exists else []
+    rows = database.rows(f"SELECT user_id, state, message_sid FROM {LEDGER}") if has_ledger(database) else []
     ledger = {row[0]: row[1:] for row in rows}
     named = {}
     reasons = {}
