@@ -3336,7 +3336,8 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
         job.about = asked.explain or ""
         with watchdog(job.brake):
             code = MODES[asked.mode][0](job)
-        report.error = str(job.brake.failure.args[0]) if job.brake.failure else None
+        if job.brake.failure:
+            report.error = str(job.brake.failure.args[0])
     except NotifierError as failure:
         tell(failure)
         report.error = str(failure.args[0])

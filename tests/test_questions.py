@@ -87,16 +87,15 @@ def test_a_dry_run_names_whom_the_next_run_texts_and_with_what(
     code, lines = said(environ | world.settings, "--dry-run", at=now)
     assert code == 0
     assert len(twilio.requests) == asked, "Twilio is asked nothing"
-    would = re.compile(r"INFO - User .* \(ID: (\d+)\) (\+\d+), would be texted: [^:]*: (.*)")
-    found = map(would.fullmatch, lines)
-    named = [(residents[match[1]], match[2]) for match in found if match]
+    line_of = re.compile(r"INFO - User .* \(ID: (\d+)\), (\+\d+), would be texted: [^:]*: (.*)")
+    named = [match.groups() for match in map(line_of.fullmatch, lines) if match]
 
     assert program.run(environ | world.settings, at=now) == 0
     book = Counter((message.to, message.body) for message in twilio.book[texted:])
-    assert Counter((str(resident.phone).replace(" ", ""), text) for resident, text in named) == book
+    assert Counter((phone, text) for _, phone, text in named) == book
     assert len(named) > 4, "the population is worth the name"
 
-    zones = (oracle.zone_meant(resident.zone) or world.settings["DEFAULT_TIME_ZONE"] for resident, _ in named)
+    zones = (oracle.zone_meant(residents[user].zone) or world.settings["DEFAULT_TIME_ZONE"] for user, *_ in named)
     hours = sorted(Counter(now.astimezone(oracle.zone_named(zone)).hour for zone in zones).items())
     assert f"INFO - Texts by local hour: {', '.join(f'{hour:02}:00 {n}' for hour, n in hours)}" in lines
     assert f"nobody was texted. Texts that a run would send: {len(named)}, " in lines[-1]
@@ -579,6 +578,17 @@ def test_the_statement_for_a_missing_ledger_makes_it(database: Database, ready: 
     [note] = verdicts(ready)[1]["ledger"]
     database.execute(note[note.index("CREATE TABLE") :])
     assert verdicts(ready)[1]["ledger"] == ["INFO ok"]
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_missing_ledger_fails_the_check_only_if_the_run_may_not_make_it(
+    create: bool, database: Database, ready: dict[str, str]
+) -> None:
+    database.execute(f"DROP TABLE {LEDGER}")
+    account = database.least_account(create=create)
+    code = verdicts(ready | account)[0]
+    assert code == (0 if create else 2)
+    assert program.run(ready | account, at=NOW) == code
 
 
 @pytest.mark.usefixtures("throwaway")
