@@ -6,7 +6,7 @@
 $(foreach name,$(.VARIABLES),$(if $(filter environment command,$(firstword $(origin $(name)))),$(if $(value $(name)),,$(eval \
   unexport $(name)))))
 
-SECRETS := DB_USER DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN TWILIO_API_KEY_SID TWILIO_API_KEY_SECRET
+SECRETS := DB_USER DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN TWILIO_API_KEY_SID TWILIO_API_KEY_SECRET HEARTBEAT_URL
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,7 +15,7 @@ SHELL := bash
 
 CLUSTER := secret deploy preflight dry-run explain test logs status events shell suspend resume stop update-image \
   clean-jobs undeploy
-.PHONY: help build push build-push $(CLUSTER) demo check bench faults e2e lock lint security-scan
+.PHONY: help build push build-push $(CLUSTER) demo demo-picture check bench faults e2e lock lint security-scan
 
 help: ## show this list
 	@grep -hE '^[a-z][a-z0-9-]*:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ $(CLUSTER): %:
 
 demo: .venv/.ready ## run the whole job on sample people, with nothing set up before
 	@.venv/bin/python -m tests.sandbox.demo
+
+demo-picture: .venv/.ready ## draw docs/demo.svg anew, from what the demo shows
+	@.venv/bin/python -m tests.sandbox.picture
 
 check: .venv/.ready .venv-scan/.ready ## prove all that needs no cluster: linters, types, tests, image, manifests; FULL=1 at length
 	@.venv/bin/python -m tests.check

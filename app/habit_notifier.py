@@ -19,8 +19,7 @@ nothing and says so. The promise is per account: two accounts with one number ge
 
 Order. Ask Twilio what became of earlier texts; judge a page of users, ask each gate whether something speaks against
 their text, claim a few, post them, record the answers, and so on; in the end delete rows that are older than 90 days.
-
-Shards. Several runs side by side may share the users out: each serves those whose id falls to it.
+Several runs side by side (shards) may share the users out: each serves those whose id falls to it.
 
 Failures. One bad row never stops the rest. Of the pages that were looked at, every user who was due and not served is
 named, counted and explained. What concerns everybody (database, credentials, sender, clock) ends the run, after what
@@ -63,7 +62,7 @@ from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from email.utils import parsedate_to_datetime
 from enum import Enum, IntEnum, StrEnum, auto
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -86,42 +85,11 @@ SPACING = timedelta(hours=11, minutes=30)  # between two texts to one user, what
 ALL_ATTEMPTS = timedelta(minutes=30)  # of a Job: its activeDeadlineSeconds
 RETENTION = timedelta(days=90)  # of the ledger's rows
 CLOCK_TOLERANCE = timedelta(minutes=5)  # between Twilio's clock or a time stamp and ours
-
-FIRST_PAGE, PAGE_USERS = 1_000, 10_000  # users judged by one query: by the first one, and at most
-PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the users, one that took more by a half
-IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
-KEYS = 500  # ledger rows that one statement deletes or changes
-NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where ids are random
-PROGRESS_SECONDS = 10.0
-
 OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while nobody is claimed
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
-DATABASE_CONNECT_TIMEOUT = 5  # seconds
-DATABASE_TIMEOUT = 10  # seconds, for one statement; the server ends a query two seconds earlier
-DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
-DATABASE_MEMORY = (
-    60.0  # seconds of results that are written again on a new connection: commits may be lost with the old
-)
-LAST_TIMEOUT, LAST_PATIENCE = 3, 1.0  # the time-out and the patience after SIGTERM
-HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
-HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
-LONGEST_PAUSE = 120.0  # seconds, when Twilio says "too many" but not for how long
-PAUSE_BUDGET = 600.0  # seconds that one run may spend in such pauses
-TERM_LIMIT, DEADLINE_LIMIT = 40.0, 60.0  # seconds for what is in flight, after SIGTERM and after the deadline
-WATCHDOG_LIMIT = 13.0  # seconds more until the process is ended: within terminationGracePeriodSeconds, 60
-STREAK, STREAK_WINDOW = 10, 30  # so many failures among the last answers say: it's not these people, it's everybody
 FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
-
-SETTLE_AFTER = timedelta(minutes=15)  # Twilio's list of messages lags behind
-SETTLE_NOT_FOUND = timedelta(hours=12)  # beyond the 10 h that Twilio may keep a text queued
-SETTLE_FINAL = timedelta(hours=72)  # no carrier's receipt comes later
-SETTLE_BUDGET = 60.0  # seconds
-SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
-
-OUR_FAULT = "the program failed: what is queued is not posted"
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
 NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
-NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
 SMALLEST_VALIDITY = 60  # seconds: a text that may wait less is left for the next window
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -203,12 +171,6 @@ class Outcome(Enum):
         self.words, self.failed, self.exit_code, self.level = words, failed, exit_code, level
 
 
-class Personal(str):
-    """A name or a number of a person, which LOG_PII=off hides."""
-
-    __slots__ = ()
-
-
 @dataclass(frozen=True)
 class Rule:
     """Why a user is texted, and the field of Settings with the text."""
@@ -239,6 +201,7 @@ class User:
     zone: str
     days: Days | None
     logged_day1: bool
+    rows_matter: bool = True  # whether a gate may have something to say of the user's rows in the ledger
 
     def __str__(self) -> str:
         return f"{self.name or '(no name)'} (ID: {shown_id(self.id)})"
@@ -281,7 +244,7 @@ class Row:
 
     def last_possible_text(self, deadline: timedelta) -> datetime:
         """The latest instant at which this row's text can have been posted, if its run had that deadline."""
-        return self.finished_at or self.claimed_at + deadline
+        return max(self.claimed_at, self.finished_at or self.claimed_at + deadline)  # clocks can step back
 
 
 @dataclass(frozen=True)
@@ -309,11 +272,6 @@ class Case:
         """The user's days: asked by gates after `placed` only."""
         return cast(Days, self.user.days)
 
-    @property
-    def deadline(self) -> timedelta:
-        """Of the runs that made the rows, as far as we know."""
-        return timedelta(seconds=self.settings.run_deadline)
-
 
 # --- rules: pure functions --------------------------------------------------------------------------------------------
 
@@ -326,111 +284,6 @@ def rule_for(*, logged_day1: bool) -> Rule:
     return MISSED_YESTERDAY if logged_day1 else NO_LOGS
 
 
-def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_day()) -> Days:
-    """The two days before the one that it is now in the zone, where days start at that time of day."""
-    today = now.astimezone(zone).date()
-    if now < instant_of(today, starts, zone):
-        today -= timedelta(days=1)
-    day1, day2, end = (instant_of(today - timedelta(days=n), starts, zone) for n in (2, 1, 0))
-    return Days(zone, today, day1, day2, end)
-
-
-def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
-    """The UTC instant at which clocks in the zone show that time.
-
-    A time that comes twice (clocks go back) means the first; one that a jump of the clocks leaves out, the jump.
-    """
-    wanted = datetime.combine(day, at)
-    try:
-        local = zone.localize(wanted, is_dst=None)
-    except pytz.AmbiguousTimeError:
-        local = zone.localize(wanted, is_dst=True)
-    except pytz.NonExistentTimeError:
-        return jump_at(wanted, zone)
-    return local.astimezone(UTC)
-
-
-def jump_at(missing: datetime, zone: pytz.BaseTzInfo) -> datetime:
-    """The UTC instant of the jump that leaves a local time out."""
-    before, after = (zone.localize(missing, is_dst=dst).astimezone(UTC) for dst in (True, False))
-    low, high = min(before, after), max(before, after)
-    offset = low.astimezone(zone).utcoffset()
-    while high - low > timedelta(seconds=1):
-        middle = low + (high - low) / 2
-        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == offset else (low, middle)
-    return high.replace(microsecond=0)
-
-
-@cache
-def resolve_zone(name: str) -> pytz.BaseTzInfo | None:
-    """The zone of a tz database name, whatever its case and surrounding blanks; None when there is none."""
-    try:
-        return pytz.timezone(name.strip())
-    except pytz.UnknownTimeZoneError:
-        return None
-
-
-JOINERS = {"\u200c", "\u200d"}  # do not print, but hold Persian words and family emoji together
-
-
-def shows(character: str) -> bool:
-    """Whether a character may stand in a line of the log."""
-    return character.isprintable() or character in JOINERS
-
-
-def decoded(value: object) -> str:
-    """Text from the database, which may hold bytes that are no UTF-8; '' for NULL."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else str("" if value is None else value)
-
-
-def clean(value: object) -> str:
-    """The value as one line, without characters that don't print: what is read from the database can forge nothing."""
-    text = decoded(value)
-    if not text.isprintable():
-        text = "".join(c if shows(c) else " " for c in text)
-    return " ".join(text.split())
-
-
-def zone_name(value: object) -> str:
-    """The name of a time zone without what nobody sees in it: blanks around, characters that don't print."""
-    return "".join(c for c in decoded(value) if c.isprintable()).strip()
-
-
-def phone_number(value: object) -> str:
-    """The number in E.164 if that is plain: blanks, dots, dashes and brackets go, 00 is +. Else as it stands."""
-    text = unicodedata.normalize("NFKC", clean(value))
-    digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
-    number = re.sub("^00", "+", digits)
-    return number if E164.fullmatch(number) and "(0)" not in text.replace(" ", "") else text
-
-
-def shown_id(user_id: UserId) -> int | str:
-    """An id for people: bytes as hexadecimal digits."""
-    return user_id.hex() if isinstance(user_id, bytes) else user_id
-
-
-def message_for(reminder: Reminder, settings: Settings) -> str:
-    """The text that a person reads."""
-    template: str = getattr(settings, reminder.rule.message)
-    return template.replace("{name}", reminder.user.name or "there")
-
-
-GSM7 = frozenset(
-    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿"
-    "abcdefghijklmnopqrstuvwxyzäöñüà"
-)
-GSM7_EXTENDED = frozenset("^{}\\[~]|€\f")  # two places each
-
-
-def segments(text: str) -> int:
-    """How many segments a text costs (3GPP TS 23.038: 160 septets, or 153 each; in UCS-2 70 characters, or 67 each)."""
-    if GSM7.issuperset(text.translate({ord(c): None for c in GSM7_EXTENDED})):
-        length, one, each = len(text) + sum(c in GSM7_EXTENDED for c in text), 160, 153
-    else:
-        length, one, each = len(text.encode("utf-16-le")) // 2, 70, 67
-    return 1 if length <= one else -(-length // each)
-
-
 # --- gates: every reason not to text ----------------------------------------------------------------------------------
 
 
@@ -438,11 +291,6 @@ def listed(case: Case) -> Skip | None:
     """ONLY_USERS names whom a first try may reach."""
     only = case.settings.only_users
     return Skip(Outcome.NOT_LISTED, "ONLY_USERS names others") if only and id_key(case.user.id) not in only else None
-
-
-def id_key(user_id: UserId) -> str:
-    """An id as ONLY_USERS names it."""
-    return str(shown_id(user_id)).lower()
 
 
 def placed(case: Case) -> Skip | None:
@@ -518,11 +366,6 @@ def delivered(case: Case) -> Skip | None:
     return None
 
 
-def own_rows(case: Case) -> list[Row]:
-    """The rows of the number that the user has now, the newest first."""
-    return sorted((r for r in case.rows if r.phone == case.user.phone), key=lambda row: row.local_day, reverse=True)
-
-
 def wanted(case: Case) -> Skip | None:
     """After QUIET_AFTER texts without any log in between, silence until the next log."""
     limit, counted = case.settings.quiet_after, counted_rows(case)
@@ -531,17 +374,6 @@ def wanted(case: Case) -> Skip | None:
     if case.last_log is not None and not all(is_after(row, case.last_log) for row in counted[:limit]):
         return None
     return Skip(Outcome.QUIET, "no log since the last %d texts: silence until the next log", (limit,))
-
-
-def is_after(row: Row, logged: date | datetime) -> bool:
-    """Whether a row's text came after a log; of a log without a time of day only if it is of an earlier day."""
-    return row.claimed_at > logged if isinstance(logged, datetime) else row.local_day > logged
-
-
-def counted_rows(case: Case) -> list[Row]:
-    """The texts that reached the user, as far as we know, the newest first."""
-    rows = (r for r in case.rows if r.state is not State.REFUSED and r.final_status not in LOST)
-    return sorted(rows, key=lambda row: row.claimed_at, reverse=True)
 
 
 def within_week(case: Case) -> Skip | None:
@@ -555,10 +387,10 @@ def within_week(case: Case) -> Skip | None:
 def spaced(case: Case) -> Skip | None:
     """SPACING since the last text, and never two in one local day, whatever zone the user had then."""
     for row in case.rows:
-        last = row.last_possible_text(case.deadline)
+        last = row.last_possible_text(case.settings.deadline)
         if row.state is State.REFUSED or (last <= case.now - SPACING and last < case.days.end):
             continue
-        if row.state is State.SENDING and case.now < row.claimed_at + case.deadline:
+        if row.state is State.SENDING and case.now < row.claimed_at + case.settings.deadline:
             return Skip(Outcome.NOT_TRIED, "another run holds this user for another local day", again=True)
         words = "another text may have been posted as late as %s UTC, not 11 h 30 min ago, or today"
         return Skip(Outcome.DEFERRED, words, (f"{last:%Y-%m-%d %H:%M}",))
@@ -572,18 +404,6 @@ def in_window(case: Case) -> Skip | None:
         return None
     local = f"{case.now.astimezone(case.days.zone):%H:%M}"
     return Skip(Outcome.LATER, "it is %s there, SEND_WINDOW is %s", (local, "-".join(f"{t:%H:%M}" for t in window)))
-
-
-def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: pytz.BaseTzInfo) -> float:
-    """The seconds to the window's end, as clocks in the zone show it; 0 outside."""
-    local, (start, end) = now.astimezone(zone), window
-    if not start <= local.time() < end:
-        return 0.0
-    closing = datetime.combine(local.date(), end)
-    ends = (
-        zone.localize(closing, is_dst=dst).astimezone(UTC) for dst in (True, False)
-    )  # they differ when it comes twice
-    return min((at - now).total_seconds() for at in ends if at > now)
 
 
 # A run asks them in this order and takes the first that speaks; none of them writes.
@@ -607,18 +427,6 @@ def speaks_against(case: Case, gates: Iterable[Callable[[Case], Skip | None]] = 
     return next((skip for gate in gates if (skip := gate(case))), None)
 
 
-def not_ours(claim: Row, case: Case) -> Skip | None:
-    """Why a claim may not be posted, from the user's rows after it was made; None when it may.
-
-    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
-    """
-    others = [row for row in case.rows if row.token != claim.token]
-    if len(others) < len(case.rows):
-        return spaced(replace(case, rows=others))
-    gone = "its claim is gone from the ledger: another run held the day and released it"
-    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
-
-
 # --- the job ----------------------------------------------------------------------------------------------------------
 
 
@@ -633,10 +441,10 @@ class Job:
         self.sender = Sender(self.twilio, self.brake, settings, clock)
         self.streak = Streak(self.brake)
         self.now = clock()  # what days are judged by; read anew when all has answered
-        self.days: dict[bytes, Days] = {}
         self.waiting: deque[Reminder] = deque()
         self.unrecorded: dict[Reminder, Answer] = {}
         self.aside: list[tuple[User, Skip]] = []  # another run holds them
+        self.about = ""  # the user whom --explain asks about
         self.last_call = False
 
     def run(self) -> Exit:
@@ -702,16 +510,26 @@ class Job:
         return failure
 
     def look_around(self) -> None:
-        """Read the time and the zones, and say what concerns everybody."""
+        """Read the time and the zones, and warn of what concerns everybody."""
+        for doubt in self.survey():
+            log.warning("%s", doubt)
+
+    def survey(self) -> Iterator[str]:
+        """Read the time and the zones; what concerns everybody and looks wrong."""
         self.now, zones = self.clock(), self.store.zones()
         self.report.start(sum(zone.users for zone in zones))
-        self.days = days_by_zone(zones, self.settings, self.now)
-        warn_of_zones(zones, self.settings)
-        warn_of_logs(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users, self.now)
+        self.store.judge_by(days_by_zone(zones, self.settings, self.now), self.now)
+        yield from zone_doubts(zones, self.settings)
+        try:
+            yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users, self.now)
+        except DatabaseError as failure:
+            if failure.remedy is not Remedy.SMALLER:
+                raise
+            yield f"the newest logs could not be read: {failure}"
         if only := self.settings.only_users:
-            log.warning("ONLY_USERS is set: of all users only these %d may be texted", len(only))
-            for missing in sorted(only - self.store.known(only)):
-                log.warning("ONLY_USERS names %s: there is no such user", missing)
+            yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
+            for user_id in sorted(only - self.store.known(only)):
+                yield f"ONLY_USERS names {user_id}: there is no such user"
 
     def pages(self) -> Iterator[list[Reminder]]:
         """The reminders to claim, page by page; MAX_TEXTS holds them all back until their number is known."""
@@ -719,7 +537,7 @@ class Job:
 
     def judged(self) -> Iterator[list[Reminder]]:
         """The reminders of each page, while more work may be taken."""
-        pages = self.store.pages(self.days, self.report.users)
+        pages = self.store.pages(self.report.users)
         while not self.brake.pulled:
             if (page := next(pages, None)) is None:
                 self.report.walked = True
@@ -734,15 +552,17 @@ class Job:
 
         :raises FixFirst: when they are
         """
+        held: list[Reminder] = []
         rules: Counter[str] = Counter()
         for page in pages:
             rules.update(reminder.rule.reason for reminder in page)
-            self.waiting.extend(page)
+            held += page
             if rules.total() > self.settings.max_texts:
-                self.name_the_rest()  # at once, so that memory stays flat
+                self.report.not_tried(held)  # at once, so that memory stays flat
+                held = []
         if rules.total() > self.settings.max_texts:
             raise FixFirst(too_many(rules, self.settings.max_texts))
-        yield []
+        yield held
 
     def due(self, users: Sequence[User]) -> list[Reminder]:
         """The reminders to claim; who gets none is reported, or put aside."""
@@ -776,7 +596,7 @@ class Job:
         """The reminders of those whom another run held."""
         self.last_call = True
         while self.aside:
-            reminders = self.due([user for user, _ in self.aside[:IN_LIST]])
+            reminders = self.due([replace(user, rows_matter=True) for user, _ in self.aside[:IN_LIST]])
             del self.aside[:IN_LIST]
             yield reminders
 
@@ -858,9 +678,7 @@ class Job:
         """Report whose turn did not come."""
         for user, skip in self.aside:
             self.report.skipped(user, skip)
-        self.aside.clear()
-        while self.waiting:
-            self.report.skipped(self.waiting.popleft().user, Skip(Outcome.NOT_TRIED, "the run ended before"))
+        self.report.not_tried(self.waiting)
 
 
 def check_clock(twilios: datetime | None, now: datetime) -> None:
@@ -872,8 +690,8 @@ def check_clock(twilios: datetime | None, now: datetime) -> None:
         log.warning("Twilio's answer has no Date: whether this node's clock is right is not known")
     elif abs(twilios - now) > CLOCK_TOLERANCE:
         raise RetryLater(
-            f"this node's clock is wrong: it says {now:%Y-%m-%d %H:%M:%S} UTC, Twilio says {twilios:%Y-%m-%d %H:%M:%S}. "
-            "Mend the node's time synchronisation (NTP). Nobody was texted"
+            f"this node's clock is wrong: it says {now:%Y-%m-%d %H:%M:%S} UTC, Twilio {twilios:%Y-%m-%d %H:%M:%S}: "
+            "mend its time synchronisation (NTP). Nobody was texted"
         )
 
 
@@ -884,38 +702,37 @@ def days_by_zone(zones: Iterable[Zone], settings: Settings, now: datetime) -> di
     return {key: days_of(now, zone, settings.day_starts_at) for key, zone in resolved if zone}
 
 
-def warn_of_zones(zones: Iterable[Zone], settings: Settings) -> None:
-    """Name the zones that DEFAULT_TIME_ZONE replaces; a missing one is what it is for."""
-    for zone in zones if settings.default_time_zone else ():
+def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
+    """The zones that DEFAULT_TIME_ZONE replaces; a missing one is what it is for."""
+    default = settings.default_time_zone
+    for zone in zones if default else ():
         if zone.name and not resolve_zone(zone.name):
-            log.warning(
-                "%d users have the unknown time zone %r: DEFAULT_TIME_ZONE (%s) serves for it",
-                zone.users,
-                zone.name,
-                settings.default_time_zone,
-            )
+            yield f"{zone.users} users have the unknown zone {zone.name!r}: DEFAULT_TIME_ZONE ({default}) serves for it"
 
 
-def warn_of_logs(logs: NewestLogs, users: int, now: datetime) -> None:
-    """Say so when logs carry the wall time of a zone ahead of UTC, and when nobody logs any more."""
+def log_doubts(logs: NewestLogs, users: int, now: datetime) -> Iterator[str]:
+    """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more."""
     if logs.ahead >= min(FEW, logs.looked_at) > 0:
-        log.warning(
-            "%d of the newest logs are still to come, the last of %s UTC: Log.created_at must be in UTC. Does a server "
-            "with another time_zone fill a DATETIME? Until that is mended, days are judged wrongly",
-            logs.ahead,
-            f"{logs.newest:%Y-%m-%d %H:%M:%S}",
+        yield (
+            f"{logs.ahead} of the newest logs are still to come, the last of {logs.newest:%Y-%m-%d %H:%M:%S} UTC: "
+            "Log.created_at must be in UTC. Does a server with another time_zone fill a DATETIME? Until that is "
+            "mended, days are judged wrongly"
         )
     if users >= MANY and (logs.newest is None or logs.newest < now - timedelta(days=3)):
-        log.warning("No log of the last days at all: is what writes them broken? Everybody would be texted (MAX_TEXTS)")
+        yield "there is no log of the last days at all: is what writes them broken? MAX_TEXTS guards against that"
 
 
 def too_many(rules: Counter[str], limit: int) -> str:
     """Why nobody is texted when more are due than MAX_TEXTS."""
     counts = ", ".join(f'"{reason}" {rules[reason]}' for reason in (NO_LOGS.reason, MISSED_YESTERDAY.reason))
     return (
-        f"{rules.total()} texts are due ({counts}), more than MAX_TEXTS={limit}: nobody is texted. Are logs still written? "
-        "If all is well, raise MAX_TEXTS"
+        f"{rules.total()} texts are due ({counts}), more than MAX_TEXTS={limit}: nobody is texted. Are logs still "
+        "written? If all is well, raise MAX_TEXTS"
     )
+
+
+PROGRESS_SECONDS = 10.0
+NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
 
 
 class Report:
@@ -950,6 +767,10 @@ class Report:
             self._told = time.monotonic()
             log.info("Progress: %d of %d users looked at%s", self._looked_at, self.users, self._totals())
 
+    def tell_totals(self) -> None:
+        """What became of everybody."""
+        log.info("Looked at %d of %d users%s", self._looked_at, self.users, self._totals())
+
     def _totals(self) -> str:
         return "".join(f", {outcome.words} {self.counts[outcome]}" for outcome in Outcome if self.counts[outcome])
 
@@ -960,6 +781,11 @@ class Report:
         log.log(
             skip.outcome.level, words, user, skip.outcome.words, *skip.args, extra=event("skipped", user, skip.outcome)
         )
+
+    def not_tried(self, reminders: Iterable[Reminder]) -> None:
+        """Count and name whose turn did not come."""
+        for reminder in reminders:
+            self.skipped(reminder.user, Skip(Outcome.NOT_TRIED, "the run ended before"))
 
     def claimed(self, reminders: Iterable[Reminder]) -> None:
         """Name whose turn it is."""
@@ -1024,7 +850,6 @@ class Report:
             self._warn(settings)
             self._sum_up(brake)
         brake.blame(unfinished=False)
-        self.error = str(brake.failure.args[0]) if brake.failure else None
         return Exit.worst([*(outcome.exit_code for outcome in self._outcomes), *brake.exit_codes])
 
     @property
@@ -1037,8 +862,8 @@ class Report:
             log.warning("%s", problem)
         if self._at_night and not settings.send_window:
             log.warning(
-                "%d texts were posted between 21:00 and 8:00 local time: SEND_WINDOW, which k8s/components/local-morning "
-                "sets, keeps a decent hour",
+                "%d texts were posted between 21:00 and 8:00 local time: SEND_WINDOW keeps a decent hour, "
+                "see k8s/components/local-morning",
                 self._at_night,
             )
 
@@ -1054,7 +879,7 @@ class Report:
             )
         if self.learned_ends:
             log.info("What became of earlier texts%s", told(self.learned_ends))
-        log.info("Looked at %d of %d users%s", self._looked_at, self.users, self._totals())
+        self.tell_totals()
         sent, failed = self.counts[Outcome.SENT], self.failed
         log.info("Job completed. Notifications sent: %d, Failed: %d", sent, failed, extra={"event": "completed"})
         if brake.failure:  # its first telling may stand above thousands of lines
@@ -1077,7 +902,7 @@ class Report:
             "uncertain": self.counts[Outcome.UNCERTAIN],
             "counts": {outcome.name.lower(): count for outcome, count in self.counts.items() if count},
             "learned": {" ".join(str(part) for part in end if part): n for end, n in self.learned_ends.most_common(20)},
-            "error": self.error and self.error[:1_000],
+            "error": self.error and impersonal(clean(self.error)).encode()[:1_000].decode(errors="ignore"),
         }
 
 
@@ -1109,7 +934,169 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
             yield f"{name.upper()} costs {parts} segments with {name_of}: one has 160 characters (70 if not GSM-7)"
 
 
+# --- what rules and gates are made of: pure functions -----------------------------------------------------------------
+
+
+def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_day()) -> Days:
+    """The two days before the one that it is now in the zone, where days start at that time of day."""
+    today = now.astimezone(zone).date()
+    if now < instant_of(today, starts, zone):
+        today -= timedelta(days=1)
+    day1, day2, end = (instant_of(today - timedelta(days=n), starts, zone) for n in (2, 1, 0))
+    return Days(zone, today, day1, day2, end)
+
+
+def not_ours(claim: Row, case: Case) -> Skip | None:
+    """Why a claim may not be posted, from the user's rows after it was made; None when it may.
+
+    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
+    """
+    others = [row for row in case.rows if row.token != claim.token]
+    if len(others) < len(case.rows):
+        return spaced(replace(case, rows=others))
+    gone = "its claim is gone from the ledger: another run held the day and released it"
+    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
+
+
+@cache  # a run asks for the same few again before each text
+def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
+    """The UTC instant at which clocks in the zone show that time.
+
+    A time that comes twice (clocks go back) means the first; one that a jump of the clocks leaves out, the jump.
+    """
+    low, high = readings(day, at, zone)
+    shown = low.astimezone(zone)
+    if shown.replace(tzinfo=None) == datetime.combine(day, at):
+        return low
+    while high - low > timedelta(seconds=1):
+        middle = low + (high - low) / 2
+        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == shown.utcoffset() else (low, middle)
+    return high.replace(microsecond=0)
+
+
+def readings(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> list[datetime]:
+    """The UTC instants that a local time can mean, the earlier first: they differ where clocks are changed."""
+    wanted = datetime.combine(day, at)
+    return sorted(zone.localize(wanted, is_dst=dst).astimezone(UTC) for dst in (True, False))
+
+
+@cache
+def resolve_zone(name: str) -> pytz.BaseTzInfo | None:
+    """The zone of a tz database name, whatever its case and surrounding blanks; None when there is none."""
+    try:
+        return pytz.timezone(name.strip())
+    except pytz.UnknownTimeZoneError:
+        return None
+
+
+@lru_cache(maxsize=1_000)  # the same for all users of a zone
+def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: pytz.BaseTzInfo) -> float:
+    """The seconds to the window's end, as clocks in the zone show it; 0 outside."""
+    local, (start, end) = now.astimezone(zone), window
+    if not start <= local.time() < end:
+        return 0.0
+    ends = instant_of(local.date(), end, zone), *readings(local.date(), end, zone)
+    return min((at - now).total_seconds() for at in ends if at > now)
+
+
+JOINERS = {"\u200c", "\u200d"}  # do not print, but hold Persian words and family emoji together
+
+
+def shows(character: str) -> bool:
+    """Whether a character may stand in a line of the log."""
+    return character.isprintable() or character in JOINERS
+
+
+def decoded(value: object) -> str:
+    """Text from the database, which may hold bytes that are no UTF-8; '' for NULL."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str("" if value is None else value)
+
+
+def clean(value: object) -> str:
+    """The value as one line, without characters that don't print: what is read from the database can forge nothing."""
+    text = decoded(value)
+    if not text.isprintable():
+        text = "".join(c if shows(c) else " " for c in text)
+    return " ".join(text.split())
+
+
+def zone_name(value: object) -> str:
+    """The name of a time zone without what nobody sees in it: blanks around, characters that don't print."""
+    return "".join(c for c in decoded(value) if c.isprintable()).strip()
+
+
+def quoted(value: object) -> str:
+    """Somebody else's words as a quotation, which LOG_PII=off hides."""
+    text = clean(value).replace("”", "'")
+    return f"“{text}”" if text else ""
+
+
+def phone_number(value: object) -> str:
+    """The number in E.164 if that is plain: blanks, dots, dashes and brackets go, 00 is +. Else as it stands."""
+    text = clean(value)
+    if E164.fullmatch(text):
+        return text
+    text = unicodedata.normalize("NFKC", text)
+    digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
+    number = re.sub("^00", "+", digits)
+    return number if E164.fullmatch(number) and not re.search(r"[(\[]\s*0\s*[)\]]", text) else text
+
+
+def shown_id(user_id: UserId) -> int | str:
+    """An id for people: bytes as hexadecimal digits."""
+    return user_id.hex() if isinstance(user_id, bytes) else user_id
+
+
+def id_key(user_id: UserId) -> str:
+    """An id as ONLY_USERS names it."""
+    return str(shown_id(user_id)).lower()
+
+
+def message_for(reminder: Reminder, settings: Settings) -> str:
+    """The text that a person reads."""
+    template: str = getattr(settings, reminder.rule.message)
+    return template.replace("{name}", reminder.user.name or "there")
+
+
+GSM7 = frozenset(
+    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿"
+    "abcdefghijklmnopqrstuvwxyzäöñüà"
+)
+GSM7_EXTENDED = frozenset("^{}\\[~]|€\f")  # two places each
+
+
+def segments(text: str) -> int:
+    """How many segments a text costs (3GPP TS 23.038: 160 septets, or 153 each; in UCS-2 70 characters, or 67 each)."""
+    if GSM7.issuperset(text.translate({ord(c): None for c in GSM7_EXTENDED})):
+        length, one, each = len(text) + sum(c in GSM7_EXTENDED for c in text), 160, 153
+    else:
+        length, one, each = len(text.encode("utf-16-le")) // 2, 70, 67
+    return 1 if length <= one else -(-length // each)
+
+
+def own_rows(case: Case) -> list[Row]:
+    """The rows of the number that the user has now, the newest first."""
+    return sorted((r for r in case.rows if r.phone == case.user.phone), key=lambda row: row.local_day, reverse=True)
+
+
+def counted_rows(case: Case) -> list[Row]:
+    """The texts that reached the user, as far as we know, the newest first."""
+    rows = (r for r in case.rows if r.state is not State.REFUSED and r.final_status not in LOST)
+    return sorted(rows, key=lambda row: row.claimed_at, reverse=True)
+
+
+def is_after(row: Row, logged: date | datetime) -> bool:
+    """Whether a row's text came after a log; of a log without a time of day only if it is of an earlier day."""
+    return row.claimed_at > logged if isinstance(logged, datetime) else row.local_day > logged
+
+
 # --- what ends a run early --------------------------------------------------------------------------------------------
+
+
+TERM_LIMIT, DEADLINE_LIMIT = 40.0, 60.0  # seconds for what is in flight, after SIGTERM and after the deadline
+WATCHDOG_LIMIT = 13.0  # seconds more until the process is ended: within terminationGracePeriodSeconds, 60
+STREAK, STREAK_WINDOW = 10, 30  # so many failures among the last answers say: it's not these people, it's everybody
+OUR_FAULT = "the program failed: what is queued is not posted"
 
 
 class Stop:
@@ -1244,6 +1231,12 @@ class Streak:
 
 
 # --- Twilio -----------------------------------------------------------------------------------------------------------
+
+
+HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
+HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
+LONGEST_PAUSE = 120.0  # seconds, when Twilio says "too many" but not for how long
+PAUSE_BUDGET = 600.0  # seconds that one run may spend in such pauses
 
 
 class Action(Enum):
@@ -1444,26 +1437,11 @@ class Twilio:
         :raises FixFirst: when a person must act first
         :raises Terminated: when SIGTERM came
         """
-        until = time.monotonic() + SETTLE_BUDGET
-        missing = {row.sid for row in rows if row.sid}
+        until, missing = time.monotonic() + SETTLE_BUDGET, {row.sid for row in rows if row.sid}
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
 
-        def read(messages: Callable[[Client], Iterable[Any]]) -> list[Message]:
-            found = []
-
-            def keep(client: Client) -> None:
-                for message in messages(client):
-                    check_budget(brake, until)
-                    if message.sid in missing:
-                        status = re.sub("[^ -~]", "?", str(message.status))[:32]  # as its column holds it
-                        found.append(Message(message.sid, status, message.error_code))
-
-            check_budget(brake, until)
-            answer = self.ask(keep)
-            if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
-                kind = FixFirst if answer.action is Action.STOP else RetryLater
-                raise kind(f"Twilio's list of messages could not be read: {answer.words}")
-            return found
+        def read(question: Callable[[Client], Iterable[Any]]) -> list[Message]:
+            return self._messages(question, missing, lambda: check_budget(brake, until))
 
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
@@ -1473,6 +1451,46 @@ class Twilio:
             yield from found
         for sid in sorted(missing):
             yield from read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
+
+    def _messages(
+        self, question: Callable[[Client], Iterable[Any]], wanted: Collection[str], check: Callable[[], None]
+    ) -> list[Message]:
+        found = []
+
+        def keep(client: Client) -> None:
+            for message in question(client):
+                check()
+                if message.sid in wanted:
+                    status = re.sub("[^ -~]", "?", str(message.status))[:32]  # as its column holds it
+                    found.append(Message(message.sid, status, message.error_code))
+
+        check()
+        answer = self.ask(keep)
+        if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
+            kind = FixFirst if answer.action is Action.STOP else RetryLater
+            raise kind(f"Twilio's list of messages could not be read: {answer.words}")
+        return found
+
+    def find_sender(self) -> str:
+        """Look for the sender in the account; why that could not be told, or ''.
+
+        :raises FixFirst: when it is not there
+        """
+        found: list[Any] = []
+        number, service = self._settings.twilio_from_number, self._settings.twilio_messaging_service_sid
+        if service:
+            answer = self.ask(lambda client: found.append(client.messaging.v1.services(service).fetch()))
+        elif number.startswith("+"):
+            answer = self.ask(
+                lambda client: found.extend(client.incoming_phone_numbers.list(phone_number=number, limit=1))
+            )
+        else:
+            answer = self.ask(lambda client: found.extend(client.short_codes.list(short_code=number, limit=1)))
+        if answer.action is Action.ACCEPT or (service and answer.code == NO_SUCH):
+            if not found:
+                raise FixFirst(f"the account has no sender {number or service}: see its console")
+            return ""
+        return f"whether the sender is the account's could not be told: {answer.words}"
 
     def ask(self, question: Callable[[Client], Any]) -> Answer:
         """Put one request to Twilio and understand whatever comes back."""
@@ -1494,6 +1512,7 @@ class Twilio:
             password = s.twilio_api_key_secret or s.twilio_auth_token
             client = Client(user, password, s.twilio_account_sid, http_client=http)  # type: ignore[no-untyped-call]
             client.api.base_url = s.twilio_api_url
+            client.messaging.base_url = re.sub(r"//api\.(?=.*twilio\.com$)", "//messaging.", s.twilio_api_url)
             self._clients.pair = client, http
         pair: tuple[Client, Http] = self._clients.pair
         return pair
@@ -1543,7 +1562,10 @@ def understand(error: Exception, response: Response | None) -> Answer:
         kind = clean((response.headers or {}).get("Content-Type", "no content type"))
         return Answer(Action.UNCERTAIN, f"{what} (HTTP {status}, {kind})")
     code = int(body["code"])
-    unknown = (Action.FAIL, f"Twilio answered HTTP {status} {clean(body.get('message') or body.get('title'))}".rstrip())
+    unknown = (
+        Action.FAIL,
+        f"Twilio answered HTTP {status} {quoted(body.get('message') or body.get('title'))}".rstrip(),
+    )
     action, words = TWILIO_CODES.get(code) or HTTP_STATUSES.get(status) or unknown
     link = f"{words} (error {code}, https://www.twilio.com/docs/api/errors/{code})"
     return Answer(action, link, column_int(code, 999_999), retry_after=retry_after(response))
@@ -1590,16 +1612,16 @@ def unanswered(error: Exception) -> Answer:
         return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file of certificates that can be read: correct it")
     never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
     if tunnel or isinstance(reason, never_connected):
-        return Answer(Action.UNREACHED, f"Twilio cannot be reached ({cause(error)})")
-    return Answer(Action.UNCERTAIN, f"no answer from Twilio ({cause(error)})")
+        return Answer(Action.UNREACHED, f"Twilio cannot be reached ({type(error).__name__}: {cause(error)})")
+    return Answer(Action.UNCERTAIN, f"no answer from Twilio ({type(error).__name__}: {quoted(cause(error))})")
 
 
 def cause(error: Exception) -> str:
-    """The kind and the innermost cause of an exception of requests."""
+    """The innermost cause of an exception of requests."""
     inner: object = error
     while isinstance(inner, Exception):
         outer, inner = inner, getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
-    return f"{type(error).__name__}: {clean(outer)}"
+    return clean(outer)
 
 
 def is_permanent(code: int | None) -> bool:
@@ -1742,6 +1764,20 @@ class Sender:
 # --- store: MySQL -----------------------------------------------------------------------------------------------------
 
 
+FIRST_PAGE, PAGE_USERS = 1_000, 10_000  # users judged by one query: by the first one, and at most
+PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the users, one that took more by a half
+IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
+KEYS = 500  # ledger rows that one statement deletes or changes
+NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where ids are random
+DATABASE_CONNECT_TIMEOUT = 5  # seconds
+DATABASE_TIMEOUT = 10  # seconds, for one statement; the server ends a query two seconds earlier
+DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
+DATABASE_MEMORY = (
+    60.0  # seconds of results that are written again on a new connection: commits may be lost with the old
+)
+LAST_TIMEOUT, LAST_PATIENCE = 3, 1.0  # the time-out and the patience after SIGTERM
+
+
 class Remedy(Enum):
     """What to do about an error of MySQL."""
 
@@ -1809,16 +1845,19 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
     4151: (Remedy.FIX, LOCKED),
 }
-SILENT = {0, 1142, 1143, 1698, 3118, 4151}  # what the server says of these helps nobody, or names the account
-NO_SUCH_GRANT_OR_TABLE = {1142, 1146}
+SILENT = {0, 1698, 3118, 4151}  # what the server says of these helps nobody
+NO_SUCH_TABLE = 1146
+NO_SUCH_GRANT_OR_TABLE = {1142, NO_SUCH_TABLE}
 ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver, unwrapped
 
 
 class DatabaseError(NotifierError):
     """An error of MySQL, understood by its number and by when it came."""
 
-    def __init__(self, error: Exception, hide: Callable[[str], str], *, written: bool = False) -> None:
+    def __init__(self, error: Exception, hide: Callable[[str], str], *, connected: bool, written: bool) -> None:
         self.number = number_of(error)
+        if connected and self.number == 1045:  # so MariaDB tells all but administrators of a view's missing definer
+            self.number = 1449
         self.remedy, words = MYSQL_ERRORS.get(self.number, (Remedy.RERUN, "it refused a statement"))
         inner = getattr(error, "original_exception", None)
         if isinstance(inner, ssl.SSLCertVerificationError):
@@ -1827,9 +1866,10 @@ class DatabaseError(NotifierError):
             words = "the name DB_HOST does not resolve: check it, and the cluster's DNS"
         if self.remedy is Remedy.SWITCH_OVER:
             self.remedy = Remedy.RECONNECT if written else Remedy.FIX
-        said = "" if self.number in SILENT else f": {clean(error.args[-1] if error.args else error)}"
+        quote = clean if self.number in MYSQL_ERRORS else quoted  # of an unknown one, the words may quote a value
+        said = "" if self.number in SILENT else f": {quote(error.args[-1] if error.args else error)}"
         self.exit_code = Exit.ACT if self.remedy is Remedy.FIX else Exit.RETRY
-        self.may_pass = self.remedy is Remedy.RECONNECT
+        self.may_pass = self.remedy in (Remedy.RECONNECT, Remedy.SMALLER)  # a table may be locked for a while
         super().__init__(hide(f"MySQL: {words} (error {self.number}{said})"))
 
 
@@ -1837,6 +1877,8 @@ def number_of(error: Exception) -> int:
     """The number of an error of MySQL; one below 0 for what the driver raises besides."""
     if isinstance(error, UnicodeDecodeError):
         return -3
+    if isinstance(error, RuntimeError):  # PyMySQL lacks a package
+        return 2059
     if isinstance(error, ODD_ERRORS):
         return -2
     return error.args[0] if error.args and isinstance(error.args[0], int) else -1
@@ -1885,6 +1927,10 @@ ROW = ", ".join(LEDGER_COLUMNS)
 HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
 LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
     WHERE h.user_id = u.id AND l.created_at >= z.{start} AND l.created_at < z.{end})"""
+# Rows of which `of_the_past`, `handled`, `remembered`, `delivered` or `spaced` may have something to say.
+ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR n.finished_at >= z.since
+    OR n.state = 'refused' OR n.final_status IN ('undelivered', 'failed'))"""
+ZonesTable = tuple[str, list[object]]  # the SQL of a derived table, and its arguments
 # Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
 STATEMENT_SECONDS = DATABASE_TIMEOUT - 2
 STATEMENT_LIMIT = (
@@ -1936,6 +1982,9 @@ class Store:
         self._settings, self._stop = settings, stop
         self._connection: pymysql.Connection[Any] | None = None
         self._opened = self._dates = self._binary_ids = self._fresh = False
+        self._has_ledger = False
+        self._days: Mapping[bytes, Days] = {}
+        self._zones: ZonesTable = "", []
         self.claims: dict[Reminder, Row] = {}
         """What this run has claimed and not recorded yet."""
         self._recorded: deque[tuple[float, Row]] = deque()
@@ -1960,10 +2009,12 @@ class Store:
         key = "CAST(u.time_zone AS BINARY)"
         return f"COALESCE({key}, '')" if self._settings.default_time_zone else key
 
-    def _stranger(self, days: Mapping[bytes, Days]) -> tuple[str, list[bytes]]:
+    @property
+    def _stranger(self) -> tuple[str, list[bytes]]:
         """The condition for users whose zone is not among the known ones, and its arguments."""
-        unknown = f"{self._zone_key} NOT IN ({holes(list(days))})" if days else "TRUE"
-        return f"({self._zone_key} IS NULL OR {unknown})", list(days)
+        known = list(self._days)
+        unknown = f"{self._zone_key} NOT IN ({holes(known)})" if known else "TRUE"
+        return f"({self._zone_key} IS NULL OR {unknown})", known
 
     # connection
 
@@ -2004,7 +2055,8 @@ class Store:
             try:
                 return self._run_once(sql, args)
             except (pymysql.err.MySQLError, *ODD_ERRORS) as error:
-                failure = DatabaseError(error, self._settings.hide, written=self._opened)
+                connected = self._connection is not None
+                failure = DatabaseError(error, self._settings.hide, connected=connected, written=self._opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self._disconnect()
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else DATABASE_PATIENCE
@@ -2025,7 +2077,12 @@ class Store:
     def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
         assert self._connection is not None  # noqa: S101 - for the type checker
         with self._connection.cursor() as cursor:
-            cursor.execute(sql, tuple(args))
+            try:
+                cursor.execute(sql, tuple(args))
+            except pymysql.err.OperationalError as error:
+                if number_of(error) == 1045:  # although we are logged in: MySQL's word for a view whose definer is gone
+                    error.args = (1449, *error.args[1:])
+                raise
             return list(cursor.fetchall())
 
     def _write_again(self) -> None:
@@ -2044,12 +2101,8 @@ class Store:
         """
         id_type = self.look()
         self._open_ledger(id_type)
-        if (ledger := self._type_of(LEDGER, "user_id")) != id_type:
-            raise FixFirst(
-                f"{LEDGER}.user_id is {ledger}, but User.id is {id_type}. Run as an administrator:",
-                f"ALTER TABLE `{self._settings.db_name}`.`{LEDGER}` MODIFY `user_id` {id_type} NOT NULL;",
-            )
-        self._opened = True
+        self._check_type(id_type)
+        self._opened = self._has_ledger = True
         for warning in self.doubts():
             log.warning("%s", warning)
 
@@ -2068,7 +2121,8 @@ class Store:
         if not created_at.startswith(("datetime", "timestamp", "date")):
             raise FixFirst(f"Log.created_at is {created_at}: it must be a TIMESTAMP or a DATETIME in UTC, or a DATE")
         self._dates, self._binary_ids = created_at == "date", "binary" in id_type
-        self._run(*self._page_query({}, None, None, limit="LIMIT 0"))  # finds what is wrong between the tables
+        self.judge_by({}, datetime.now(UTC))
+        self._run(*self._page_query(None, None, limit="LIMIT 0"))  # finds what is wrong between the tables
         return id_type
 
     def doubts(self) -> Iterator[str]:
@@ -2076,7 +2130,7 @@ class Store:
         [(durable,)] = self._run("SELECT @@innodb_flush_log_at_trx_commit")
         if durable != 1:
             yield (
-                f"innodb_flush_log_at_trx_commit is {durable}: a crash of its server can lose the ledger's last second, "
+                f"innodb_flush_log_at_trx_commit is {durable}: a crash of the server can lose the ledger's last second "
                 "and so lead to a second text. SET GLOBAL innodb_flush_log_at_trx_commit = 1"
             )
         kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'Log'"
@@ -2109,12 +2163,61 @@ class Store:
                 raise self._no_ledger(ddl) if refused.number in {1044, *NO_SUCH_GRANT_OR_TABLE} else refused from None
             log.info("Created the ledger %s", LEDGER)
 
-    def check_ledger(self) -> None:
+    def check_ledger(self, explain: str = "") -> None:
         """Statements that touch no row, but fail when a column or a grant is missing or the server is read-only."""
         self._run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
-        self._run(f"INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
-        self._run(f"UPDATE {LEDGER} SET state = state WHERE FALSE")
-        self._run(f"DELETE FROM {LEDGER} WHERE FALSE")
+        self._run(f"{explain}INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
+        self._run(f"{explain}UPDATE {LEDGER} SET state = state WHERE FALSE")
+        self._run(f"{explain}DELETE FROM {LEDGER} WHERE FALSE")
+
+    def look_at_ledger(self) -> None:
+        """Whoever only reads takes a ledger that is not there for an empty one."""
+        try:
+            self._run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
+            self._has_ledger = True
+        except DatabaseError as error:
+            if error.number not in NO_SUCH_GRANT_OR_TABLE:
+                raise
+            log.warning("The ledger %s is not there, or DB_USER may not read it: taken as empty", LEDGER)
+
+    def missing_ledger(self) -> str:
+        """The statement that makes the ledger, if it is missing; else '', and it can be written.
+
+        :raises FixFirst: when its type is not as needed, a grant is missing, or the server is read-only
+        """
+        if self._run("SELECT @@read_only OR @@innodb_read_only") != [(0,)]:
+            raise FixFirst(f"MySQL: {READ_ONLY}")
+        id_type = self._type_of("User", "id")
+        ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
+        try:
+            self.check_ledger("EXPLAIN ")
+        except DatabaseError as error:
+            if error.number == NO_SUCH_TABLE:
+                return " ".join(ddl.split()) + ";"
+            raise self._no_ledger(ddl) if error.number in NO_SUCH_GRANT_OR_TABLE else error from None
+        self._check_type(id_type)
+        return ""
+
+    def _check_type(self, id_type: str) -> None:
+        if (ledger := self._type_of(LEDGER, "user_id")) != id_type:
+            raise FixFirst(
+                f"{LEDGER}.user_id is {ledger}, but User.id is {id_type}. Run as an administrator:",
+                f"ALTER TABLE `{self._settings.db_name}`.`{LEDGER}` MODIFY `user_id` {id_type} NOT NULL;",
+            )
+
+    def ledger_doubts(self, now: datetime) -> Iterator[str]:
+        """What of the ledger's rows wants a person's eye."""
+        questions = {
+            "claimed in the future, by a clock that was ahead": ("claimed_at > %s", now + CLOCK_TOLERANCE),
+            "left at 'sending' by a run that was cut off": (
+                "state = 'sending' AND final_status IS NULL AND claimed_at < %s",
+                now - ALL_ATTEMPTS,
+            ),
+        }
+        for words, (where, bound) in questions.items():
+            [(count,)] = self._run(f"SELECT COUNT(*) FROM {LEDGER} WHERE {where}", [naive(bound)])
+            if count:
+                yield f"{count} rows were {words}"
 
     def _no_ledger(self, ddl: str) -> FixFirst:
         [(account,)] = self._run("SELECT CURRENT_USER()")
@@ -2155,7 +2258,11 @@ class Store:
         found = self._run(f"SELECT id FROM `User` WHERE id IN ({holes(wanted)})", wanted) if wanted else []
         return {id_key(user_id) for (user_id,) in found}
 
-    def pages(self, days: Mapping[bytes, Days], total: int) -> Iterator[Page]:
+    def judge_by(self, days: Mapping[bytes, Days], now: datetime) -> None:
+        """Judge users by these days of their zones, at this instant."""
+        self._days, self._zones = days, zones_table(days, now, dates=self._dates)
+
+    def pages(self, total: int) -> Iterator[Page]:
         """This run's users with a phone number: those who are due, and those whose days cannot be told.
 
         Starts at another place each time, so that a deadline does not starve the same people day after day.
@@ -2165,17 +2272,15 @@ class Store:
             [random.randrange(max(total, 1))],  # noqa: S311 - no secret
         )
         for low, through in [(middle[0][0], None), (None, middle[0][0])] if middle else [(None, None)]:
-            yield from self._pages(days, low, through)
+            yield from self._pages(low, through)
 
-    def _pages(self, days: Mapping[bytes, Days], low: UserId | None, through: UserId | None) -> Iterator[Page]:
+    def _pages(self, low: UserId | None, through: UserId | None) -> Iterator[Page]:
         """The pages of the ids in (low, through]; their size follows the time that they take."""
         size, last_range = min(FIRST_PAGE, PAGE_USERS), low is None
-        while (slice_ := self._slice(days, low, through, size))[0]:
+        while (slice_ := self._slice(low, through, size))[0]:
             (count, high, strangers), began = slice_, time.monotonic()
             try:
-                page = Page(
-                    count, self._page(days, low, high) + (self._strangers(days, low, high) if strangers else [])
-                )
+                page = Page(count, [*self._due(low, high), *(self._strangers(low, high) if strangers else ())])
             except DatabaseError as failure:
                 if failure.remedy is not Remedy.SMALLER:
                     raise
@@ -2188,12 +2293,10 @@ class Store:
             low, size = high, next_size(size, time.monotonic() - began)
             yield replace(page, last=last)
 
-    def _slice(
-        self, days: Mapping[bytes, Days], low: UserId | None, through: UserId | None, size: int
-    ) -> tuple[int, UserId, int]:
+    def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId, int]:
         """Of the next users with a phone number in (low, through]: how many, the last id, how many of unknown zones."""
         within, args = id_range(low, through)
-        unknown, keys = self._stranger(days)
+        unknown, keys = self._stranger
         [(count, high, strangers)] = self._run(
             f"""SELECT COUNT(*), MAX(id), COUNT(IF(stranger, 1, NULL))
                 FROM (SELECT u.id, {unknown} AS stranger FROM `User` u WHERE {within} AND {self._users}
@@ -2202,48 +2305,87 @@ class Store:
         )
         return count, high, strangers
 
-    def _page(self, days: Mapping[bytes, Days], low: UserId | None, high: UserId) -> list[User]:
+    def _due(self, low: UserId | None, high: UserId) -> Iterator[User]:
         """The users in (low, high] who have logged nothing on day 2."""
-        rows = self._run(*self._page_query(days, low, high))
-        return [
-            User(user_id, shown_name(name), phone_number(phone), "", days[zone], bool(day1))
-            for user_id, name, phone, zone, day1 in rows
-        ]
+        for user_id, name, phone, zone, day1, matter in self._run(*self._page_query(low, high)):
+            yield User(user_id, shown_name(name), phone_number(phone), "", self._days[zone], bool(day1), bool(matter))
 
-    def _page_query(
-        self, days: Mapping[bytes, Days], low: UserId | None, high: UserId | None, limit: str = ""
-    ) -> tuple[str, list[object]]:
+    def _page_query(self, low: UserId | None, high: UserId | None, limit: str = "") -> tuple[str, list[object]]:
         within, args = id_range(low, high)
-        table, bounds = zones_table(days, dates=self._dates)
+        table, bounds = self._zones
         return (
             f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")}, z.zone,
-                       {LOGGED.format(start="day1", end="day2")}
+                       {LOGGED.format(start="day1", end="day2")}, {self._rows_matter}
                 FROM `User` u JOIN ({table}) z ON z.zone = {self._zone_key}
                 WHERE {within} AND {self._users} AND NOT {LOGGED.format(start="day2", end="day3")}
                 ORDER BY u.id {limit}""",
             [*bounds, *args],
         )
 
-    def _strangers(self, days: Mapping[bytes, Days], low: UserId | None, high: UserId) -> list[User]:
+    @property
+    def _rows_matter(self) -> str:
+        """Whether a gate may have something to say of a user's rows in the ledger: of most, none has."""
+        if not self._has_ledger:
+            return "FALSE"
+        limits = {
+            "TRUE": self._settings.quiet_after,
+            "n.local_day > z.today - INTERVAL 7 DAY": self._settings.max_per_week,
+        }
+        counts = [
+            f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in {ROW_MATTERS: 1, **limits}.items() if limit
+        ]
+        return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
+
+    def _strangers(self, low: UserId | None, high: UserId) -> list[User]:
         """The users in (low, high] whose zone is not among the known ones."""
         within, args = id_range(low, high)
-        unknown, keys = self._stranger(days)
-        rows = self._run(
-            f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")}, {as_text("u.time_zone")}
-                FROM `User` u WHERE {within} AND {self._users} AND {unknown} ORDER BY u.id""",
-            [*args, *keys],
-        )
+        unknown, keys = self._stranger
+        where = f"{within} AND {self._users} AND {unknown} ORDER BY u.id"
+        return [user for user, _ in self._users_where(where, [*args, *keys])]
+
+    def user(self, user_id: str) -> User | None:
+        """One user, as ONLY_USERS would name them."""
+        key = bytes.fromhex(user_id) if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", user_id) else user_id
+        found = [user for user, _ in self._users_where("u.id = %s", [key]) if id_key(user.id) == user_id.lower()]
+        return found[0] if found else None
+
+    def everybody(self) -> Iterator[tuple[User, str]]:
+        """All users with a phone number, each with the number as it stands."""
+        low: UserId | None = None
+        while True:
+            within, args = id_range(low, None)
+            users = self._users_where(f"{within} AND {HAS_PHONE} ORDER BY u.id LIMIT {PAGE_USERS}", args)
+            yield from users
+            if len(users) < PAGE_USERS:
+                return
+            low = users[-1][0].id
+
+    def _users_where(self, where: str, args: Sequence[object]) -> list[tuple[User, str]]:
+        """Users, whatever they logged, each with the phone number as it stands."""
+        columns = ", ".join(map(as_text, ("u.name", "u.phone_number", "u.time_zone")))
+        rows = self._run(f"SELECT u.id, {columns}, {self._zone_key} FROM `User` u WHERE {where}", args)
         return [
-            User(user_id, shown_name(name), phone_number(phone), clean(zone_name(zone)), None, logged_day1=False)
-            for user_id, name, phone, zone in rows
+            (User(i, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False), clean(phone))
+            for i, name, phone, zone, key in rows
         ]
+
+    def logs_of(self, user: User, days: Days) -> list[tuple[date, str]]:
+        """The logs of a user since day 1, each with its habit's name."""
+        first = bounds_of(days, dates=self._dates)[0]
+        rows = self._run(
+            f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
+                WHERE h.user_id = %s AND l.created_at >= %s ORDER BY l.created_at LIMIT 1000""",
+            [user.id, first],
+        )
+        return [(at.replace(tzinfo=UTC) if isinstance(at, datetime) else at, clean(habit)) for at, habit in rows]
 
     # ledger
 
     def history(self, users: Sequence[User]) -> tuple[dict[UserId, list[Row]], dict[UserId, date]]:
         """The rows of users whose days are known, and the last log of those whom QUIET_AFTER may concern."""
         rows: dict[UserId, list[Row]] = defaultdict(list)
-        for part in chunks([user.id for user in users if user.days], IN_LIST):
+        ids = [user.id for user in users if user.days and user.rows_matter and self._has_ledger]
+        for part in chunks(ids, IN_LIST):
             for row in self._rows(part):
                 rows[row.user_id].append(row)
         logs: dict[UserId, date] = {}
@@ -2291,6 +2433,7 @@ class Store:
             for reminder, answer in answers.items()
             if answer.outcome in STATES and reminder in self.claims
         }
+        self.claims |= kept  # what is written again on a new connection
         for part in chunks(list(kept.values()), KEYS):
             self._run(*upsert(part))
         self._recorded.extend((time.monotonic(), row) for row in kept.values())
@@ -2358,14 +2501,22 @@ def next_size(size: int, seconds: float) -> int:
     return min(size * 2, PAGE_USERS) if seconds < fast else size
 
 
-def zones_table(days: Mapping[bytes, Days], *, dates: bool) -> tuple[str, list[object]]:
-    """A derived table of each zone's bounds, and its arguments. A first row, never matched, names the columns."""
-    kind = "DATE" if dates else "TIMESTAMP"
-    type_ = "DATE" if dates else "DATETIME"
-    first = f"SELECT CAST(NULL AS BINARY) AS zone, CAST(NULL AS {type_}) AS day1, NULL AS day2, NULL AS day3"
-    row = f" UNION ALL SELECT %s, {kind} %s, {kind} %s, {kind} %s"
-    bounds = ((zone, *(str(bound) for bound in bounds_of(d, dates=dates))) for zone, d in days.items())
-    return first + row * len(days), list(chain.from_iterable(bounds))
+def zones_table(days: Mapping[bytes, Days], now: datetime, *, dates: bool) -> ZonesTable:
+    """Each zone's bounds, the day it is there, and since when another text would be too near.
+
+    A first row, never matched, names the columns.
+    """
+    column, literal = ("DATE", "DATE") if dates else ("DATETIME", "TIMESTAMP")
+    names = ", ".join(f"CAST(NULL AS {column}) AS {name}" for name in ("day1", "day2", "day3"))
+    first = (
+        f"SELECT CAST(NULL AS BINARY) AS zone, {names}, CAST(NULL AS DATE) AS today, CAST(NULL AS DATETIME) AS since"
+    )
+    row = f" UNION ALL SELECT %s, {literal} %s, {literal} %s, {literal} %s, DATE %s, TIMESTAMP %s"
+    bounds = (
+        (zone, *bounds_of(d, dates=dates), d.today, naive(min(d.end, now - SPACING)).replace(microsecond=0))
+        for zone, d in days.items()
+    )
+    return first + row * len(days), [v if isinstance(v, bytes) else str(v) for v in chain.from_iterable(bounds)]
 
 
 def bounds_of(days: Days, *, dates: bool) -> tuple[date, ...]:
@@ -2394,8 +2545,8 @@ def claim_of(reminder: Reminder, token: str, now: datetime) -> Row:
 def finished(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
     state = STATES[answer.outcome]
-    final = State.REFUSED if state is State.REFUSED else None  # of the others, Twilio's last word is still to come
-    known = replace(claim, state=state, finished_at=now, final_status=final)
+    refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
+    known = replace(claim, state=state, finished_at=now, final_status=State.REFUSED if refused else None)
     return replace(known, sid=answer.sid, code=answer.code, segments=answer.segments)
 
 
@@ -2444,6 +2595,12 @@ def chunks(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 # --- outcomes: what became of earlier texts ---------------------------------------------------------------------------
+
+SETTLE_AFTER = timedelta(minutes=15)  # Twilio's list of messages lags behind
+SETTLE_NOT_FOUND = timedelta(hours=12)  # beyond the 10 h that Twilio may keep a text queued
+SETTLE_FINAL = timedelta(hours=72)  # no carrier's receipt comes later
+SETTLE_BUDGET = 60.0  # seconds
+SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
 
 FINAL = {"delivered", "undelivered", "failed", "canceled", "read"}  # Twilio's statuses that do not change any more
 LOST, ARRIVED, UNKNOWN = {"undelivered", "failed"}, {"delivered", "read"}, "unknown"
@@ -2496,7 +2653,7 @@ def check_sender(settled: Sequence[Row]) -> None:
 
     :raises FixFirst: when that is what most of the newly learned outcomes say
     """
-    codes = [row.code for row in settled if row.final_status]
+    codes = [row.code for row in settled if row.final_status in KNOWN_ENDS]
     blocked = [code for code in codes if code in BLOCKED_SENDER]
     if len(blocked) >= max(FEW, len(codes) / 2):
         raise FixFirst(
@@ -2504,6 +2661,196 @@ def check_sender(settled: Sequence[Row]) -> None:
             f"{meaning(Counter(blocked).most_common(1)[0][0])}. Register or verify the sender, or change the texts, in "
             "Twilio's console. Nobody was texted; the next run tries again"
         )
+
+
+# --- questions: who would be texted, why, and is all well -------------------------------------------------------------
+
+
+SHOWN_ROWS = 14  # of the ledger
+
+
+def dry_run(job: Job) -> Exit:
+    """Name who would be texted now; write nothing, and ask Twilio nothing."""
+    hours: Counter[int] = Counter()
+    rules: Counter[str] = Counter()
+    with job.brake.holding(), job.store:
+        job.store.look()
+        job.store.look_at_ledger()
+        job.look_around()
+        job.last_call = True  # nobody is put aside
+        for reminder in chain.from_iterable(job.pages()):
+            user, text = reminder.user, Personal(message_for(reminder, job.settings))
+            details = event("would_text", user, rule=reminder.rule.key)
+            words = "User %s, %s, would be texted: %s: %s"
+            log.info(words, user, Personal(user.phone), reminder.rule.reason, text, extra=details)
+            hours[job.now.astimezone(reminder.days.zone).hour] += 1
+            rules[reminder.rule.reason] += 1
+    job.brake.blame(unfinished=not job.report.walked)
+    if job.brake.failure:
+        return Exit.worst(job.brake.exit_codes)
+    log.info("Texts by local hour: %s", ", ".join(f"{hour:02}:00 {n}" for hour, n in sorted(hours.items())) or "none")
+    job.report.tell_totals()
+    reasons = "".join(f", {reason} {count}" for reason, count in sorted(rules.items()))
+    log.info("Dry run completed: nobody was texted. Texts that a run would send: %d%s", rules.total(), reasons)
+    return Exit.DONE
+
+
+def explain(job: Job) -> Exit:
+    """Say of one user what speaks for a text and what against it; write nothing."""
+    with job.brake.holding(), job.store:
+        job.store.look()
+        job.store.look_at_ledger()
+        job.look_around()
+        if not (user := job.store.user(job.about)):
+            raise RetryLater(f"there is no user {job.about} in User")
+        zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
+        user = replace(user, days=days_of(job.now, zone, job.settings.day_starts_at) if zone else None)
+        log.info("User %s, %s, time zone %r", user, Personal(user.phone) or "no phone number", user.zone)
+        rows, last_logs = job.store.history([user])
+        case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
+        if user.days:
+            explain_days(job, case)
+        for gate in GATES if user.days else (listed, placed, numbered):
+            if skip := gate(case):
+                words = f"Gate %s: no text, %s: {skip.reason}"
+                log.info(words, gate.__name__, skip.outcome.words, *skip.args)
+            else:
+                log.info("Gate %s: nothing against it", gate.__name__)
+        for row in sorted(case.rows, key=lambda row: row.local_day)[-SHOWN_ROWS:]:
+            end = f"{row.final_status or 'its end is not known yet'}{f' ({meaning(row.code)})' if row.code else ''}"
+            log.info("Ledger, %s: %s to %s, %s", row.local_day, row.state, Personal(row.phone), end)
+    return Exit.worst(job.brake.exit_codes)
+
+
+def explain_days(job: Job, case: Case) -> None:
+    """The days of a user, the logs in them, the rule, and when a text is possible."""
+    days, logs = case.days, job.store.logs_of(case.user, case.days)
+    local = case.now.astimezone(days.zone)
+    log.info("It is %s there, the local day %s", f"{local:%Y-%m-%d %H:%M}", days.today)
+    for number, start, end in ((1, days.day1, days.day2), (2, days.day2, days.end)):
+        log.info("Day %d is %s to %s UTC", number, f"{start:%Y-%m-%d %H:%M:%S}", f"{end:%Y-%m-%d %H:%M:%S}")
+        for at, habit in logs:
+            if days_with(at, days) == number:
+                log.info("  logged at %s: %s", f"{at:%Y-%m-%d %H:%M:%S}", Personal(habit))
+    logged = {days_with(at, days) for at, _ in logs}
+    rule = "nothing: logged on day 2" if 2 in logged else rule_for(logged_day1=1 in logged).reason
+    log.info("Rule: %s", rule)
+    soonest = earliest(case, [at for at, _ in logs])
+    when = f"{soonest:%Y-%m-%d %H:%M} UTC" if soonest else "not within the ledger's memory"
+    log.info("If nothing is logged from now on, the next text is possible at the earliest: %s", when)
+
+
+def days_with(logged: date, days: Days) -> int | None:
+    """Which of the two days a log belongs to."""
+    if not isinstance(logged, datetime):
+        return {2: 1, 1: 2}.get((days.today - logged).days)
+    return 1 if days.day1 <= logged < days.day2 else 2 if days.day2 <= logged < days.end else None
+
+
+def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
+    """The first quarter of an hour in which a rule asks for a text and no gate speaks against it."""
+    starts = case.settings.day_starts_at
+    for quarters in range(4 * 24 * RETENTION.days):
+        now = case.now + timedelta(minutes=15 * quarters)
+        days = days_of(now, case.days.zone, starts)
+        later = replace(case, now=now, user=replace(case.user, days=days))
+        if all(days_with(at, days) != 2 for at in logs) and not speaks_against(later):
+            return now
+    return None
+
+
+def check(job: Job) -> Exit:
+    """Say of all that a run needs whether it is there; send nothing, write nothing."""
+    failed: set[str] = set()
+    with job.store:
+        for name, (needs, question) in CHECKS.items():
+            if needs & failed:
+                log.info("%s: not checked, see above", name)
+                failed.add(name)
+                continue
+            try:
+                notes = list(question(job))
+            except NotifierError as failure:
+                failed.add(name)
+                job.report.error = job.report.error or f"{name}: {failure.args[0]}"
+                for line in failure.args:
+                    log.error("%s: %s", name, line)
+            else:
+                for note in notes or ["ok"]:
+                    log.log(logging.WARNING if notes else logging.INFO, "%s: %s", name, note)
+    return Exit.ACT if failed else Exit.DONE
+
+
+def check_database(job: Job) -> Iterator[str]:
+    """Connection, tables, columns, types, and what refers to what."""
+    job.store.look()
+    if not job.settings.db_ssl_ca:
+        yield "the server is not verified: DB_SSL_CA would do that"
+
+
+def check_ledger(job: Job) -> Iterator[str]:
+    """That it is there and can be written; what is in it."""
+    if ddl := job.store.missing_ledger():
+        yield f"the ledger is not there yet. The first run makes it, if it may; else run as an administrator: {ddl}"
+    else:
+        yield from job.store.ledger_doubts(job.clock())
+
+
+def check_users(job: Job) -> Iterator[str]:
+    """Rows that would be skipped, ids that come twice, numbers that are tidied, and all texts' lengths."""
+    yield from job.survey()
+    found: dict[str, list[int | str]] = defaultdict(list)
+    longest, seen = "", set()
+    for user, raw_phone in job.store.everybody():
+        longest = max(longest, user.name, key=len)
+        problems = {
+            "have no time zone that is known": user.days is None,
+            "have a phone number that is not E.164": not E164.fullmatch(user.phone),
+            "have a phone number that is tidied": E164.fullmatch(user.phone) and user.phone != raw_phone,
+            "stand in User more than once": user.id in seen,
+        }
+        seen.add(user.id)
+        for problem, there in problems.items():
+            if there:
+                found[problem].append(shown_id(user.id))
+    for problem, ids in found.items():
+        yield f"{len(ids)} users {problem}: {', '.join(map(str, ids[:5]))}{' ...' if len(ids) > 5 else ''}"
+    yield from text_problems(job.settings, longest)
+
+
+def check_twilio(job: Job) -> Iterator[str]:
+    """Credentials, and this node's clock."""
+    twilios = job.twilio.probe()
+    if twilios is None:
+        yield "Twilio's answer has no Date: whether this node's clock is right is not known"
+    else:
+        check_clock(twilios, job.clock())
+
+
+def check_texts_sender(job: Job) -> Iterator[str]:
+    """That the number, or the Messaging Service, is the account's."""
+    if note := job.twilio.find_sender():
+        yield note
+
+
+def check_hours(job: Job) -> Iterator[str]:
+    """Whether people may be texted while they sleep."""
+    start, end = job.settings.send_window or (time_of_day(), time_of_day(23, 59))
+    if start < time_of_day(NIGHT_ENDS) or end > time_of_day(NIGHT_STARTS):
+        yield "texts may come between 21:00 and 8:00 local time: set SEND_WINDOW, see k8s/components/local-morning"
+
+
+# What is checked, in order: a name, the names without which there is nothing to check, and the question.
+CHECKS: dict[str, tuple[set[str], Callable[[Job], Iterable[str]]]] = {
+    "settings": (set(), lambda _job: []),  # they were read
+    "database": (set(), check_database),
+    "ledger": ({"database"}, check_ledger),
+    "speed and durability": ({"database"}, lambda job: job.store.doubts()),
+    "users and logs": ({"database"}, check_users),
+    "hours": (set(), check_hours),
+    "Twilio": (set(), check_twilio),
+    "sender": ({"Twilio"}, check_texts_sender),
+}
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -2565,7 +2912,7 @@ def time_zone(name: str) -> str:
 
 def clock_time(text: str) -> time_of_day:
     """A time of day such as 09:00."""
-    if not re.fullmatch("[0-9]{2}:[0-9]{2}", text):
+    if not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]", text):
         raise ValueError
     return time_of_day.fromisoformat(text)
 
@@ -2708,6 +3055,12 @@ class Settings:
     )
     log_level: str = setting("how much to log", LEVEL, "INFO")
     log_format: str = setting("text, or json: an object a line", matching("text|json", "text or json"), "text")
+    heartbeat_url: str = setting(
+        "a dead man's switch: pinged at URL/start, and at URL after exit code 0 or URL/fail after 2",
+        matching(r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?", "an https:// URL"),
+        "",
+        secret=True,
+    )
     log_pii: str = setting("off: no name and no number of a person is logged", matching("on|off", "on or off"), "on")
 
     @classmethod
@@ -2731,6 +3084,11 @@ class Settings:
         if problems:
             raise FixFirst(*problems)
         return cls(**values)
+
+    @property
+    def deadline(self) -> timedelta:
+        """RUN_DEADLINE, also of the runs that made the ledger's rows, as far as we know."""
+        return timedelta(seconds=self.run_deadline)
 
     @property
     def shard(self) -> int:
@@ -2825,9 +3183,14 @@ def odds(values: Mapping[str, Any]) -> Iterator[str]:
 MODES: dict[str, tuple[Callable[[Job], Exit], str]] = {
     "run": (Job.run, "text everybody who is due (the default)"),
     "settle": (Job.settle, "only ask Twilio what became of texts whose end is not known yet"),
+    "dry-run": (dry_run, "name who would be texted now; write nothing, ask Twilio nothing"),
+    "explain": (explain, "why a user is texted or not: days, logs, gates, ledger, the next possible text"),
+    "check": (check, "say of all that a run needs whether it is there; send nothing, write nothing"),
 }
-TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended
-TERMINATION_BYTES = 4_096
+READS_ONLY = "dry-run", "explain"  # they need the DB_ settings alone, and may be asked about another moment
+PINGS = {Exit.DONE: "", Exit.ACT: "/fail"}  # of HEARTBEAT_URL; after others the Job tries again
+PING_SECONDS = 5.0
+TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended: 4,096 bytes
 JSON_FIELDS = "event", "user_id", "outcome", "rule", "code", "sid"
 
 
@@ -2835,33 +3198,45 @@ class OneLine(logging.Formatter):
     """A line for each record, its time in UTC: nothing that is logged can forge another line."""
 
     converter = staticmethod(time.gmtime)
+    pii, objects = True, False  # LOG_PII and LOG_FORMAT, also when other settings are wrong
     settings: Settings | None = None
-    """Known once they are read: LOG_PII and LOG_FORMAT, and the secrets that libraries could say."""
+    """Known once they are read: the secrets that libraries could say."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record, with every character that does not print escaped."""
-        pii = self.settings is None or self.settings.log_pii == "on"
-        if not pii and isinstance(record.args, tuple):
+        if not self.pii and isinstance(record.args, tuple):
             record = logging.makeLogRecord(record.__dict__ | {"args": tuple(map(masked, record.args))})
-        line = self.as_json(record) if self.settings and self.settings.log_format == "json" else super().format(record)
-        if self.settings and (record.name != log.name or record.exc_info):
-            line = self.settings.hide(line)
-        if not pii:
-            line = re.sub(r"\+[0-9]{7,15}\b", lambda number: masked_number(number[0]), line)
+        if self.objects:
+            return self.as_json(record)
+        line = self.shown(super().format(record), record)
         return line if line.isprintable() else "".join(c if shows(c) else repr(c)[1:-1] for c in line)
+
+    def shown(self, text: str, record: logging.LogRecord) -> str:
+        """The text without secrets, if it is a library's; with LOG_PII=off without what is a person's."""
+        if self.settings and (record.name != log.name or record.exc_info):
+            text = self.settings.hide(text)
+        return text if self.pii else impersonal(text)
 
     def as_json(self, record: logging.LogRecord) -> str:
         """The record as one JSON object."""
         said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"), "level": record.levelname}
-        trace = {"trace": self.formatException(record.exc_info)} if record.exc_info else {}
+        said |= {"message": self.shown(record.getMessage(), record), "run": RUN}
+        trace = {"trace": self.shown(self.formatException(record.exc_info), record)} if record.exc_info else {}
         known = {name: getattr(record, name) for name in JSON_FIELDS if hasattr(record, name)}
-        return json.dumps(said | {"message": record.getMessage(), "run": RUN} | known | trace, ensure_ascii=False)
+        return json.dumps(said | known | trace)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging knows
-        """A traceback; with LOG_PII=off without the exception's words, which may hold anything."""
-        if self.settings is None or self.settings.log_pii == "on":
-            return super().formatException(ei)
-        return "".join(traceback.format_tb(ei[2])) + ei[0].__name__
+        """A traceback without secrets; with LOG_PII=off without the exception's words, which may hold anything."""
+        if not self.pii:
+            return f"{''.join(traceback.format_tb(ei[2]))}{ei[0].__name__}"
+        trace = super().formatException(ei)
+        return self.settings.hide(trace) if self.settings else trace
+
+
+class Personal(str):
+    """A name or a number of a person, which LOG_PII=off hides."""
+
+    __slots__ = ()
 
 
 RUN = secrets.token_hex(4)  # tells the lines of one run from another's
@@ -2872,6 +3247,12 @@ def masked(value: object) -> object:
     if isinstance(value, User):
         return f"(ID: {shown_id(value.id)})"
     return masked_number(value) if isinstance(value, Personal) else value
+
+
+def impersonal(text: str) -> str:
+    """A text without what others are quoted with, which may hold anything, and without people's numbers."""
+    text = re.sub("“[^”]*”", "(hidden)", text)
+    return re.sub(r"(\+|%2B)([0-9]{7,15})(?![0-9])", lambda number: masked_number("+" + number[2]), text)
 
 
 def masked_number(text: str) -> str:
@@ -2887,8 +3268,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     group = parser.add_mutually_exclusive_group()
     for name, (_, words) in MODES.items():
-        group.add_argument(f"--{name}", dest="mode", action="store_const", const=name, default="run", help=words)
-    return parser.parse_args(argv)
+        if name == "explain":
+            group.add_argument("--explain", metavar="USER_ID", help=words)
+        else:
+            group.add_argument(f"--{name}", dest="mode", action="store_const", const=name, default="run", help=words)
+    parser.add_argument("--now", type=moment, help="for --dry-run and --explain: another moment, 2026-03-29T09:00:00Z")
+    found = parser.parse_args(argv)
+    found.mode = "explain" if found.explain is not None else found.mode
+    if found.now and found.mode not in READS_ONLY:
+        parser.error("--now goes with --dry-run or --explain")
+    return found
+
+
+def moment(text: str) -> datetime:
+    """An instant, with its zone."""
+    instant = datetime.fromisoformat(text)
+    if instant.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text} has no zone: write {text}Z")
+    return instant.astimezone(UTC)
 
 
 def settings_help() -> str:
@@ -2915,36 +3312,81 @@ def main(
     stop: Stop | None = None,
 ) -> int:
     """Run the mode that the arguments name; the exit code."""
-    name, report, stop = parse_arguments(argv).mode, Report(), stop or Stop()
-    formatter = OneLine("%(asctime)s - %(name)s - %(levelname)s - %(message)s", "%Y-%m-%d %H:%M:%S")
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.raiseExceptions = False  # a closed log is no reason to stop
-    log.setLevel(logging.INFO)
-    code = Exit.RETRY
+    asked, report = parse_arguments(argv), Report()
+    set_up_logging(environ)
+    pings = heartbeat(environ) if asked.mode == "run" else ""
+    ping(pings, "/start")
+    code = carry_out(asked, report, environ, clock, stop or Stop())
+    summary = report.summary(asked.mode, code)
+    leave_summary(summary)
+    if code in PINGS:
+        ping(pings, PINGS[code], {key: value for key, value in summary.items() if key != "error"})
+    return code
+
+
+def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, str], clock: Clock, stop: Stop) -> Exit:
+    """What was asked for, and the exit code; whatever goes wrong is told."""
     try:
-        OneLine.settings = settings = Settings.read(environ)
+        OneLine.settings = settings = Settings.read(environ, without="TWILIO_" if asked.mode in READS_ONLY else "none")
         log.setLevel(settings.log_level)
-        job = Job(settings, report, clock, stop)
-        mode, _ = MODES[name]
+        job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
+        job.about = asked.explain or ""
         with watchdog(job.brake):
-            code = mode(job)
+            code = MODES[asked.mode][0](job)
+        report.error = str(job.brake.failure.args[0]) if job.brake.failure else None
     except NotifierError as failure:
         tell(failure)
-        code, report.error = failure.exit_code, str(failure.args[0])
+        report.error = str(failure.args[0])
+        return failure.exit_code
     except Exception:  # nobody is texted twice even so: the ledger has every claim
         log.critical("A fault of the program, please report it", exc_info=True)
         report.error = "a fault of the program"
-    leave_summary(report.summary(name, code))
+        return Exit.RETRY
     return code
+
+
+def set_up_logging(environ: Mapping[str, str]) -> None:
+    """One line for each record, on standard error; a closed log is no reason to stop."""
+    OneLine.settings = None
+    OneLine.pii = environ.get("LOG_PII", "").strip() != "off"
+    OneLine.objects = environ.get("LOG_FORMAT", "").strip() == "json"
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(asctime)s - %(name)s - %(levelname)s - %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.raiseExceptions = False
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # it warns of odd answers with whole URLs
+    log.setLevel(logging.INFO)
+
+
+def heartbeat(environ: Mapping[str, str]) -> str:
+    """HEARTBEAT_URL, also when other settings are wrong; '' in all shards but the first."""
+    [declared] = [declared for declared in fields(Settings) if declared.name == "heartbeat_url"]
+    with suppress(ValueError):
+        url = read_setting("HEARTBEAT_URL", declared.metadata, environ)
+        return str(url).rstrip("/") if environ.get("JOB_COMPLETION_INDEX", "") in ("", "0") else ""
+    return ""
+
+
+def ping(url: str, end: str, summary: Mapping[str, Any] | None = None) -> None:
+    """Tell the dead man's switch; whatever comes of it, for PING_SECONDS at most, is only logged."""
+
+    def post() -> None:
+        try:
+            requests.post(url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False).raise_for_status()
+        except Exception as error:  # noqa: BLE001 - a run does not depend on it
+            log.warning("HEARTBEAT_URL was not told: %s", type(error).__name__)
+
+    if url:
+        thread = threading.Thread(target=post, daemon=True)
+        thread.start()
+        thread.join(PING_SECONDS)
 
 
 def leave_summary(summary: Mapping[str, Any]) -> None:
     """Say in Kubernetes' words how the run ended; where there is no Kubernetes, nobody asks."""
     with suppress(OSError):
         if TERMINATION_LOG.exists():
-            TERMINATION_LOG.write_bytes(json.dumps(summary).encode()[:TERMINATION_BYTES])
+            TERMINATION_LOG.write_bytes(json.dumps(summary, ensure_ascii=False).encode())
 
 
 def start() -> None:

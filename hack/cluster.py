@@ -1,7 +1,4 @@
-"""The Makefile's targets that talk to a cluster, a method each: TARGETS, at the end, has their names.
-
-They need Python 3.11 and kubectl, and nothing else.
-"""
+"""The Makefile's targets that talk to a cluster, a function each: TARGETS, at the end, has their names."""
 
 from __future__ import annotations
 
@@ -12,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from getpass import getpass
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
+from hack.credentials import PLACEHOLDER, lacking, secret, values_of
 from hack.kubectl import (
     APP,
     CRONJOB,
@@ -31,7 +27,8 @@ from hack.kubectl import (
     exit_code,
     given,
     lines,
-    objects,
+    missed_run,
+    next_run,
     outcome_of,
     run,
     say,
@@ -39,13 +36,7 @@ from hack.kubectl import (
     start_of,
     state_of,
     with_remedy,
-)  # fmt: skip
-
-REQUIRED, TOKEN = ("DB_USER", "DB_PASSWORD", "TWILIO_ACCOUNT_SID"), "TWILIO_AUTH_TOKEN"
-KEY = ("TWILIO_API_KEY_SID", "TWILIO_API_KEY_SECRET")
-NAMES = (*REQUIRED, TOKEN, *KEY)
-SHOWN = {"DB_USER": "", "TWILIO_ACCOUNT_SID": "AC", "TWILIO_API_KEY_SID": "SK"}  # while typed; how a SID begins
-PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
+)
 
 
 def confirmed(question: str, *, unattended: bool) -> bool:
@@ -54,116 +45,7 @@ def confirmed(question: str, *, unattended: bool) -> bool:
     return input(f"{question} [y/N] ").lower() in ("y", "yes")
 
 
-def stamp() -> str:
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-
-
-# --- secret -----------------------------------------------------------------------------------------------------------
-
-
-def fault(name: str, value: str) -> str:
-    """What the program would find wrong with a value; nothing when it is right."""
-    if PLACEHOLDER.fullmatch(value):
-        return f"{name} is still the placeholder {value}."
-    right = not (begin := SHOWN.get(name)) or re.fullmatch(f"{begin}[0-9a-fA-F]{{32}}", value)
-    return "" if right else f"{name} is not {begin} and 32 hexadecimal digits."
-
-
-def lacking(have: Mapping[str, str]) -> list[str]:
-    """What is missing yet: the program takes an API key, both halves of it, or the auth token."""
-    halves = [name for name in KEY if not have.get(name)]
-    twilio = [] if have.get(TOKEN) else [TOKEN] if len(halves) == len(KEY) else halves
-    return [name for name in REQUIRED if not have.get(name)] + twilio
-
-
-def values_of(secret: Object) -> dict[str, str]:
-    return {name: b64decode(value).decode(errors="replace") for name, value in secret.data.items()}
-
-
-def read_file(path: str) -> dict[str, str]:
-    """Lines NAME=value, or a filled copy of k8s/secret.yaml."""
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError):
-        raise Stop(f"there is no file {path} that can be read.") from None
-    if re.search("^kind: *Secret", text, re.MULTILINE):
-        (found,) = objects(text)
-        return {**values_of(found), **found.stringData}
-    kept = [line.lstrip().removeprefix("export ") for line in text.splitlines() if line.strip()]
-    pairs = [line.partition("=") for line in kept if not line.startswith("#")]
-    return {name: re.sub(r"""^(["'])(.*)\1$""", r"\2", value) for name, _, value in pairs}
-
-
-def wrong_in(values: Mapping[str, str]) -> Iterator[str]:
-    for name, value in values.items():
-        if wrong := fault(name, value) if name in NAMES else f"{name!r} is none of these: {' '.join(NAMES)}.":
-            yield wrong
-    if TOKEN in values and values.keys() & set(KEY):
-        yield f"{TOKEN} and {KEY[1]} are both set: the program takes one of them. Unset the other."
-    elif len(values.keys() & set(KEY)) == 1:
-        yield f"An API key has two halves: set {' and '.join(KEY)}, or none of them."
-
-
-def ask(name: str, hint: str = "") -> str:
-    """A value from the keyboard, until it is right: what was typed before is not lost by a mistake."""
-    while True:
-        value = input(f"{name}{hint}: ") if name in SHOWN else getpass(f"{name} (not shown): ")
-        if not (wrong := fault(name, value) if value else "" if hint else f"{name} is needed."):
-            return value
-        say(f"{wrong} Once more.")
-
-
-def typed(missing: list[str]) -> dict[str, str]:
-    """The API key comes before the auth token: it can be revoked alone."""
-    values = {name: ask(name) for name in missing if name != TOKEN}
-    if TOKEN in missing:
-        sid = ask(KEY[0], " (the better choice; empty: the auth token)")
-        values |= {KEY[0]: sid, KEY[1]: ask(KEY[1])} if sid else {TOKEN: ask(TOKEN)}
-    return values
-
-
-def secret(cluster: Cluster) -> None:
-    # A filled file is the whole truth: what the shell happens to hold does not mix with it.
-    found = read_file(given("FILE")) if given("FILE") else {name: given(name) for name in NAMES}
-    values = {name: value for name, value in found.items() if value or name not in NAMES}
-    if wrong := list(wrong_in(values)):
-        raise Stop(" ".join(wrong))
-    make_namespace(cluster)
-    before = cluster.get("secret", SECRET)
-    held = {name: value for name, value in values_of(before).items() if not PLACEHOLDER.fullmatch(value)}
-    missing = lacking(held | values)
-    if missing and not sys.stdin.isatty():
-        remedy = "Set them in the environment, or name a file with lines NAME=value: make secret FILE=..."
-        raise Stop(f"these are missing: {' '.join(missing)}. {remedy}")
-    if not (values := values | typed(missing)):
-        raise Stop(f"nothing to change: set the variables that are new, of {' '.join(NAMES)}")
-    write_secret(cluster, before, values)
-
-
-def write_secret(cluster: Cluster, before: Object, values: dict[str, str]) -> None:
-    """A merge patch leaves alone what else the Secret holds. The new kind of credentials replaces the old one."""
-    data = {name: b64encode(value.encode()).decode() for name, value in values.items()}
-    if not before:
-        new = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET, "labels": {"app": CRONJOB}}}
-        cluster.ask("create", "-f", "-", send=new | {"data": data})
-        say(f"Secret {SECRET} made in {cluster.where}, with {' '.join(values)}.")
-        return
-    other = KEY if TOKEN in values else [TOKEN] if KEY[0] in values else []
-    removed = [name for name in other if name in before.data]
-    patch = {"data": {**data, **dict.fromkeys(removed)}}
-    cluster.ask("patch", "secret", SECRET, "--type=merge", "--patch-file=/dev/stdin", send=patch)
-    gone = f" Removed {' '.join(removed)}: the program takes one kind of credentials." if removed else ""
-    say(f"Secret {SECRET} in {cluster.where}: set {' '.join(values)}.{gone} What else it holds stays.")
-
-
 # --- deploy, update-image, undeploy -----------------------------------------------------------------------------------
-
-
-def make_namespace(cluster: Cluster) -> None:
-    """As the files have it, so that its labels hold before the first pod."""
-    wanted = [found for found in cluster.files if found.kind == "Namespace"]
-    if wanted and not run(*cluster.here("get", "namespace", cluster.namespace, "-o", "name")).stdout:
-        cluster.tell("apply", "-f", "-", send=wanted)
 
 
 def image_parts(image: str) -> tuple[str, str]:
@@ -234,7 +116,7 @@ def deploy(cluster: Cluster) -> None:
     if found := list(problems(cluster, after)):
         raise Stop("\n  - ".join([f"nothing was applied to {cluster.where}, because:", *found]))
     warn(cluster, cronjob.spec.schedule)
-    make_namespace(cluster)
+    cluster.make_namespace()
     refused = "nothing was applied, as the cluster would refuse a part"
     cluster.ask("apply", "--dry-run=server", "-f", "-", send=cluster.files, otherwise=refused)
     say(f"Deploying {cluster.overlay} to {cluster.where}.")
@@ -248,7 +130,8 @@ def deploy(cluster: Cluster) -> None:
 
 
 def warn(cluster: Cluster, schedule: str) -> None:
-    if re.search("^ *(stringData|data):", Path("k8s/secret.yaml").read_text(), re.MULTILINE):
+    template = "".join(file.read_text() for file in Path("k8s").glob("secret.yaml"))
+    if re.search("^ *(stringData|data):", template, re.MULTILINE):
         say("WARNING: k8s/secret.yaml is filled in. kubectl apply -f k8s/ would set it, a commit publish it.")
     window = cluster.file("ConfigMap", "habit-notifier-config").data.SEND_WINDOW
     if window and schedule.split()[1] != "*":
@@ -297,16 +180,11 @@ def undeploy(cluster: Cluster) -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def pods_of(cluster: Cluster, job: str) -> list[Object]:
-    return cluster.every("pods", "-l", f"job-name={job}")
-
-
 def print_log(cluster: Cluster, pod: str) -> None:
     """Each line once, also when the connection breaks in between."""
     printed = 0
     while True:
-        log = lines(*cluster.here("logs", "-f", pod, "-c", CRONJOB), quiet=printed > 0)
-        for line in islice(log, printed, None):
+        for line in islice(lines(*cluster.here("logs", "-f", pod, "-c", CRONJOB), quiet=printed > 0), printed, None):
             say(line, end="")
             printed += 1
         if "running" not in state_of(cluster.get("pod", pod)):
@@ -322,7 +200,7 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
     """
     followed, sharded, told, since = set[str](), False, False, time.monotonic()
     while found := cluster.get(kind, name):
-        pods = pods_of(cluster, name) if kind == "job" else [found]
+        pods = cluster.pods_of(name) if kind == "job" else [found]
         how, trouble = "", "" if pods else cluster.complaint(name, "FailedCreate")
         for pod in [pod for pod in pods if pod.metadata.name not in followed]:
             how, why = start_of(cluster, pod)
@@ -333,7 +211,7 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
             if how == "started":
                 print_log(cluster, pod.metadata.name)
             followed.add(pod.metadata.name)
-            sharded = sharded or bool(shard_of(pod))
+            sharded = sharded or shard_of(pod) != ""
         if outcome_of(found) or state_of(found).terminated or found.status.phase == "Failed":
             return ""
         since = since if trouble else time.monotonic()
@@ -350,14 +228,13 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
 def introduce(pod: Object, gone: str, *, is_first: bool) -> None:
     if gone:
         say(f"--- pod/{pod.metadata.name} ended before it started ({gone})")
-    elif shard_of(pod):
-        say(f"--- shard {shard_of(pod)}: pod/{pod.metadata.name}")
-    elif not is_first:
-        say(f"--- replaced by pod/{pod.metadata.name}")
+    elif shard_of(pod) or not is_first:
+        who = f"shard {shard_of(pod)}:" if shard_of(pod) else "replaced by"
+        say(f"--- {who} pod/{pod.metadata.name}")
 
 
 def verdict(cluster: Cluster, job: str) -> int:
-    outcome, code = outcome_of(cluster.get("job", job)), exit_code(pods_of(cluster, job))
+    outcome, code = outcome_of(cluster.get("job", job)), exit_code(cluster.pods_of(job))
     if outcome == "Complete":
         say(f"The Job {job} is complete.")
         return 0
@@ -371,7 +248,7 @@ def verdict(cluster: Cluster, job: str) -> int:
 
 def test(cluster: Cluster) -> int:
     cluster.cronjob()
-    job = f"{CRONJOB}-manual-{stamp()}"
+    job = f"{CRONJOB}-manual-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     cluster.ask("create", "job", job, f"--from=cronjob/{CRONJOB}", otherwise="the cluster takes no Job")
     say(f"Job {job} started in {cluster.where}: a real run.")
     try:
@@ -395,7 +272,7 @@ def logs(cluster: Cluster) -> None:
         raise Stop(f"there is no Job {given('JOB')} in {cluster.where}." if given("JOB") else none)
     job = found.metadata.name
     say(f"Job {job}, made {found.metadata.creationTimestamp} in {cluster.where}")
-    if outcome_of(found) and not pods_of(cluster, job):
+    if outcome_of(found) and not cluster.pods_of(job):
         say("There is no log left: its pods are gone.")
     follow(cluster, "job", job)
     verdict(cluster, job)
@@ -406,9 +283,6 @@ def clean_jobs(cluster: Cluster) -> None:
         cluster.tell("delete", "job", *jobs)
     else:
         say(f"There are no finished Jobs in {cluster.where}.")
-
-
-# --- status -----------------------------------------------------------------------------------------------------------
 
 
 def summary_of(pod: Object) -> Object:
@@ -448,16 +322,6 @@ def events(cluster: Cluster) -> None:
     cluster.tell("get", "events", "--sort-by=.metadata.creationTimestamp")
 
 
-def next_run(cronjob: Object, now: datetime) -> tuple[datetime, timedelta] | None:
-    """When, and how often, where the schedule is as simple as `M H * * *` or `M * * * *` in UTC."""
-    simple = re.fullmatch(r"(\d+) (\d+|\*) \* \* \*", cronjob.spec.schedule)
-    if not simple or cronjob.spec.timeZone not in ("Etc/UTC", "UTC"):
-        return None
-    hour, period = (now.hour, timedelta(hours=1)) if simple[2] == "*" else (int(simple[2]), timedelta(days=1))
-    at = now.replace(hour=hour, minute=int(simple[1]), second=0, microsecond=0)
-    return (at if at > now else at + period), period
-
-
 def schedule_in_words(cronjob: Object) -> str:
     words, now = (
         f"Schedule: {cronjob.spec.schedule} ({cronjob.spec.timeZone})",
@@ -468,16 +332,6 @@ def schedule_in_words(cronjob: Object) -> str:
     if coming := next_run(cronjob, now):
         words += f", next at {coming[0]:%Y-%m-%d %H:%M} UTC, in {coming[0] - now}"
     return f"{words}. A run right now: make test"
-
-
-def missed_run(cronjob: Object, now: datetime) -> str:
-    """What starts at once when the CronJob is resumed."""
-    if not (coming := next_run(cronjob, now)):
-        return "A run that was missed lately (startingDeadlineSeconds) starts at once."
-    missed, deadline = coming[0] - coming[1], timedelta(seconds=cronjob.spec.startingDeadlineSeconds or 10**9)
-    last = datetime.fromisoformat(cronjob.status.lastScheduleTime or cronjob.metadata.creationTimestamp)
-    gone = missed <= last or now - missed > deadline
-    return "" if gone else f"The run of {missed:%H:%M} UTC was missed: it starts at once, and texts people."
 
 
 # --- suspend, resume, stop --------------------------------------------------------------------------------------------
@@ -512,8 +366,8 @@ def resume(cluster: Cluster) -> None:
 def stop(cluster: Cluster) -> None:
     """SIGTERM to what runs, and wait for its end."""
     cluster.cronjob()
-    running = " ".join(at_work(cluster)) or "nothing is at work"
-    if not confirmed(f"Suspend, and end the run that is at work ({running})?", unattended=False):
+    running = " ".join(at_work(cluster)) or "nothing"
+    if not confirmed(f"Suspend, and end what is at work ({running})?", unattended=False):
         raise Stop("nothing was changed. In a script: make stop YES=yes")
     set_suspend(cluster, "true")
     if jobs := at_work(cluster):
@@ -528,7 +382,7 @@ def stop(cluster: Cluster) -> None:
 @contextmanager
 def pod_like_the_jobs(cluster: Cluster, purpose: str, **changes: object) -> Iterator[str]:
     """The Job's own template without an owner. It is gone at the end, or after an hour, whatever happens."""
-    cronjob, name = cluster.cronjob(), f"{CRONJOB}-{purpose}-{stamp()}"
+    cronjob, name = cluster.cronjob(), f"{CRONJOB}-{purpose}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     template, container = cronjob.spec.jobTemplate.spec.template, container_of(cronjob)
     env = [each for each in container.env if each.name != "SHARD_COUNT"]  # a single pod has no index, and is no shard
     container |= {"env": [*env, {"name": "SHARD_COUNT", "value": "1"}], **changes}
@@ -547,7 +401,8 @@ def question(cluster: Cluster, purpose: str, *arguments: str) -> int:
     with pod_like_the_jobs(cluster, purpose, args=arguments) as name:
         if trouble := follow(cluster, "pod", name, patience=20):
             raise Stop(f"the pod does not start: {with_remedy(trouble)}")
-        return exit_code([cluster.get("pod", name)]) or 0
+        code = exit_code([cluster.get("pod", name)])
+        return 1 if code is None else code
 
 
 def explain(cluster: Cluster) -> int:
@@ -583,12 +438,10 @@ def main(target: str) -> int:
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         return TARGETS[target](Cluster(target)) or 0
-    except FileNotFoundError:
-        say("kubectl is not here. Install it: https://kubernetes.io/docs/tasks/tools/", file=sys.stderr)
     except Stop as why:
         say(f"make {target}: {why}", file=sys.stderr)
     except (KeyboardInterrupt, EOFError):
-        return 130
+        return 0 if target == "logs" else 130
     return 1
 
 

@@ -23,6 +23,10 @@ if [ -z "$name" ]; then
 fi
 revision=$(git describe --always --dirty --abbrev=12 2>/dev/null || echo unknown)
 tag=${IMAGE_TAG:-$(git describe --tags --always --dirty 2>/dev/null || echo dev)}
+# What no commit names is told apart by what the image is made of.
+case ${IMAGE_TAG:-},$tag in
+  ,*-dirty | ,dev) tag=$tag-$(sed -n 's/^!//p' .dockerignore | xargs cat Dockerfile .dockerignore | cksum | cut -d ' ' -f 1) ;;
+esac
 image=$name:$tag
 
 build() {

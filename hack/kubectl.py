@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import Any
 
@@ -50,7 +51,10 @@ def run(*arguments: str, text: str = "", offline: bool = False) -> subprocess.Co
     """Run kubectl to its end. Offline is for what needs no cluster: whichever context is chosen must not matter."""
     environ = os.environ | ({"KUBECONFIG": os.devnull} if offline else {})
     command = ["kubectl", *arguments]
-    return subprocess.run(command, input=text, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
+    try:
+        return subprocess.run(command, input=text, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
+    except FileNotFoundError:
+        raise Stop("kubectl is not here. Install it: https://kubernetes.io/docs/tasks/tools/") from None
 
 
 def lines(*arguments: str, quiet: bool) -> Iterator[str]:
@@ -135,6 +139,15 @@ class Cluster:
         events = reversed(self.every("events", "--field-selector", f"involvedObject.name={name}"))
         return next((because(each) for each in events if each.reason in reasons), "")
 
+    def make_namespace(self) -> None:
+        """As the files have it, so that its labels hold before the first pod."""
+        wanted = [found for found in self.files if found.kind == "Namespace"]
+        if wanted and not run(*self.here("get", "namespace", self.namespace, "-o", "name")).stdout:
+            self.tell("apply", "-f", "-", send=wanted)
+
+    def pods_of(self, job: str) -> list[Object]:
+        return self.every("pods", "-l", f"job-name={job}")
+
 
 def container_of(cronjob: Object) -> Object:
     """The program's own container; others may stand beside it."""
@@ -178,3 +191,23 @@ def start_of(cluster: Cluster, pod: Object) -> tuple[str, str]:
     unplaced = [it for it in pod.status.conditions if it.type == "PodScheduled" and it.status == "False"]
     mounts = "FailedMount", "FailedCreatePodSandBox"
     return "waiting", because(unplaced[0]) if unplaced else cluster.complaint(pod.metadata.name, *mounts)
+
+
+def next_run(cronjob: Object, now: datetime) -> tuple[datetime, timedelta] | None:
+    """When, and how often, where the schedule is as simple as `M H * * *` or `M * * * *` in UTC."""
+    simple = re.fullmatch(r"(\d+) (\d+|\*) \* \* \*", cronjob.spec.schedule)
+    if not simple or cronjob.spec.timeZone not in ("Etc/UTC", "UTC"):
+        return None
+    hour, period = (now.hour, timedelta(hours=1)) if simple[2] == "*" else (int(simple[2]), timedelta(days=1))
+    at = now.replace(hour=hour, minute=int(simple[1]), second=0, microsecond=0)
+    return (at if at > now else at + period), period
+
+
+def missed_run(cronjob: Object, now: datetime) -> str:
+    """What starts at once when the CronJob is resumed, in words."""
+    if not (coming := next_run(cronjob, now)):
+        return "A run that was missed lately (startingDeadlineSeconds) starts at once."
+    missed, deadline = coming[0] - coming[1], timedelta(seconds=cronjob.spec.startingDeadlineSeconds or 10**9)
+    last = datetime.fromisoformat(cronjob.status.lastScheduleTime or cronjob.metadata.creationTimestamp)
+    gone = missed <= last or now - missed > deadline
+    return "" if gone else f"The run of {missed:%H:%M} UTC was missed: it starts at once, and texts people."

@@ -18,6 +18,7 @@ import habit_notifier
 from tests.full import FULL
 from tests.sandbox.database import Database, NoServerError, Server
 from tests.sandbox.fake_twilio import FakeTwilio
+from tests.town import Town
 
 NAMED = os.environ.get("TEST_MYSQL_URL", "")
 
@@ -77,6 +78,12 @@ def twilio() -> Iterator[FakeTwilio]:
 def environ(database: Database, twilio: FakeTwilio) -> dict[str, str]:
     """All that the program needs to run against `database` and `twilio`."""
     return database.environ() | twilio.environ()
+
+
+@pytest.fixture
+def town(database: Database, twilio: FakeTwilio, environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> Town:
+    """A town without users."""
+    return Town(database, twilio, environ, caplog)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

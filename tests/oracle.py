@@ -7,7 +7,7 @@ rules, but zoneinfo reads them: same data, other code. The machine's zone files 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from functools import cache, lru_cache
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -69,17 +69,22 @@ def transitions(name: str, first: date, last: date) -> list[datetime]:
 
 @lru_cache(100_000)
 def midnight(day: date, name: str) -> datetime:
-    """The first instant at which the wall clock shows this day's 0:00 or later.
+    """The first instant at which the wall clock shows this day's 0:00 or later."""
+    return first_instant(day, time(), name)
 
-    Of two midnights that is the first; of one that a jump of the clocks leaves out, it is the jump.
+
+def first_instant(day: date, at: time, name: str) -> datetime:
+    """The first instant at which the wall clock shows that time of this day, or later.
+
+    Of a time that comes twice that is the first; of one that a jump of the clocks leaves out, it is the jump.
     """
-    zone, shown = zone_named(name), int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+    zone, shown = zone_named(name), int(datetime.combine(day, at, UTC).timestamp())
     start, end = shown - FARTHEST, shown + FARTHEST
     for since, until in pairwise([start, *changes(zone, start, end), end + 1]):
         reached = max(since, shown - offset(zone, since))  # between two changes the clock just runs
         if reached < until:
             return datetime.fromtimestamp(reached, UTC)
-    raise AssertionError(f"the clocks of {name} never show {day}")
+    raise AssertionError(f"the clocks of {name} never show {day} {at}")
 
 
 def local_date(now: datetime, name: str) -> date:
@@ -91,6 +96,28 @@ def days(now: datetime, name: str) -> tuple[date, datetime, datetime, datetime]:
     """Today, and the instants at which the day before yesterday, yesterday and today began."""
     today = local_date(now, name)
     return (today, *(midnight(today - timedelta(days=ago), name) for ago in (2, 1, 0)))  # type: ignore[return-value]
+
+
+def day_at(now: datetime, name: str, starts: time) -> date:
+    """The latest day that has begun, where days begin at that time."""
+    near = (local_date(now, name) + timedelta(days=n) for n in (1, 0, -1, -2))
+    return next(day for day in near if first_instant(day, starts, name) <= now)
+
+
+# --- windows
+
+
+def is_open(now: datetime, name: str, window: tuple[time, time]) -> bool:
+    """Whether the wall clock shows a time from the first one until before the second."""
+    return window[0] <= now.astimezone(zone_named(name)).time() < window[1]
+
+
+def seconds_open(now: datetime, name: str, window: tuple[time, time]) -> float:
+    """The seconds until a window that begins and ends at whole minutes is closed; 0 when it is."""
+    minute = now.replace(second=0, microsecond=0)
+    while is_open(max(minute, now), name, window):
+        minute += timedelta(minutes=1)
+    return max((minute - now).total_seconds(), 0.0)
 
 
 # --- rules

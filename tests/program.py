@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from datetime import datetime
+from unittest import mock
 
 import habit_notifier
 from habit_notifier import Stop, utc_now
@@ -29,3 +33,11 @@ def run(
 def clock_of(at: Moment) -> Callable[[], datetime]:
     """A clock that stands at the instant, or is given."""
     return at if callable(at) else lambda: at
+
+
+def said(environ: Mapping[str, str], *argv: str, at: datetime | Callable[[], datetime] = utc_now) -> tuple[int, str]:
+    """The exit code of a run, and all that it wrote to its log, by its own handler and format."""
+    root = logging.getLogger()
+    with mock.patch.object(root, "handlers", []), redirect_stderr(io.StringIO()) as written:
+        code = run(environ, argv, at)
+    return code, written.getvalue()

@@ -9,14 +9,15 @@ import socket
 import subprocess
 import sys
 import unicodedata
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from html import unescape
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.sandbox import demo
+from tests.sandbox import demo, picture
 from tests.sandbox.database import Database, Server
 from tests.sandbox.people import (
     NO_LOGS,
@@ -24,6 +25,7 @@ from tests.sandbox.people import (
     Person,
     day_start,
     fill,
+    newcomers,
     next_midnight,
     people,
     rule_by_dates,
@@ -44,8 +46,16 @@ def test_everybody_is_the_case_that_the_name_tells_at_any_moment(now: datetime) 
         assert all(log <= now for log in person.logs), f"{person} logged in the future"
 
 
+@given(st.datetimes(datetime(2012, 1, 1), datetime(2037, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001
+def test_somebody_is_outside_of_the_window_at_any_moment(now: datetime) -> None:
+    [nora] = [person for person in newcomers(now) if person.outcome is Outcome.LATER]
+    start, end = (time.fromisoformat(text) for text in demo.WINDOW.split("-"))
+    for moment in (now, now + demo.LONGEST):
+        assert not start <= moment.astimezone(nora.zone).time() < end
+
+
 def test_all_outcomes_and_both_rules_are_among_the_people() -> None:
-    everybody = people(NOW)
+    everybody = [*people(NOW), *newcomers(NOW)]
     assert {person.outcome for person in everybody} == set(Outcome)
     assert len({person.rule for person in everybody if person.texted}) == 2
     assert len({person.name for person in everybody}) == len(everybody)
@@ -122,7 +132,7 @@ def told(throwaway: None) -> str:  # noqa: ARG001
 
 
 def test_the_demo_names_everybody_and_what_became_of_them(told: str) -> None:
-    for person in people(NOW):
+    for person in [*people(NOW), *newcomers(NOW)]:
         assert told.count(demo.display(person.name)) >= 1, person
     assert "✗" not in told
     assert "Everybody got exactly what they should." in told
@@ -139,6 +149,9 @@ def test_the_demo_shows_both_runs_and_a_refusal(told: str) -> None:
     texted = sum(person.texted for person in people(NOW))
     assert f"Notifications sent: {texted}, Failed: 1" in told
     assert "Notifications sent: 0, Failed: 0" in told
+    second = told.partition("The same job once more")[2]
+    assert re.search(r"Nora Night-Over-There \(ID: \d+\) gets no text, later: it is", second)
+    assert re.search(r"Otto Texts-Never-Arrive \(ID: \d+\) gets no text, left alone", second)
     assert "21610" in told
 
 
@@ -146,6 +159,11 @@ def test_the_demo_fits_a_terminal_and_has_no_colours_in_a_file(told: str) -> Non
     for line in told.splitlines():
         assert sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line) <= 100, line
     assert "\033" not in told
+
+
+def test_the_picture_in_the_readme_shows_what_the_demo_shows(told: str) -> None:
+    drawn = re.findall("<text[^>]*>([^<]*)</text>", picture.FILE.read_text())
+    assert picture.words(map(unescape, drawn)) == picture.words(picture.excerpt(told)), "make demo-picture"
 
 
 def test_the_demo_says_so_when_the_program_does_not_do_its_job(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pymysql
 import pytest
 
 from habit_notifier import Exit, Settings
@@ -13,8 +14,10 @@ from tests import program
 from tests.sandbox.database import Database
 from tests.sandbox.fake_twilio import FakeTwilio
 
-DOCUMENT = (Path(__file__).resolve().parents[1] / "DEPLOYMENT.md").read_text()
-ACCOUNT, PASSWORD = "'habit_notifier'@'%'", "a-long-random-password"
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = (ROOT / "DEPLOYMENT.md").read_text()
+SCALE = (ROOT / "docs/scale.md").read_text()
+ACCOUNT, PASSWORD, NEW_PASSWORD = "'habit_notifier'@'%'", "a-long-random-password", "another-long-random-password"
 
 
 class Administrator:
@@ -56,11 +59,22 @@ def test_every_statement_works_in_the_order_of_the_document(
     assert run() is Exit.DONE
     administrator.runs("REVOKE CREATE")
     assert run() is Exit.DONE
-    administrator.runs("REQUIRE SSL")
     administrator.runs("ADD INDEX")
     assert database.rows("SHOW INDEX FROM `Log` WHERE Key_name = 'log_habit_created'")
+    administrator.runs("REQUIRE SSL")
     assert len(twilio.book) == 50
-    assert [state_and_count[1:] for state_and_count in administrator.runs("SELECT local_day")] == [("sent", 50)]
+    for words in ("RETAIN CURRENT PASSWORD", "DISCARD OLD PASSWORD"):
+        if "MariaDB" in database.server.label:
+            with pytest.raises(pymysql.err.ProgrammingError):  # it has no second password, as the document says
+                administrator.runs(words)
+            continue
+        administrator.runs(words)
+        passwords = (NEW_PASSWORD, PASSWORD) if words.startswith("RETAIN") else (NEW_PASSWORD,)
+        for password in passwords:
+            environ["DB_PASSWORD"] = password
+            assert run() is Exit.DONE
+    two_weeks = administrator.runs("SELECT local_day")
+    assert [row[1:] for row in two_weeks] == [(50, 0, 0, 0, 0, 50, None)]
     administrator.runs("user_id = 42")
     assert database.rows("SELECT COUNT(*) FROM HabitNotification") == [(49,)]
     administrator.runs("DROP TABLE")
@@ -68,7 +82,28 @@ def test_every_statement_works_in_the_order_of_the_document(
     assert not administrator.left
 
 
-SENDERS = re.findall(r"^\| (.+) \| (\d+) \| (.+) \| (.+) \| (.+) \| ([\d,]+) \|$", DOCUMENT, flags=re.MULTILINE)
+def test_the_last_two_weeks_are_told_by_day(environ: dict[str, str], database: Database) -> None:
+    assert program.run(environ) == Exit.DONE  # makes the ledger
+    rows = [
+        (1, 0, "sent", None, "delivered", 1), (2, 0, "sent", None, "read", 2), (3, 0, "sent", None, None, 1),
+        (4, 0, "sent", 30003, "undelivered", 1), (5, 0, "sent", 30034, "failed", 1), (6, 0, "sent", None, "unknown", 1),
+        (7, 0, "refused", 21610, "refused", None), (8, 0, "uncertain", None, None, None),
+        (9, 0, "sending", None, None, None), (1, 13, "sent", 30003, "undelivered", 1), (1, 15, "sent", None, None, 1),
+    ]  # fmt: skip
+    for user_id, ago, *rest in rows:
+        database.execute(
+            """INSERT INTO HabitNotification (user_id, local_day, phone_number, rule, run_token, claimed_at, state,
+                                              error_code, final_status, segments)
+               VALUES (%s, UTC_DATE() - INTERVAL %s DAY, '', '', '', UTC_TIMESTAMP(), %s, %s, %s, %s)""",
+            (user_id, ago, *rest),
+        )
+    [statement] = (sql for sql in Administrator(database).left if sql.startswith("SELECT"))
+    told = database.rows(statement.replace("habit_tracker.", ""))
+    assert [(row[0] - told[0][0]).days for row in told] == [0, 13]
+    assert [row[1:] for row in told] == [(1, 0, 1, 0, 0, 1, "30003"), (6, 2, 2, 1, 2, 7, "21610,30003,30034")]
+
+
+SENDERS = re.findall(r"^\| (.+) \| (\d+) \| (.+) \| (.+) \| (.+) \| ([\d,]+) \|$", SCALE, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("row", SENDERS, ids=lambda row: row[0])

@@ -24,6 +24,7 @@ from tests import program
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import Answer, FakeTwilio, Request, refuse, slow
 from tests.sandbox.proxy import Proxy, Verdict
+from tests.statements import CLAIM, CLAIM_CHECK, RECORD, RELEASE
 
 ROOT = Path(__file__).resolve().parents[1]
 NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
@@ -31,10 +32,6 @@ USERS = 12
 IN_FLIGHT = 4
 CLAIMED = IN_FLIGHT + IN_FLIGHT // 2  # those ahead, for whom no thread is free yet, are claimed too
 
-CLAIM = "'sending', '"  # the literals of the statements, as they pass the proxy
-CLAIM_CHECK = ") AND local_day >= '"
-RECORD = "claimed_at, finished_at,\n"
-RELEASE = f"DELETE FROM {LEDGER} WHERE (user_id"
 ANOTHER_ROW = (
     f"INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, state, run_token, claimed_at)"
     " SELECT id, %s, phone_number, 'no_logs', %s, 'another', %s FROM User WHERE id = %s"
@@ -74,7 +71,7 @@ def run(environ: dict[str, str], at: datetime = NOON) -> int:
 def process(environ: dict[str, str], at: datetime = NOON) -> Iterator[subprocess.Popen[str]]:
     """A whole run in a process of its own."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    command = [sys.executable, "-m", "tests.run_at", at.isoformat()]
+    command = [sys.executable, "-m", "tests.run_at", at.isoformat(), "OUTAGE_PATIENCE=60.0"]
     with subprocess.Popen(command, cwd=ROOT, env=inherited | environ, stderr=subprocess.PIPE, text=True) as started:
         try:
             yield started
@@ -140,7 +137,8 @@ def test_five_runs_at_the_same_moment_send_each_text_once(
         let_go()
         results = [each.result() for each in runs]
     assert texted(twilio) == people
-    assert [code for code, _ in results] == [0] * 5
+    for code, output in results:  # 1: it found users in another's hands until its end, and sent nothing itself
+        assert code == 0 or (code == Exit.RETRY and not said_sent(output))
     assert sum(said_sent(output) for _, output in results) == USERS
     assert numbers(database, "sent") == people
 
@@ -175,11 +173,11 @@ def held(database: Database) -> int:
 # --- kill -9
 
 
-STEPS = {  # what stops the program there, how many rows of its first claim it leaves at 'sending', and were texts sent?
-    "claimed": (CLAIM, Verdict.HANG_AFTER, CLAIMED, 0),
-    "claim checked": (CLAIM_CHECK, Verdict.HANG_AFTER, CLAIMED, 0),
-    "before the record": (RECORD, Verdict.HANG_BEFORE, CLAIMED, CLAIMED),
-    "after the record": (RECORD, Verdict.HANG_AFTER, 0, CLAIMED),
+STEPS = {  # what stops the program there, does it leave all rows of its first claim at 'sending', and were texts sent?
+    "claimed": (CLAIM, Verdict.HANG_AFTER, True, False),
+    "claim checked": (CLAIM_CHECK, Verdict.HANG_AFTER, True, False),
+    "before the record": (RECORD, Verdict.HANG_BEFORE, True, True),
+    "after the record": (RECORD, Verdict.HANG_AFTER, False, True),
 }
 
 
@@ -193,19 +191,18 @@ def test_nobody_is_texted_twice_after_a_kill_at_a_statement(
     caplog: pytest.LogCaptureFixture,
     step: str,
 ) -> None:
-    text, verdict, stranded, sent = STEPS[step]
+    text, verdict, all_stranded, sent = STEPS[step]
     twilio.latency = 0.3  # so that the first four come back together
     stopped = proxy.on_query(text, verdict)
     with process(environ | through(proxy)) as program:
         assert stopped.happened.wait(15)
-        if step.endswith("the record"):  # one or more of the four had come back, and the threads go on
-            wait_for(lambda: len(twilio.book) == CLAIMED)
+        if sent:  # one or more of the four had come back, and the threads go on
+            wait_for(lambda: len(twilio.book) == len(states(database)))
         kill(program)
-    if sent:
-        assert sent == len(twilio.book)
-        assert len(numbers(database, "sending")) in ({stranded} if stranded else range(CLAIMED))
-    else:
-        assert len(numbers(database, "sending")) == stranded
+    claimed = len(states(database))
+    assert 1 <= claimed <= CLAIMED  # the pages start anywhere: the first one may be small
+    assert len(twilio.book) == (claimed if sent else 0)
+    assert len(numbers(database, "sending")) in ({claimed} if all_stranded else range(claimed))
     the_rest_is_served_and_nobody_twice(database, environ, twilio, people, caplog)
 
 
@@ -221,11 +218,11 @@ def test_nobody_is_texted_twice_after_a_kill_between_post_and_answer(
         wait_for(lambda: len(twilio.book) == IN_FLIGHT)
         kill(program)
     twilio.script()
-    assert len(numbers(database, "sending")) == CLAIMED
+    assert IN_FLIGHT <= len(numbers(database, "sending")) <= CLAIMED
     the_rest_is_served_and_nobody_twice(database, environ, twilio, people, caplog)
 
 
-@pytest.mark.parametrize(("verdict", "stranded"), [(Verdict.HANG_BEFORE, CLAIMED), (Verdict.HANG_AFTER, 0)])
+@pytest.mark.parametrize("verdict", [Verdict.HANG_BEFORE, Verdict.HANG_AFTER])
 def test_nobody_is_texted_twice_after_a_kill_during_the_release(
     database: Database,
     environ: dict[str, str],
@@ -234,7 +231,6 @@ def test_nobody_is_texted_twice_after_a_kill_during_the_release(
     people: list[str],
     caplog: pytest.LogCaptureFixture,
     verdict: Verdict,
-    stranded: int,
 ) -> None:
     """What was claimed is surely not sent: what is released before the kill is sent by the next run."""
     twilio.latency = 0.3
@@ -245,7 +241,8 @@ def test_nobody_is_texted_twice_after_a_kill_during_the_release(
         kill(program)
     twilio.script()
     assert not twilio.book
-    assert len(numbers(database, "sending")) in ({stranded} if stranded else range(CLAIMED))
+    left = len(numbers(database, "sending"))
+    assert 1 <= left <= CLAIMED if verdict is Verdict.HANG_BEFORE else left < CLAIMED
     the_rest_is_served_and_nobody_twice(database, environ, twilio, people, caplog)
 
 
@@ -256,17 +253,27 @@ def the_rest_is_served_and_nobody_twice(
     people: list[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Two more runs: everybody but those in doubt has one text; those are reported, and served the next day."""
+    """Three more runs: everybody but those in doubt has one text; those are reported, and served the next day.
+
+    A run that sends nothing while somebody's text of this Job is in doubt does not end green.
+    """
     twilio.latency = 0.0
     stranded = numbers(database, "sending")
     before = texted(twilio)
     assert len(stranded) <= CLAIMED
-    for minutes in (1, 2):
+    cut_off = "another run is texting this user, or was cut off"
+    for minutes, count, why in (
+        (1, "uncertain", cut_off),
+        (2, "uncertain", cut_off),
+        (40, "uncertain earlier today", "it may have been sent"),
+    ):
         caplog.clear()
-        assert run(environ, NOON + timedelta(minutes=minutes)) == 0
+        code = run(environ, NOON + timedelta(minutes=minutes))
+        in_doubt = stranded and not said_sent(caplog.text) and why == cut_off
+        assert code == (Exit.RETRY if in_doubt else Exit.DONE)
         assert texted(twilio) == sorted({*people} - {*stranded} | {*before})
-        assert caplog.text.count("another run is texting this user, or was cut off") == len(stranded)
-        assert f"{len(stranded)} texts are uncertain" in caplog.text or not stranded
+        assert caplog.text.count(why) == len(stranded)
+        assert f", {count} {len(stranded)}\n" in caplog.text or not stranded
     assert max(Counter(texted(twilio)).values(), default=0) <= 1
     today = texted(twilio)
     twilio.travel_to(NOON + timedelta(days=1))
@@ -322,16 +329,20 @@ def test_a_text_of_unknown_end_counts_from_the_last_moment_at_which_it_can_have_
 
 @pytest.mark.usefixtures("islanders")
 def test_two_runs_at_once_on_either_side_of_a_local_midnight_text_nobody_twice(
-    database: Database, environ: dict[str, str], twilio: FakeTwilio
+    database: Database, environ: dict[str, str], twilio: FakeTwilio, people: list[str]
 ) -> None:
+    """And whoever got none, since each of two runs gave way to the other, is not forgotten: a run asks for a retry."""
     midnight = MARQUESAS + timedelta(minutes=30)
+    twilio.travel_to(midnight)
     twilio.latency = 0.02
     with ThreadPoolExecutor(4) as threads, holding(database, "Log", waiting=4) as let_go:
         starts = [midnight - timedelta(minutes=1), midnight] * 2
         runs = [threads.submit(finish, environ, at) for at in starts]
         let_go()
         results = [each.result() for each in runs]
-    assert {code for code, _ in results} <= {0, 1}  # 1: it found the day held by a run that then gave it back
+    codes = {code for code, _ in results}
+    assert codes <= {0, 1}
+    assert texted(twilio) == people or 1 in codes
     assert max(Counter(texted(twilio)).values(), default=0) <= 1
     assert sum(said_sent(output) for _, output in results) == len(twilio.book)
 
@@ -375,10 +386,15 @@ def test_a_lost_answer_of_the_release_leaves_no_row_behind(
 
 
 def test_a_deadlock_is_repeated(
-    database: Database, environ: dict[str, str], twilio: FakeTwilio, people: list[str], caplog: pytest.LogCaptureFixture
+    database: Database,
+    environ: dict[str, str],
+    twilio: FakeTwilio,
+    people: list[str],
+    first_batch: list[Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The other transaction has changed more, so that the server makes ours the victim."""
-    first, *_, last = first_batch(environ)
+    first, *_, last = first_batch
     with ThreadPoolExecutor(1) as threads, transaction(database) as other:
         other.execute("INSERT INTO Habit (user_id, name) SELECT id, 'Weight' FROM User")
         other.execute("INSERT INTO Habit (user_id, name) SELECT user_id, 'Weight' FROM Habit")
@@ -398,9 +414,10 @@ def test_a_lock_wait_timeout_is_repeated(
     twilio: FakeTwilio,
     proxy: Proxy,
     people: list[str],
+    first_batch: list[Any],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    *_, last = first_batch(environ)
+    *_, last = first_batch
     claims = proxy.on_query(CLAIM, Verdict.PASS, nth=2)
     with ThreadPoolExecutor(1) as threads, transaction(database) as other:
         other.execute(f"SELECT * FROM {LEDGER} WHERE user_id = %s FOR UPDATE", (last,))
@@ -418,12 +435,15 @@ def transaction(database: Database) -> Iterator[Any]:
         yield cursor
 
 
-def first_batch(environ: dict[str, str]) -> list[Any]:
-    """The ids that a run at NOON claims first; the ledger is there afterwards."""
+@pytest.fixture
+def first_batch(
+    database: Database, environ: dict[str, str], people: list[str], monkeypatch: pytest.MonkeyPatch
+) -> list[Any]:
+    """The ids that a run claims first, its pages beginning at the table's; the ledger is there."""
+    monkeypatch.setattr(habit_notifier.random, "randrange", lambda _: len(people) - 1)  # all, up to the last one
     with habit_notifier.Store(habit_notifier.Settings.read(environ), Stop()) as store:
         store.open()
-        days = habit_notifier.days_by_zone(store.users_by_zone(), store._settings, NOON)
-        return [user.id for _, page in store.pages(days, USERS, NOON) for user in page][:CLAIMED]
+    return [user for (user,) in database.rows("SELECT id FROM User ORDER BY id")][:CLAIMED]
 
 
 def lock_waits(database: Database) -> int:
@@ -552,18 +572,23 @@ def test_a_text_that_was_not_posted_when_the_database_went_is_released(
 
 @pytest.mark.parametrize("state", ["sending", "sent", "uncertain"])
 def test_the_row_of_another_run_is_never_taken_for_our_own(
-    database: Database, environ: dict[str, str], twilio: FakeTwilio, proxy: Proxy, people: list[str], state: str
+    database: Database,
+    environ: dict[str, str],
+    twilio: FakeTwilio,
+    proxy: Proxy,
+    people: list[str],
+    first_batch: list[Any],
+    state: str,
 ) -> None:
     """It appears after the ledger was read and before the claim is written."""
-    ids = first_batch(environ)
 
     def be_quicker(query: str) -> Verdict:
         if CLAIM in query and not states(database):
-            database.execute(ANOTHER_ROW, (NOON.date(), state, NOON.replace(tzinfo=None), ids[1]))
+            database.execute(ANOTHER_ROW, (NOON.date(), state, NOON.replace(tzinfo=None), first_batch[1]))
         return Verdict.PASS
 
     proxy.hook = be_quicker
     assert run(environ | through(proxy)) == 0
-    [(number,)] = database.rows("SELECT phone_number FROM User WHERE id = %s", (ids[1],))
+    [(number,)] = database.rows("SELECT phone_number FROM User WHERE id = %s", (first_batch[1],))
     assert texted(twilio) == sorted({*people} - {number})
     assert states(database)[number] == state

@@ -183,6 +183,41 @@ def test_images_are_named_after_the_manifest_once_it_is_filled_in(docker: Path, 
     assert "Pushed registry.example.com:5000/team/habit-notifier:v1.1.0." in done.stdout
 
 
+def test_without_a_tag_the_content_is_told_apart(docker: Path, ready: Path) -> None:
+    """By the commit; before a commit, by what the image is made of: a node that has a tag does not pull it again."""
+    for name in ("Dockerfile", ".dockerignore"):
+        shutil.copy(ROOT / name, ready)
+    shutil.copytree(ROOT / "app", ready / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    who = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a"}
+    environ = {"PATH": os.environ["PATH"], "DOCKER": str(docker), "HOME": str(ready), **who}
+    program = ready / "app/habit_notifier.py"
+
+    def tag() -> str:
+        done = run_make("build", "IMAGE_NAME=r/n", root=ready, environ=environ)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.removeprefix("Built r/n:").removesuffix(".\n")
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=ready, env=environ, check=True, capture_output=True)
+
+    no_commit = tag()
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "first")
+    clean = tag()
+    assert re.fullmatch("[0-9a-f]{7,}", clean)
+    seen = {no_commit, clean}
+    for text in ("# one", "# two"):
+        program.write_text(text)
+        dirty = tag()
+        assert dirty == tag(), "the same content has the same tag"
+        assert dirty.startswith(f"{clean}-dirty-")
+        seen.add(dirty)
+    assert len(seen) == 4
+    program.write_text((ROOT / "app/habit_notifier.py").read_text())
+    assert tag() == clean
+
+
 @pytest.mark.parametrize("name", ["your-registry/habit-notifier", "habit-notifier"])
 def test_push_refuses_a_name_without_a_registry(docker: Path, name: str) -> None:
     done = run_make(

@@ -38,7 +38,7 @@ CRDS = {
     ("monitoring.coreos.com/v1", "PrometheusRule"): ROOT / "tests/schemas/monitoring.coreos.com-v1-PrometheusRule.json",
 }
 WAIVERS = {"CKV_K8S_15", "CKV_K8S_35", "CKV_K8S_40", "CKV_K8S_43"}
-EXAMPLES = {"MESSAGE_NO_LOGS", "MESSAGE_MISSED_YESTERDAY"}
+EXAMPLES = {"MESSAGE_NO_LOGS", "MESSAGE_MISSED_YESTERDAY", "SEND_WINDOW", "MAX_TEXTS", "LOG_FORMAT", "LOG_PII"}
 STANDARD = {"HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE"}  # the program's libraries read these
 
 DECLARED: dict[str, Mapping[str, Any]] = {
@@ -342,6 +342,16 @@ def test_runs_do_not_overlap_and_a_missed_one_is_made_up_for(cronjob: Document) 
     assert spec["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] == 3 * 24 * 3600
 
 
+def test_a_local_morning_is_an_hourly_run_and_a_window_that_it_meets(tmp_path: Path) -> None:
+    documents = load(build_with([K8S / "components/local-morning"], tmp_path))
+    spec = of_kind(documents, "CronJob")["spec"]
+    assert spec["schedule"] == "0 * * * *"  # a window of an hour or more meets it in every zone
+    assert of_kind(documents, "ConfigMap")["data"]["SEND_WINDOW"] == "09:00-20:00"
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] <= 1800 < spec["startingDeadlineSeconds"] <= 3600
+    assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (24, 24)
+
+
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
@@ -504,6 +514,14 @@ def test_every_alert_is_tested_speaking_and_silent(alerts: dict[str, Document]) 
     cases = [case for test in read(ROOT / "tests/alerts.yaml")["tests"] for case in test["alert_rule_test"]]
     for expected in (True, False):
         assert {case["alertname"] for case in cases if bool(case.get("exp_alerts")) is expected} == alerts.keys()
+
+
+def test_every_alert_leads_to_its_part_of_the_runbook(alerts: dict[str, Document]) -> None:
+    headings = re.findall(r"^#+ (.*)$", (ROOT / "DEPLOYMENT.md").read_text(), flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    for name, rule in alerts.items():
+        assert rule["annotations"]["runbook_url"] == f"DEPLOYMENT.md#alert-{name.lower()}"
+        assert f"alert-{name.lower()}" in anchors
 
 
 def test_the_alert_of_a_long_run_follows_the_deadline(alerts: dict[str, Document]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from hack import cluster as script
+from hack import credentials
 from hack import kubectl as transport
 from tests.fake_kubectl import START, FakeKubectl, condition, container, cronjob, ended, secret, text_of
 from tests.manifests import K8S, ROOT
@@ -32,6 +33,7 @@ SECRETS = {
 }
 API_KEY = {"TWILIO_API_KEY_SID": "SK" + "1" * 32, "TWILIO_API_KEY_SECRET": "s3cret"}
 JOB = "habit-notifier-29123"
+REAL_RUN = transport.run
 
 
 @dataclass
@@ -110,7 +112,7 @@ def keyboard(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
         monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
         monkeypatch.setattr("builtins.input", answer)
-        monkeypatch.setattr(script, "getpass", answer)
+        monkeypatch.setattr(credentials, "getpass", answer)
         return asked
 
     return answers
@@ -479,6 +481,12 @@ def test_deploy_warns_of_a_filled_template(fake: FakeKubectl, operate: Operate, 
     file = ready / "k8s/secret.yaml"
     file.write_text(re.sub(r"^# ", "", file.read_text(), flags=re.MULTILINE))
     assert "WARNING: k8s/secret.yaml is filled in" in operate("deploy", ready).out
+
+
+def test_deploy_needs_no_template_of_the_secret(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
+    fake.objects += [secret(SECRETS), cronjob()]
+    (ready / "k8s/secret.yaml").unlink()
+    assert operate("deploy", ready).code == 0
 
 
 @pytest.mark.parametrize(("schedule", "warned"), [("0 9 * * *", True), ("0 */6 * * *", True), ("0 * * * *", False)])
@@ -940,6 +948,13 @@ def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(fake: FakeKu
     assert not fake.of("Pod")
 
 
+def test_a_question_whose_pod_is_evicted_does_not_end_well(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    asked_pod(fake, {"phase": "Failed", "reason": "Evicted", "message": "disk"}, [])
+    done = operate("preflight")
+    assert (done.code, "ended before it started (Evicted: disk)" in done.out) == (1, True)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_the_pod_of_a_question_goes_whatever_happens(
     fake: FakeKubectl, operate: Operate, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
@@ -1053,10 +1068,7 @@ def test_without_a_cluster_the_remedy_is_told(fake: FakeKubectl, operate: Operat
     assert "kubectl config use-context" in done.err
 
 
-def test_without_kubectl_the_remedy_is_told(operate: Operate, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: str, **__: object) -> None:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(transport, "run", missing)
-    done = operate("status")
-    assert (done.code, "kubectl is not here. Install it" in done.err) == (1, True)
+def test_without_kubectl_the_remedy_is_told(operate: Operate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(transport, "run", REAL_RUN)
+    done = operate("status", PATH=str(tmp_path))
+    assert (done.code, "make status: kubectl is not here. Install it" in done.err) == (1, True)

@@ -6,7 +6,8 @@ Whatever is wrong with the set-up is one clear line with the remedy, exit code 2
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 
 import habit_notifier
-from habit_notifier import NO_LOGS, Action, Answer, Claim, Exit, Reminder, Result, Settings, Stop, Store
+from habit_notifier import NO_LOGS, Action, Answer, Exit, Reminder, Row, Settings, State, Stop, Store, User
 from tests import program
 from tests.sandbox.database import LEDGER, Database, Server, make_certificates
 from tests.sandbox.fake_twilio import FakeTwilio, refuse
 from tests.sandbox.proxy import Proxy, Verdict
+from tests.statements import PURGE
 
 NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
 LANDLINE = 21635
@@ -212,7 +214,7 @@ def test_a_table_that_may_not_be_read_is_named(
         ("ALTER TABLE Log DROP COLUMN created_at", ["'created_at'", "column is missing"]),
         ("ALTER TABLE Log MODIFY created_at BIGINT NOT NULL", ["Log.created_at is bigint", "TIMESTAMP or a DATETIME"]),
         ("ALTER TABLE Log MODIFY created_at VARCHAR(32) NOT NULL", ["Log.created_at is varchar(32)"]),
-        ("ALTER TABLE Log MODIFY created_at DATE NOT NULL", ["Log.created_at is date"]),
+        ("ALTER TABLE Log MODIFY created_at TIME NOT NULL", ["Log.created_at is time", "or a DATE"]),
     ],
 )
 def test_a_schema_that_does_not_fit_is_told_in_one_line(
@@ -472,83 +474,71 @@ def add_rows(database: Database, state: str, final_status: str | None, *keys: tu
         )
 
 
-def test_the_purge_keeps_a_users_newest_refusal_and_nothing_else(
+def test_the_purge_deletes_whatever_is_older_a_few_rows_at_a_time(
     database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Refusals, too: no gate looks further back."""
     monkeypatch.setattr(habit_notifier, "KEYS", 2)
     before = date(2026, 2, 1)
     old, older = before - timedelta(days=1), before - timedelta(days=2)
-    add_rows(database, "sent", "delivered", (1, older), (1, old), (1, before), (2, older), (3, old))
-    add_rows(database, "refused", "refused", (4, older), (4, old), (5, old), (5, before), (6, older))
-    add_rows(database, "sent", "delivered", (6, old))
+    add_rows(database, "sent", "delivered", (1, old), (1, before), (2, older))
+    add_rows(database, "refused", "refused", (4, older), (4, before))
     add_rows(database, "sending", None, (7, older))
     add_rows(database, "uncertain", None, (8, older))
-    add_rows(database, "sent", None, (9, older))
-    add_rows(database, "uncertain", "unknown", (9, old))
-    assert store.purge(before) == 11
-    assert remembered(database) == [
-        (1, before),
-        (4, old),  # its newest refusal
-        (5, before),
-        (6, older),  # a refusal is remembered beyond a later text to another number
-    ]
-    assert store.purge(before) == 0
+    assert [store.purge(before) for _ in range(4)] == [2, 2, 1, 0]
+    assert remembered(database) == [(1, before), (4, before)]
 
 
-def test_the_purge_reads_what_it_keeps_once_however_much_there_is_to_delete(
-    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "KEYS", 5)
-    before, kept, deleted = date(2026, 2, 1), 300, 100
-    oldest = before - timedelta(days=10 + kept)
-    add_rows(database, "refused", "refused", *((user, oldest + timedelta(days=user)) for user in range(kept)))
-    late = before - timedelta(days=5)
-    add_rows(database, "sent", "delivered", *((kept + n, late + timedelta(days=n % 5)) for n in range(deleted)))
-    database.execute(f"ANALYZE TABLE {LEDGER}")
-    reads = rows_read(store)
-    assert store.purge(before) == deleted
-    assert rows_read(store) - reads < 6 * (kept + deleted)  # a few for each; once more for each KEYS would be 20 times
-    assert len(remembered(database)) == kept
-
-
-def rows_read(store: Store) -> int:
-    """How many rows and index entries the store's connection has read."""
-    return sum(int(count) for _, count in store._run("SHOW SESSION STATUS LIKE %s", ["Handler_read%"]))
-
-
+@pytest.mark.usefixtures("store")
 def test_sigterm_ends_the_purge_between_two_statements(
-    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
+    database: Database, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(habit_notifier, "KEYS", 2)
-    before = date(2026, 2, 1)
-    add_rows(database, "sent", "delivered", *((user, before - timedelta(days=1)) for user in range(6)))
-    delete = store._delete
+    add_rows(database, "sent", "delivered", *((user, NOON.date() - timedelta(days=91)) for user in range(6)))
+    stop, purge = Stop(), Store.purge
 
-    def delete_and_terminate(keys: Sequence[tuple[Any, ...]]) -> None:
-        delete(keys)
-        store._stop.request()
+    def purge_and_terminate(store: Store, before: date) -> int:
+        stop.request()
+        return purge(store, before)
 
-    monkeypatch.setattr(store, "_delete", delete_and_terminate)
-    assert store.purge(before) == 2
+    monkeypatch.setattr(Store, "purge", purge_and_terminate)
+    assert program.run(environ, at=NOON, stop=stop) == Exit.TERMINATED
     assert len(remembered(database)) == 4
 
 
 @pytest.mark.parametrize("ours", [Action.ACCEPT, Action.UNCERTAIN, Action.REFUSE, Action.UNREACHED])
 def test_what_became_of_a_text_is_never_written_into_another_runs_row(
-    database: Database, store: Store, ours: Action
+    database: Database, environ: dict[str, str], store: Store, ours: Action
 ) -> None:
-    anna = Reminder(1, "Anna", "+12025550101", NO_LOGS, NOON.date())
-    mine, theirs = Claim(anna, "a" * 32, NOON), Claim(anna, "b" * 32, NOON)
-    columns = f"SELECT run_token, state, message_sid, error_code, final_status, finished_at, segments FROM {LEDGER}"
-    assert store.claim([theirs])[0] == [theirs]
+    """Neither by recording it nor by writing it again on a new connection."""
+    days = habit_notifier.days_of(NOON, habit_notifier.pytz.utc)
+    anna = Reminder(User(1, "Anna", "+12025550101", "UTC", days, logged_day1=False), NO_LOGS, days)
     late = NOON + timedelta(hours=1)
-    store.record([Result(mine, Answer(ours, code=21610, sid="SM" + "a" * 32, segments=2))], late)
-    assert database.rows(columns) == [("b" * 32, "sending", None, None, None, None, None)]
-    store.record([Result(theirs, Answer(Action.ACCEPT, sid="SM" + "b" * 32, segments=1))], NOON)
-    told = [("b" * 32, "sent", "SM" + "b" * 32, None, None, NOON.replace(tzinfo=None), 1)]
+    columns = f"SELECT state, message_sid, error_code, final_status, finished_at, segments FROM {LEDGER}"
+    answer = Answer(ours, code=21610, sid="SM" + "a" * 32, segments=2)
+    with Store(Settings.read(environ), Stop()) as another:
+        another.open()
+        [theirs] = another.claim([anna], NOON)[1]
+        [seen] = store.claim([anna], NOON)[1]
+        assert seen == theirs
+        mine = store.claims[anna]
+        assert mine.token != theirs.token
+        store.record({anna: answer}, late)
+        assert database.rows(columns) == [("sending", None, None, None, None, None)]
+        another.record({anna: Answer(Action.ACCEPT, sid="SM" + "b" * 32, segments=1)}, NOON)
+    told = [("sent", "SM" + "b" * 32, None, None, NOON.replace(tzinfo=None), 1)]
     assert database.rows(columns) == told
-    store.record([Result(mine, Answer(ours, code=21610, sid="SM" + "a" * 32, segments=2))], late)
+    store.claims[anna] = mine
+    store.record({anna: answer}, late)
+    store.claims[anna] = mine
+    store._disconnect()
+    assert store._rows([1]) == [replace_state(theirs)]
     assert database.rows(columns) == told
+
+
+def replace_state(claim: Row) -> Row:
+    """The row of a claim whose text was sent at NOON."""
+    return replace(claim, state=State.SENT, finished_at=NOON, sid="SM" + "b" * 32, segments=1)
 
 
 @pytest.mark.usefixtures("store")
@@ -572,7 +562,7 @@ def test_a_clean_up_that_fails_is_told_and_fails_nobody(
     monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 0.1)
     add_due(database)
     with Proxy((database.server.host, database.server.port)) as proxy:
-        lost = proxy.on_query("ORDER BY n.local_day", Verdict.CUT_BEFORE, forever=True)
+        lost = proxy.on_query(PURGE, Verdict.CUT_BEFORE, forever=True)
         assert run(environ | {"DB_HOST": proxy.host, "DB_PORT": str(proxy.port)}) == 0
     assert lost.hits
     assert "Left for the next run" in warnings(caplog)
@@ -594,7 +584,7 @@ def test_a_number_that_refused_for_good_rests_for_the_days_of_the_setting(
     assert tries == tried
 
 
-def test_a_new_number_is_tried_at_once_and_the_old_one_not_again_that_day(
+def test_a_new_number_is_tried_the_next_day_though_the_old_one_would_rest(
     database: Database, environ: dict[str, str], twilio: FakeTwilio
 ) -> None:
     [user] = add_due(database, 1)
@@ -602,9 +592,10 @@ def test_a_new_number_is_tried_at_once_and_the_old_one_not_again_that_day(
     assert [run(environ, NOON), run(environ, NOON)] == [0, 0]
     assert sends(twilio) == ["+12025550000"]
     database.execute("UPDATE User SET phone_number = '+12025550111' WHERE id = %s", (user,))
-    for _ in range(2):
-        assert run(environ, NOON) == 0
-        assert sends(twilio) == ["+12025550000", "+12025550111"]
+    assert run(environ, NOON) == 0
+    assert sends(twilio) == ["+12025550000"]  # the day is handled
+    assert run(environ, NOON + timedelta(days=1)) == 0
+    assert sends(twilio) == ["+12025550000", "+12025550111"]
 
 
 def sends(twilio: FakeTwilio) -> list[str | None]:
@@ -615,17 +606,22 @@ def sends(twilio: FakeTwilio) -> list[str | None]:
 # --- pages
 
 
-def paged(store: Store, now: datetime) -> list[Any]:
-    """The ids on all pages of that day, in order; of every page all are due."""
-    days = habit_notifier.days_by_zone(store.users_by_zone(), store._settings, now)
-    total = sum(store.users_by_zone().values())
-    pages = list(store.pages(days, total, now))
-    assert [count for count, _ in pages] == [len(users) for _, users in pages]
-    return [user.id for _, users in pages for user in users]
+def judging(store: Store) -> int:
+    """Let the store judge by the days at NOON; how many users it will go through."""
+    zones = store.zones()
+    store.judge_by(habit_notifier.days_by_zone(zones, store._settings, NOON), NOON)
+    return sum(zone.users for zone in zones)
+
+
+def paged(store: Store) -> list[Any]:
+    """The ids on all pages, in order; of every page all are due."""
+    pages = list(store.pages(judging(store)))
+    assert [page.users_in_all for page in pages] == [len(page.users) for page in pages]
+    return [user.id for page in pages for user in page.users]
 
 
 @pytest.mark.parametrize("id_type", ["INT", "CHAR(36)"])
-def test_pages_cover_everybody_exactly_once_wherever_the_day_makes_them_start(
+def test_pages_cover_everybody_exactly_once_wherever_they_start(
     server: Server, twilio: FakeTwilio, monkeypatch: pytest.MonkeyPatch, id_type: str
 ) -> None:
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 3)
@@ -634,11 +630,12 @@ def test_pages_cover_everybody_exactly_once_wherever_the_day_makes_them_start(
         database.insert_users([("No phone", None, "UTC"), ("Blank", " ", "UTC")])
         with Store(Settings.read(database.environ() | twilio.environ()), Stop()) as store:
             firsts = set()
-            for day in range(12):
-                if day == 6:  # gaps in the ids
+            for turn in range(12):
+                monkeypatch.setattr(habit_notifier.random, "randrange", lambda total, n=turn: n * 2 % total)
+                if turn == 6:  # gaps in the ids
                     for user in [users.pop(0), users.pop(7), users.pop(7), users.pop()]:
                         database.execute("DELETE FROM User WHERE id = %s", (user,))
-                seen = paged(store, NOON + timedelta(days=day))
+                seen = paged(store)
                 assert sorted(seen) == sorted(users)
                 assert len(seen) == len(users)
                 firsts.add(seen[0])
@@ -658,8 +655,8 @@ def test_the_next_page_is_larger_or_smaller_as_the_last_one_was_fast_or_slow(
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 16)
     monkeypatch.setattr(habit_notifier, "PAGE_SECONDS", seconds)
     add_due(database, 60)
-    days = habit_notifier.days_by_zone(store.users_by_zone(), store._settings, NOON)
-    assert [count for count, _ in store._pages(habit_notifier.zones_table(days), None, None)] == sizes
+    judging(store)
+    assert [page.users_in_all for page in store._pages(None, None)] == sizes
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 6])
@@ -668,8 +665,9 @@ def test_pages_cover_tables_of_any_size(
 ) -> None:
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 3)
     users = add_due(database, count)
-    for day in range(5):
-        assert sorted(paged(store, NOON + timedelta(days=day))) == users
+    for start in range(max(count, 1)):
+        monkeypatch.setattr(habit_notifier.random, "randrange", lambda _, n=start: n)
+        assert sorted(paged(store)) == users
 
 
 def test_somebody_deleted_at_the_place_where_the_pages_start_costs_nobody_a_text(
@@ -677,12 +675,12 @@ def test_somebody_deleted_at_the_place_where_the_pages_start_costs_nobody_a_text
 ) -> None:
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 2)
     users = add_due(database, 7)
-    days = habit_notifier.days_by_zone(store.users_by_zone(), store._settings, NOON)
-    pages = store.pages(days, 7, NOON)
-    first = [user.id for user in next(pages)[1]]
+    monkeypatch.setattr(habit_notifier.random, "randrange", lambda _: 3)
+    pages = store.pages(judging(store))
+    first = [user.id for user in next(pages).users]
     start = next(user for user in reversed(users) if user < first[0])
     database.execute("DELETE FROM User WHERE id = %s", (start,))
-    rest = [user.id for _, page in pages for user in page]
+    rest = [user.id for page in pages for user in page.users]
     assert sorted(first + rest) == [user for user in users if user != start]
 
 
@@ -694,17 +692,17 @@ def test_a_zone_that_came_in_use_during_the_run_is_not_called_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     add_due(database)
-    count = Store.users_by_zone
+    count = Store.zones
 
-    def count_and_move(store: Store) -> dict[bytes, int]:
+    def count_and_move(store: Store) -> list[habit_notifier.Zone]:
         zones = count(store)
         database.execute("UPDATE User SET time_zone = 'Asia/Tokyo' WHERE id = 2")
         return zones
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "users_by_zone", count_and_move)
+        patch.setattr(Store, "zones", count_and_move)
         assert run(environ, NOON) == 0
-    [told] = warnings(caplog).splitlines()
+    [told] = [line for line in warnings(caplog).splitlines() if line.startswith("User ")]
     assert told.endswith("time zone 'Asia/Tokyo' came in use during this run: the next one serves")
     assert len(twilio.book) == 2
     assert run(environ, NOON) == 0

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.probe import PROBE
-from tests.e2e.stage import CREDENTIALS, NAMESPACE, ROOT, Cluster, Due, Outside, User, Watch, blocks, eventually
+from tests.e2e.stage import CREDENTIALS, NAMESPACE, ROOT, Cluster, Due, Outside, User, Watch, eventually
 from tests.sandbox.fake_twilio import FakeTwilio
 
 pytestmark = pytest.mark.timeout(600)
@@ -385,7 +385,7 @@ def test_5_a_run_that_cannot_start_is_explained_within_a_minute_and_taken_back(
         for _, run, *_ in runs:
             run.kill()
         cluster.here("delete", "quota", "full", "--ignore-not-found")
-        user.does("make update-image IMAGE_TAG=v1.0.0")
+        user.does("make update-image IMAGE_TAG=v1.0.0", code=None)
         user.does("make secret", environ=CREDENTIALS)
     user.does("make test")
     assert outside.texts() == due
@@ -475,6 +475,23 @@ def test_6_a_drained_node_ends_the_run_in_order_and_the_replacement_goes_on(
     assert not cluster.get("job", job)["status"].get("failed"), "an eviction counts as no attempt"
     assert outside.texts() == slow
     assert outside.ledger() == {"sent": slow.total(), "refused": 1}
+
+
+def test_6_a_pod_deleted_by_hand_is_replaced_and_nobody_texted_twice(
+    slow: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    run = user.start("make test")
+    in_the_middle(outside, slow)
+    (job,) = working(cluster)
+    cluster.here("delete", "pod", watch.of(job)[0].name, "--wait=false")
+    eventually(lambda: watch.exits(job)[0] is not None, 60, "the first pod ends")
+    outside.call("latency", 0.0)
+    done = user.ends(run)
+    assert (done.code, cluster.outcome(job)) == (0, "Complete"), done.said
+    watch.ended(job, [143, 0])
+    sids = re.findall(r"Message SID: (\w+)", done.said)
+    assert len(sids) == len(set(sids)) > 0, "each line is printed once"
+    assert outside.texts() == slow
 
 
 def test_6_stop_ends_a_run_in_order_and_the_next_one_goes_on(
@@ -669,12 +686,6 @@ def test_7_a_shard_that_needs_a_person_stops_all_of_them_in_order(
 # --- 8. looking, and cleaning up -------------------------------------------------------------------------------------
 
 
-PROGRAM = (ROOT / "app/habit_notifier.py").read_text()
-needs_questions = pytest.mark.skipif('"--check"' not in PROGRAM, reason="the program has no --check yet")
-needs_summary = pytest.mark.skipif("termination-log" not in PROGRAM, reason="the program leaves no summary yet")
-
-
-@needs_questions
 def test_8_preflight_dry_run_and_explain_text_nobody_and_leave_nothing(
     due: Due, user: User, cluster: Cluster, outside: Outside
 ) -> None:
@@ -692,7 +703,6 @@ def test_8_preflight_dry_run_and_explain_text_nobody_and_leave_nothing(
     assert user.does("make logs", code=None) == newest
 
 
-@needs_questions
 @pytest.mark.usefixtures("due")
 def test_8_preflight_ends_as_the_check_does(user: User) -> None:
     user.does("make secret", environ={"DB_PASSWORD": "wrong"})
@@ -700,6 +710,28 @@ def test_8_preflight_ends_as_the_check_does(user: User) -> None:
         assert "Error 2" in user.does("make preflight", code=2)
     finally:
         user.does("make secret", environ=CREDENTIALS)
+
+
+@pytest.mark.usefixtures("due")
+@pytest.mark.parametrize(
+    ("name", "value"), [("DB_PORT", "3307"), ("DB_HOST", "no-such.example.internal"), ("DB_NAME", "no_such_database")]
+)
+def test_8_preflight_names_the_setting_that_is_wrong(user: User, cluster: Cluster, name: str, value: str) -> None:
+    cluster.here("patch", "configmap", "habit-notifier-config", "--patch", json.dumps({"data": {name: value}}))
+    try:
+        assert name in user.does("make preflight", code=2)
+    finally:
+        user.does("make deploy")
+
+
+@pytest.mark.usefixtures("due")
+def test_8_preflight_says_that_names_are_not_found(user: User, cluster: Cluster) -> None:
+    no_dns = json.dumps([{"op": "remove", "path": "/spec/egress/0"}])
+    cluster.here("patch", "networkpolicy", "habit-notifier", "--type=json", "--patch", no_dns)
+    try:
+        assert re.search("DNS|networkpolicy|NetworkPolicy", user.does("make preflight", code=2))
+    finally:
+        user.does("make deploy")
 
 
 @pytest.mark.usefixtures("deployed")
@@ -719,7 +751,6 @@ def test_8_the_pod_of_a_question_goes_when_it_cannot_start_or_is_interrupted(use
         user.does("make secret", environ=CREDENTIALS)
 
 
-@needs_summary
 def test_8_status_says_what_became_of_the_texts(due: Due, user: User) -> None:
     job = job_in(user.does("make test"))
     status = user.does("make status")
@@ -757,7 +788,7 @@ def test_8_who_may_only_look_sees_status_logs_and_events(
     due: Due, user: User, cluster: Cluster, tmp_path: Path
 ) -> None:
     user.does("make test")
-    (role,) = (yaml for yaml in blocks("DEPLOYMENT.md", "yaml") if "kind: Role\n" in yaml)
+    role, _ = (ROOT / "k8s/components/viewers/viewers.yaml").read_text().split("\n---\n")
     cluster.kubectl("apply", "-f", "-", typed=role)
     cluster.here("create", "rolebinding", "viewer", "--role=habit-notifier-viewer", "--user=viewer")
     config = json.loads(cluster.kubectl("config", "view", "--raw", "--flatten", "--output=json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import uuid
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytz
 
 from tests.faults import faults as f
 from tests.faults.faults import Fault
-from tests.faults.scene import Person, start_of
+from tests.faults.scene import Person, start_of, zone_of
 from tests.sandbox import fake_twilio as ft
 from tests.sandbox.fake_twilio import Answer, Door, refuse, server_error, slow, throttle
 from tests.sandbox.people import zone_named
@@ -22,9 +23,16 @@ from tests.sandbox.proxy import Verdict
 
 Rng = random.Random
 
+LOST = [("undelivered", code) for code in (30003, 30005, 30008, 30006)]
+ENDS: list[list[tuple[str, int | None]]] = [
+    [*[("delivered", None)] * 3, ("undelivered", 30003), ("failed", 30008), ("sent", None)],
+    [("delivered", None), *LOST],
+    [*LOST, ("undelivered", 30034)],
+    [("delivered", None), ("undelivered", 30034), ("undelivered", 30007)],  # the sender is blocked
+]
 SLOW_TIMEOUT = 0.25  # seconds that the program waits for Twilio where answers are slow
 SILENT_TIMEOUT = 0.4  # seconds that it waits for a statement where the server falls silent
-EVERY_PROCESS = 12  # one in so many runs has real processes
+EVERY_PROCESS = 8  # one in so many runs has real processes
 PERMANENT = (21610, 21211, 21614, 21635, 21265, 21266, 21268)
 TODAY = (21612, 21608, 21408)
 SENDER = (21606, 21659, 21660, 21661, 21212)
@@ -73,6 +81,18 @@ class Scene:
     people: list[Person]
     steps: list[Step]
     list_lag: timedelta
+    ends: list[tuple[str, int | None]]
+    """What may become of a text."""
+
+    def seconds_left(self, person: Person, instant: datetime) -> float:
+        """The seconds to the end of SEND_WINDOW as clocks show it where the person is; 0 outside."""
+        zone = zone_of(person, self.default_zone)
+        if not zone or "SEND_WINDOW" not in self.environ:
+            return math.inf
+        local = instant.astimezone(zone)
+        start, end = (time.fromisoformat(text) for text in self.environ["SEND_WINDOW"].split("-"))
+        closing = datetime.combine(local.date(), end, zone)
+        return (closing.astimezone(UTC) - instant).total_seconds() if start <= local.time() < end else 0.0
 
     @property
     def story(self) -> str:
@@ -101,6 +121,9 @@ def draw(seed: int, index: int) -> Scene:
     ids = sorted(str(uuid.UUID(int=rng.getrandbits(128))) for _ in people)
     for number, each in enumerate(people):
         each.id = ids[number] if id_type == "CHAR(36)" else 1 + 3 * number
+    if any(isinstance(fault, f.ComeAndGo) for step in steps for part in step.parts for fault in part.faults):
+        for each in rng.sample(people, 2):
+            each.is_here = False
     if rng.random() < 0.15 and len(people) > 3:
         people[1].phone = people[0].phone  # two accounts, one number
     return Scene(
@@ -118,6 +141,7 @@ def draw(seed: int, index: int) -> Scene:
         people=people,
         steps=steps,
         list_lag=timedelta(minutes=rng.choice([0, 0, 3, 14])),
+        ends=rng.choice(ENDS),
     )
 
 
@@ -135,6 +159,10 @@ def settings(rng: Rng, default_zone: str | None) -> dict[str, str]:
     if rng.random() < 0.2:
         environ |= {"TWILIO_FROM_NUMBER": "", "TWILIO_MESSAGING_SERVICE_SID": ft.FakeTwilio.MESSAGING_SERVICE_SID}
     if rng.random() < 0.2:
+        environ["SEND_WINDOW"] = rng.choice(["09:00-20:00", "08:30-12:00", "00:00-23:00", "20:00-23:59"])
+    if rng.random() < 0.4:
+        environ["UNDELIVERED_LIMIT"] = rng.choice(["0", "1", "2"])
+    if rng.random() < 0.2:
         environ["REFUSED_RETRY_DAYS"] = rng.choice(["0", "1", "90"])
     return environ
 
@@ -146,13 +174,19 @@ def constants(rng: Rng, steps: list[Step]) -> dict[str, Any]:
     is_silent = any(
         isinstance(fault, f.Away) or (isinstance(fault, f.Cut) and fault.verdict in HANGS) for fault in all_faults
     )
+    is_forgotten = any(isinstance(fault, f.ForgottenConnections) for fault in all_faults)
     is_locked = any(isinstance(fault, f.LockWait) for fault in all_faults)
     return {
         "HTTP_TIMEOUT": [2.0, SLOW_TIMEOUT if is_slow else 4.0],
         # A statement must outlast the wait for a lock, here 1 s, as in the program: else the server works on alone.
         "DATABASE_TIMEOUT": 10.0 if not is_silent else 1.5 if is_locked else SILENT_TIMEOUT,
-        "PAUSE_BUDGET": rng.choice([3.0, 20.0, 60.0]),
-        "PROBE_PAUSES": [1.0, 2.0],
+        "DATABASE_CONNECT_TIMEOUT": SILENT_TIMEOUT if is_silent else 5.0,
+        "PAUSE_BUDGET": 60.0 if is_forgotten else rng.choice([3.0, 20.0, 60.0]),
+        "OUTAGE_PAUSES": [1.0, 2.0],
+        "OUTAGE_PATIENCE": 40.0,
+        # In-process the watchdog would end the driver.
+        "TERM_LIMIT": 100.0,
+        "WATCHDOG_LIMIT": 2_000.0,
         "PAGE_USERS": rng.choice([5_000, 5_000, 2, 5, 9]),
         "IN_LIST": rng.choice([500, 500, 3]),
         "KEYS": rng.choice([500, 500, 2]),
@@ -195,6 +229,9 @@ def midnight_near(zone: str, around: datetime) -> datetime:
 # --- who
 
 
+HALF = "\ud83d"  # half of an emoji, whose bytes MariaDB takes for UTF-8 and Python does not
+
+
 def person(rng: Rng, number: int, focus: str, first: datetime) -> Person:
     """Somebody; more often due than not."""
     chance = rng.random()
@@ -214,7 +251,11 @@ def person(rng: Rng, number: int, focus: str, first: datetime) -> Person:
     phone: str | None = f"+1555{rng.randrange(10**4):04}{number:03}"
     if rng.random() < 0.06:
         phone = rng.choice([None, "", "  ", "call me", "+15x", "0049 30 1234"])
-    odd = rng.choice([" Ö.", "\r\n2024-01-01 - __main__ - INFO - Job completed.", " {name} %s", " " + "x" * 60])
+    if rng.random() < 0.01:
+        zone = focus + HALF
+    odd = rng.choice(
+        [" Ö.", f" {HALF}", "\r\n2024-01-01 - __main__ - INFO - Job completed.", " {name} %s", " " + "x" * 60]
+    )
     who = Person(0, f"P{number}" + (odd if rng.random() < 0.1 else ""), phone, zone, rng.choice([0, 1, 1, 2]), logs)
     if rng.random() < 0.08:
         who.refusal, who.refused_phone = rng.choice([*PERMANENT, *TODAY]), who.phone
@@ -251,6 +292,10 @@ def overlapping(rng: Rng, _focus: str, around: datetime, processes: bool, tls: b
     runs = rng.choice([2, 2, 3])
     first = step(rng, around, processes, tls, runs=runs, chance=0.6)
     first.parts[0].joins_at_post = rng.choice([0, 0, 0, 1, 3])
+    if processes and rng.random() < 0.6:  # whoever was refused by one is claimed once more by another
+        refused = f.BadAnswers("sender refused", refuse(21606), 1, 9)
+        once_more = f.Ended(kill=True, at="claiming once more", nth=1, before=rng.random() < 0.5, seconds=0)
+        first.parts[0].faults = [refused, once_more]
     return [first, *calm(rng, around, 0)]
 
 
@@ -328,14 +373,15 @@ def draw_faults(rng: Rng, processes: bool, tls: bool, chance: float) -> list[Fau
 
 COMBINED = (f.BadAnswers, f.Ended, f.Cut, f.WrongCredentials, f.KilledConnection)
 WRITES = ["claim", "claim", "record", "record", "release"]
-TARGETS = [*WRITES, "read back", "history", "page", "zones", "any"]
+TARGETS = [*WRITES, "read back", "history", "page", "slice", "zones", "learn", "settle", "any"]
 
 
 def draw_fault(rng: Rng, processes: bool, tls: bool) -> Fault:
     """One fault."""
     table = PROCESS_FAULTS if processes and rng.random() < 0.8 else INLINE_FAULTS
     make = rng.choices([make for _, make in table], [weight for weight, _ in table])[0]
-    return make(rng, tls)
+    fault = make(rng, tls)
+    return draw_fault(rng, processes, tls) if processes and fault.needs_thread else fault
 
 
 def early(rng: Rng) -> int:
@@ -343,7 +389,7 @@ def early(rng: Rng) -> int:
     return rng.choice([1, 1, 1, 2, 2, 3, 4, 6])
 
 
-def cut(verdict: Verdict | None, kind: str) -> Callable[[Rng, bool], Fault]:
+def cut(verdict: Verdict, kind: str) -> Callable[[Rng, bool], Fault]:
     """A cut of this kind."""
 
     def make(rng: Rng, _tls: bool) -> Fault:
@@ -397,8 +443,10 @@ def ended(kill: bool) -> Callable[[Rng, bool], Fault]:
     """kill -9 or SIGTERM."""
 
     def make(rng: Rng, _tls: bool) -> Fault:
-        at = rng.choice(["post", "post", "claim", "claim", "record", "record", "release", "read back", *ANYTIME])
-        nth = rng.randrange(1, 30) if at == "any" else early(rng)
+        at = rng.choice(
+            ["post", "post", *WRITES, "read back", "learn", "learn", *["settle"] * 3, *["writing again"] * 2, *ANYTIME]
+        )
+        nth = {"any": rng.randrange(1, 30), "learn": 1, "settle": 1, "writing again": 2}.get(at) or early(rng)
         seconds = rng.uniform(0, 0.2)
         return f.Ended(kill=kill, at=at, nth=nth, before=rng.random() < 0.5, seconds=seconds, again=rng.random() < 0.3)
 
@@ -410,24 +458,55 @@ def wrong_credentials(rng: Rng, _tls: bool) -> Fault:
     return f.WrongCredentials(rng.choice([0, 1, 2, 3, 6]))
 
 
+def wrong_clock(rng: Rng, _tls: bool) -> Fault:
+    """Behind or ahead, by a little, by hours or days; or it steps."""
+    by = timedelta(seconds=rng.choice([40, 280, 320, 3_600, 11.7 * 3_600, 86_400, 45 * 86_400])) * rng.choice([-1, 1])
+    if rng.random() < 0.4:
+        return f.WrongClock(rng.choice([-1, 1]) * timedelta(seconds=rng.choice([40, 3_600, 26 * 3_600])), early(rng))
+    return f.WrongClock(by)
+
+
+def suspended(rng: Rng, _tls: bool) -> Fault:
+    """Asleep for minutes or hours."""
+    return f.Suspended(early(rng), timedelta(minutes=rng.choice([2, 10, 60, 480, 1_560])))
+
+
 def read_only(rng: Rng, _tls: bool) -> Fault:
-    """Read-only from the start, or from a statement on."""
+    """Read-only from the start, from a statement on, or for some seconds."""
+    if rng.random() < 0.5:
+        return f.ReadOnly(rng.choice(WRITES), early(rng), rng.choice([0.05, 0.15, 0.3]))
     if rng.random() < 0.3:
         return f.ReadOnly("any", 0)
     return f.ReadOnly(rng.choice(WRITES), early(rng))
 
 
+def lost_commits(rng: Rng, _tls: bool) -> Fault:
+    """A crash that loses the last second, at some statement."""
+    return f.LostCommits(rng.choice(["claim", "record", "read back"]), rng.choice([1, 2, 2, 3, 3, 4, 6]))
+
+
+FOREIGN = [
+    Answer("", status=status, body=body)
+    for status in (400, 401, 403, 404, 429)
+    for body in ("<html>Blocked</html>", '{"error": "blocked"}', '{"code": 403, "status": 200}')
+]
 THROTTLES = (throttle(), throttle(0), throttle(1), throttle(3), refuse(21611, 429), refuse(20429, 429, rfc9457=True))
 
 INLINE_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
     (5, cut(Verdict.CUT_BEFORE, "connection cut before a statement")),
-    (3, cut(None, "connection cut within an answer")),
+    (3, cut(Verdict.CUT_WITHIN, "connection cut within an answer")),
     (2, at_query(f.CutWhileExecuting, writes=True)),
     (6, cut(Verdict.CUT_AFTER, "connection cut after a statement")),
     (3, at_query(f.KilledConnection)),
     (3, lambda _rng, _tls: f.Deadlock("claim", 1)),
     (1.5, at_query(f.LockWait, writes=True, seconds=lambda rng: rng.choice([1.2, 2.5]))),
-    (3, read_only),
+    (4, read_only),
+    (8, wrong_clock),
+    (6, suspended),
+    (3, lost_commits),
+    (2, lambda rng, _tls: f.ForgottenConnections(early(rng))),
+    (6, lambda rng, _tls: f.ComeAndGo(rng.choice(["zones", "slice", "page", "history", "claim"]), early(rng))),
+    (4, answers("4xx of a proxy after accepting", *FOREIGN)),
     (1, cut(Verdict.HANG_BEFORE, "silent server")),
     (1, cut(Verdict.HANG_AFTER, "silent server")),
     (1, at_query(f.Away, silent=lambda _: True, seconds=lambda rng: rng.choice([0.6, 2.5]))),

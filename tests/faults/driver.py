@@ -13,10 +13,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
-from tests.faults.draw import draw
+from tests.faults.draw import HALF, draw
+from tests.faults.faults import NEW_STEPS
 from tests.faults.invariants import NAMES, Judge
 from tests.faults.mutants import MUTANTS, Mutant
-from tests.faults.scene import due, has_odd_day
+from tests.faults.scene import due, has_odd_day, zone_day
 from tests.faults.stage import Played, Record, Stage
 
 CHUNK = 10  # most scenes that a process plays before it tells
@@ -24,9 +25,20 @@ SHOWN = 5  # failures told in full
 PROGRESS = 10.0  # seconds
 ENOUGH = 50  # how often each kind must have hit in 10,000 runs
 
+# What is counted by the log alone.
+IN_THE_LOG = (
+    ("run deadline", "RUN_DEADLINE ("),
+    ("later: SEND_WINDOW", "gets no text, later"),
+    ("earlier text delivered", ", delivered "),
+    ("earlier text undelivered", ", undelivered "),
+    ("sender blocked by carriers", "Carriers block the sender"),
+    ("left alone: texts do not arrive", "gets no text, left alone"),
+    ("left alone: the last text did not arrive", "refused earlier: the last text did not arrive"),
+)
 # What must hit, in the order of the table. Whatever else is drawn comes after them.
 KINDS = (
     "kill -9",
+    *(f"kill -9, {step}" for step in NEW_STEPS),
     "SIGTERM",
     "connection cut before a statement",
     "connection cut during a statement",
@@ -37,6 +49,9 @@ KINDS = (
     "deadlock",
     "lock wait timeout",
     "read-only server",
+    "switch-over",
+    "lost commits",
+    "sign-ups and deletions",
     "silent server",
     "database refuses connections",
     "Twilio refuses connections",
@@ -47,6 +62,8 @@ KINDS = (
     "reset after accepting",
     "closed after accepting",
     "201 with a broken body",
+    "4xx of a proxy after accepting",
+    "idle connections forgotten",
     "5xx before accepting",
     "5xx after accepting",
     "429 storm",
@@ -56,10 +73,17 @@ KINDS = (
     "sender refused",
     "a person must act",
     "unknown 4xx",
-    "run deadline",
     "clock at a DST change",
     "local midnight while a run is at work",
+    "suspended process",
+    "clock behind",
+    "clock ahead",
+    "clock a little off",
+    "clock that steps",
     "overlapping runs",
+    "overlapping runs on two local days",
+    "undecodable row",
+    *(kind for kind, _ in IN_THE_LOG),
 )
 
 
@@ -96,7 +120,11 @@ class Result:
             self.hits["overlapping runs"] += len(group.runs) > 1
             for run in group.runs:
                 self.hits["clock at a DST change"] += is_at_change(group, run.now, record.scene.default_zone)
-                self.hits["run deadline"] += "RUN_DEADLINE (" in run.output
+                self.hits.update(kind for kind, words in IN_THE_LOG if words in run.output)
+                self.hits["undecodable row"] += any(HALF in f"{p.name}{p.zone}" and p.is_here for p in group.people)
+            nows = [run.now for run in group.runs if run.now]
+            days = ({zone_day(who, now, record.scene.default_zone) for now in nows} for who in group.people)
+            self.hits["overlapping runs on two local days"] += any(len(of_one) > 1 for of_one in days)
 
 
 def is_at_change(group: Played, now: object, default: str | None) -> bool:
@@ -131,6 +159,7 @@ def play(stage: Stage, seed: int, index: int) -> Result:
 # --- many, on several processes
 
 _STAGES: list[Stage] = []
+_BEGAN: list[float] = []
 
 
 def _make_stage() -> None:
@@ -138,13 +167,15 @@ def _make_stage() -> None:
     os.environ.clear()  # requests reads all of it with each request
     os.environ.update(needed)
     _STAGES.append(Stage().__enter__())
+    _BEGAN.append(time.monotonic())
 
 
-def play_some(seed: int, indices: Sequence[int]) -> Result:
-    """Play scenes on this process's stage."""
+def play_some(seed: int, indices: Sequence[int], seconds: float) -> Result:
+    """Play scenes on this process's stage, as long as there is time."""
     result = Result()
     for index in indices:
-        result.add(play(_STAGES[0], seed, index))
+        if time.monotonic() - _BEGAN[0] < seconds:
+            result.add(play(_STAGES[0], seed, index))
     return result
 
 
@@ -152,13 +183,9 @@ def play_all(indices: Sequence[int], seed: int, workers: int, seconds: float) ->
     """Play scenes on several processes; a result for each few of them. After those seconds no more are begun."""
     size = max(1, min(CHUNK, len(indices) // (8 * workers)))
     parts = [indices[start : start + size] for start in range(0, len(indices), size)]
-    began = time.monotonic()
     with _pool(min(workers, len(parts))) as pool:
-        for done in as_completed(pool.submit(play_some, seed, part) for part in parts):
+        for done in as_completed(pool.submit(play_some, seed, part, seconds) for part in parts):
             yield done.result()
-            if time.monotonic() - began > seconds:
-                pool.shutdown(wait=False, cancel_futures=True)
-                return
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -208,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=int, default=1, help="with --only: how often")
     parser.add_argument("--workers", type=int, default=4 * (os.cpu_count() or 1), help="most of the time they wait")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no more runs after so long")
-    parser.add_argument("--mutants", action="store_true", help="break the program in five ways, until each is caught")
+    parser.add_argument("--mutants", action="store_true", help="break the program in nine ways, until each is caught")
     told = parser.parse_args(argv)
     if told.mutants:
         return hunt_all(told.seed, told.runs, told.workers)

@@ -21,29 +21,26 @@ import pymysql
 
 from tests.faults.program import Actor, ProcessActor
 from tests.faults.scene import SceneClock
-from tests.faults.wire import Wire
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import Answer, Door, FakeTwilio, Request
-from tests.sandbox.proxy import Rule, Verdict
+from tests.sandbox.proxy import Proxy, Rule, Verdict
 
 # What tells the program's statements apart.
-CLAIM = "rule, state, run_token, claimed_at)"
-READ_BACK = " AND local_day >= "
-RECORD = "rule, run_token, claimed_at, finished_at,"
+CLAIM = "UPDATE user_id = "
+RECORD = "state = IF(run_token"
 RELEASE = f"DELETE FROM {LEDGER} WHERE (user_id"
-HISTORY = "AND state = 'refused')"
-PAGE = "LEFT JOIN ("
-ZONES = "COUNT(*) FROM `User`"
-ANY = ""
 TARGETS = {
+    "learn": "WHERE final_status IS NULL",
+    "settle": "SET state = '",
+    "zones": "GROUP BY 1, 2",
+    "slice": "AS stranger FROM",
+    "page": "JOIN (SELECT CAST(NULL",
+    "history": "AND local_day >= '0001",
     "claim": CLAIM,
-    "read back": READ_BACK,
+    "read back": "AND local_day >= '2",
     "record": RECORD,
     "release": RELEASE,
-    "history": HISTORY,
-    "page": PAGE,
-    "zones": ZONES,
-    "any": ANY,
+    "any": "",
 }
 LEDGER_KEY = re.compile(r"\((?:user_id = )?(\d+|'[0-9a-f-]{36}')(?:,| AND local_day =) '(\d{4}-\d\d-\d\d)'")
 
@@ -54,10 +51,12 @@ class Group:
 
     server: Server
     database: Database
-    wire: Wire
+    wire: Proxy
     twilio: FakeTwilio
     clock: SceneClock
     accounts: list[str]
+    come_and_go: Callable[[], set[str]]
+    """Lets some people sign up and others leave; their keys."""
     actors: list[Actor] = field(default_factory=list)
     extra_wait: float = 0.0
     """Seconds in which something may still happen after the last run's end."""
@@ -67,7 +66,14 @@ class Fault:
     """Something that goes wrong. `kind` is the row of the table that it counts in."""
 
     kind: str
-    needs_process = False
+    skew = timedelta()
+    """How far the program's clock is off."""
+    needs_thread = False
+    """Whether a process of its own would not notice."""
+    slack = timedelta()
+    """By how much texts may come closer, since the program cannot know better."""
+    passing: frozenset[str] | set[str] = frozenset()
+    """The keys of people who came or went in mid-run."""
 
     def __init__(self) -> None:
         self.hits = 0
@@ -190,17 +196,14 @@ class Cut(Fault):
     """The connection is lost before a statement arrives, in the middle of its answer, or after it was executed; or
     the statement or its answer never arrives and the connection stays."""
 
-    def __init__(self, kind: str, verdict: Verdict | None, target: str, nth: int) -> None:
+    def __init__(self, kind: str, verdict: Verdict, target: str, nth: int) -> None:
         super().__init__()
         self.kind, self.verdict, self.target, self.nth = kind, verdict, target, nth
         self._rule: Rule | None = None
 
     def begin(self, group: Group) -> None:
         super().begin(group)
-        if self.verdict is None:
-            self._rule = group.wire.cut_within_answer(TARGETS[self.target], self.nth)
-        else:
-            self._rule = group.wire.on_query(TARGETS[self.target], self.verdict, nth=self.nth)
+        self._rule = group.wire.on_query(TARGETS[self.target], self.verdict, nth=self.nth)
 
     def end(self) -> None:
         if self._rule:
@@ -266,29 +269,34 @@ class Away(AtQuery):
 
 
 class ReadOnly(AtQuery):
-    """The server turns read-only, as a primary does that becomes a replica."""
+    """The server turns read-only, as a primary does that becomes a replica; after the seconds another one is found."""
 
     kind = "read-only server"
 
-    def __init__(self, target: str, nth: int) -> None:
+    def __init__(self, target: str, nth: int, seconds: float = 0.0) -> None:
         super().__init__(target, nth)
-        self._on = False
+        self.seconds, self._on = seconds, False
+        if seconds:
+            self.kind = "switch-over"
 
     def begin(self, group: Group) -> None:
         super().begin(group)
-        self._errors = group.wire.errors[1290]
+        self._errors = group.wire.mysql_errors[1290]
         if self.nth == 0:
             self.strike("")
 
     def strike(self, text: str) -> Verdict:  # noqa: ARG002
         self._on = True
         self._set(1)
+        if self.seconds:
+            self.in_background(lambda: self._set(0), self.seconds)
         return Verdict.PASS
 
     def end(self) -> None:
+        self.join_background()
         if self._on:
             self._set(0)
-        self.hits += self._group.wire.errors[1290] - self._errors
+        self.hits += self._group.wire.mysql_errors[1290] - self._errors
 
     def _set(self, value: int) -> None:
         with self._group.server.connect() as admin, admin.cursor() as cursor:
@@ -302,14 +310,14 @@ class Rival(AtQuery):
 
     def begin(self, group: Group) -> None:
         super().begin(group)
-        self._errors = Counter(group.wire.errors)
+        self._errors = Counter(group.wire.mysql_errors)
         self._connection: pymysql.connections.Connection[Any] | None = None
 
     def end(self) -> None:
         self.join_background()
         self._let_go()
         if self.error:
-            self.hits += self._group.wire.errors[self.error] - self._errors[self.error]
+            self.hits += self._group.wire.mysql_errors[self.error] - self._errors[self.error]
 
     def hold(self, *statements: tuple[str, object]) -> None:
         """Begin a transaction with these statements, and leave it open."""
@@ -391,15 +399,19 @@ class CutWhileExecuting(Rival):
         self._let_go()
 
 
+NEW_STEPS = ("learn", "settle", "claiming once more", "writing again")
+
+
 class Ended(Fault):
     """kill -9 or SIGTERM, at a text (before Twilio has it or after), at a statement (before or after), or sometime."""
 
     def __init__(self, *, kill: bool, at: str, nth: int, before: bool, seconds: float, again: bool = False) -> None:
         super().__init__()
-        self.needs_process = kill
         self.kind = "kill -9" if kill else "SIGTERM"
+        if at in NEW_STEPS:
+            self.kind += f", {at}"
         self.at, self.nth, self.before, self.seconds, self.again = at, nth, before, seconds, again
-        self._kill, self._seen, self._victim = kill, 0, 0
+        self._kill, self._seen, self._released = kill, 0, set[tuple[str, str]]()
 
     def begin(self, group: Group) -> None:
         super().begin(group)
@@ -416,11 +428,23 @@ class Ended(Fault):
         return Answer("end before accepting", accepted=False, status=429, code=20429) if self._kill else None
 
     def query(self, text: str) -> Verdict:
-        if self.at not in TARGETS or TARGETS[self.at] not in text:
-            return Verdict.PASS
-        self._seen += 1
-        if self._seen != self.nth:
-            return Verdict.PASS
+        if self._concerns(text):
+            self._seen += 1
+            if self.at == "writing again" and self._seen == 1:
+                return Verdict.CUT_AFTER
+            if self._seen == self.nth:
+                return self._strike_at_query()
+        return Verdict.PASS
+
+    def _concerns(self, text: str) -> bool:
+        if self.at == "claiming once more":  # whom another run has released
+            keys = set(ledger_keys(text))
+            self._released |= keys if RELEASE in text else set()
+            return CLAIM in text and bool(keys & self._released)
+        target = "record" if self.at == "writing again" else self.at
+        return target in TARGETS and TARGETS[target] in text
+
+    def _strike_at_query(self) -> Verdict:
         self._strike()
         return Verdict.CUT_BEFORE if self.before and self._kill else Verdict.PASS
 
@@ -435,6 +459,7 @@ class Ended(Fault):
             if self._kill:
                 assert isinstance(actor, ProcessActor)
                 self.hits += actor.kill()
+                self._group.extra_wait = time.monotonic() + 0.2  # a statement may be on its way to the server
             else:
                 self.hits += actor.terminate(where)
                 if self.again:
@@ -447,7 +472,6 @@ class Ended(Fault):
 class ServerRestart(AtQuery):
     """The server is stopped or killed, and comes back."""
 
-    needs_process = True
     kind = "server restarted"
 
     def __init__(self, target: str, nth: int, *, kill: bool, seconds: float) -> None:
@@ -483,6 +507,105 @@ class TimePasses(Fault):
             self._group.clock.advance(self.by)
             self.hits += 1
         return None
+
+
+class Suspended(TimePasses):
+    """The machine sleeps, just after Twilio has taken a text: the wall's clock goes on, and no other."""
+
+    kind = "suspended process"
+    needs_thread = True
+
+    def post(self, request: Request, number: int) -> Answer | None:  # noqa: ARG002
+        if number != self.nth:
+            return None
+        self.hits += 1
+        self.in_background(lambda: self._group.clock.advance(self.by), 0.01)
+        return Answer("accept", after=0.03)
+
+    def end(self) -> None:
+        self.join_background()
+
+
+class WrongClock(Fault):
+    """The node's clock is off, from the start or from a text on."""
+
+    def __init__(self, by: timedelta, nth: int = 0) -> None:
+        super().__init__()
+        self.by, self.nth = by, nth
+        away = "behind" if by < timedelta() else "ahead"
+        self.kind = "clock that steps" if nth else f"clock {away}" if self.is_wrong else "clock a little off"
+        self.skew, self.needs_thread = timedelta() if nth else by, nth > 0
+        self.slack = abs(by) if abs(by) < timedelta(hours=2) else timedelta()
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the program must see it."""
+        return abs(self.by) > timedelta(minutes=5)
+
+    def post(self, request: Request, number: int) -> Answer | None:  # noqa: ARG002
+        if number == self.nth:
+            self.skew = self.by
+            self.hits += 1
+        return None
+
+    def end(self) -> None:
+        if not self.nth:
+            told = [actor.run.output for actor in self._group.actors]
+            self.hits += sum("clock is wrong" in output or not self.is_wrong for output in told)
+
+
+class LostCommits(AtQuery):
+    """The server crashes and comes back without what was committed in the last second.
+
+    Only while a run is alone: what another one that has ended wrote, nobody could write again.
+    """
+
+    kind = "lost commits"
+
+    def strike(self, text: str) -> Verdict:  # noqa: ARG002
+        if len(self._group.actors) > 1:
+            return Verdict.PASS
+        since = (self._group.clock() - timedelta(seconds=1)).replace(tzinfo=None)
+        with self._group.database.connect() as admin, admin.cursor() as cursor:
+            self.hits += cursor.execute(
+                f"DELETE FROM {LEDGER} WHERE claimed_at > %s OR finished_at > %s", (since, since)
+            )
+        return Verdict.CUT_BEFORE
+
+
+class ForgottenConnections(Fault):
+    """While all texts wait, a NAT gateway forgets the connections: what comes on them is reset."""
+
+    kind = "idle connections forgotten"
+
+    def __init__(self, nth: int) -> None:
+        super().__init__()
+        self.nth = nth
+
+    def post(self, request: Request, number: int) -> Answer | None:  # noqa: ARG002
+        if number != self.nth:
+            return None
+        self.in_background(self._forget, 1.7)  # 34 s of the program's
+        return Answer("pause", accepted=False, status=429, code=20429, retry_after=40)
+
+    def _forget(self) -> None:
+        for connection in list(self._group.twilio._server.open):
+            connection.data_received = lambda _, connection=connection: connection.reset()
+            self.hits += 1
+
+    def end(self) -> None:
+        self.join_background()
+
+
+class ComeAndGo(AtQuery):
+    """People sign up and delete their accounts in mid-run."""
+
+    kind = "sign-ups and deletions"
+
+    def strike(self, text: str) -> Verdict:  # noqa: ARG002
+        self.passing = self._group.come_and_go()
+        self.hits += len(self.passing)
+        return Verdict.PASS
 
 
 def ledger_keys(statement: str) -> list[tuple[str, str]]:

@@ -13,16 +13,16 @@ from itertools import pairwise, product
 from tests.faults import faults as f
 from tests.faults.draw import PERMANENT, Scene
 from tests.faults.program import KILLED, Run
-from tests.faults.scene import DEADLINE, SPACING, Due, Person, due
+from tests.faults.scene import DEADLINE, SPACING, Due, Person, due, zone_day, zone_of
 from tests.faults.stage import Played, Record, Row
 from tests.sandbox.database import Id
 from tests.sandbox.fake_twilio import Message, Request
 from tests.sandbox.people import MISSED_YESTERDAY, NO_LOGS
 
 NAMES = {
-    "at most one text": "no user got two accepted texts for one local day, or within 11 h 30 min",
-    "only who is due": "nobody got a text who was not due, or with the other rule's words",
-    "one outcome each": "every due user was in exactly one named outcome",
+    "at most one text": "no user got two accepted texts for or in one local day, or within 11 h 30 min",
+    "only who is due": "nobody got a text who was not due, with the other rule's words, or not within day and window",
+    "one outcome each": "every due user was in exactly one named outcome, or the exit code is not 0",
     "nobody is lost": "a run without faults posted every text that was due and free to be sent",
     "log": "sums in the log equal its lines, the ledger and the book",
     "ledger": "a row for every text that may have been sent, and no row says more than is so",
@@ -33,24 +33,54 @@ NAMES = {
 
 LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:,\d+)? - \S+ - (DEBUG|INFO|WARNING|ERROR) - (.*)$")
 SENT = re.compile(r"Notification sent to (.*) \((\+\d+)\)\. Message SID: (\w+)$")
-RESULT = re.compile(r"Notification to .* \(ID: (\S+?)\) (refused|uncertain|not sent): ")
-SKIPPED = re.compile(
-    r"User .* \(ID: (\S+?)\) gets no text, (already handled today|deferred|refused earlier|skipped \(time zone\)"
-    r"|skipped \(phone number\)|not tried|uncertain|not sent): "
-)
+# The table of outcomes: those that are not Failed, and those that are, with the exit code that each asks for.
+FINE = {
+    "sent",
+    "already handled today",
+    "uncertain earlier today",
+    "later",
+    "deferred",
+    "refused earlier",
+    "left alone (texts do not arrive)",
+    "skipped (time zone)",
+    "skipped (phone number)",
+}
+FAILED = {
+    "refused": 0,
+    "refused for the set-up": 0,
+    "refused to a trial account": 2,
+    "uncertain": 0,
+    "not sent": 1,
+    "not tried": 1,
+    "barred by a row of the future": 2,
+}
+OUTCOME = "|".join(re.escape(words) for words in (*FINE, *FAILED))
+RESULT = re.compile(rf"Notification to .* \(ID: (\S+?)\) ({OUTCOME}): ")
+SKIPPED = re.compile(rf"User .* \(ID: (\S+?)\) gets no text, ({OUTCOME}): ")
 NEEDS = re.compile(r"User .* \(ID: (\S+?)\) needs notification: (.*)$")
 FOUND = re.compile(r"Found (\d+) users with phone numbers$")
-NOT_LOOKED_AT = re.compile(r"(\d+) users were not looked at")
-LOOKED_AT = re.compile(r"Looked at \d+ of \d+ users(.*)$")
+LOOKED_AT = re.compile(r"Looked at (\d+) of \d+ users(.*)$")
 COMPLETED = re.compile(r"Job completed\. Notifications sent: (\d+), Failed: (\d+)$")
 UNRECORDED = "could not be recorded"
 
-# The table of outcomes: what counts as Failed, and what asks for exit code 1.
-FAILED = {"refused", "uncertain", "not sent", "not tried"}
-RETRY = {"not sent", "not tried"}
-# Errors of MySQL that a person must mend; every other one may mend itself.
-FIX = {1044, 1045, 1049, 1054, 1142, 1143, 1146, 1290, 1698, 1792, 1836, 3159}
+# Errors of MySQL that a person must mend; a read-only server only before the program could write.
+FIX = {-3, -2, 1044, 1045, 1049, 1054, 1142, 1143, 1146, 1698, 3159}
+READ_ONLY = {1290, 1792, 1836}
+GONE, BLOCKED = {30004, 30005, 30006}, {30007, 30024, 30032, 30034}  # numbers; senders
 WEIGHT = [0, 1, 143, 2]
+
+# What the ledger says of today by outcome; of every other one nothing.
+IN_LEDGER: dict[str, set[str | None]] = {
+    "sent": {"sent"},
+    "refused": {"refused"},
+    "uncertain": {"uncertain", "sending"},
+    "uncertain earlier today": {"uncertain", "sending"},
+    "already handled today": {"sent", "refused"},
+    "barred by a row of the future": {None, "sending", "sent", "refused", "uncertain"},
+}
+STATES = {"sending", "sent", "refused", "uncertain"}
+FINAL = {"delivered", "undelivered", "failed"}
+SECOND = timedelta(seconds=1)
 
 Problem = tuple[str, str]
 
@@ -66,7 +96,9 @@ class Told:
     needs: dict[str, str] = field(default_factory=dict)
     sids: list[tuple[str, str, str]] = field(default_factory=list)
     found: int | None = None
-    not_looked_at: int = 0
+    looked_at: int = 0
+    has_opened: bool = False
+    """Whether the ledger could be written."""
     totals: dict[str, int] = field(default_factory=dict)
     completed: tuple[int, int] | None = None
     errors: list[str] = field(default_factory=list)
@@ -107,10 +139,11 @@ def understand(level: str, words: str, told: Told) -> None:
         told.needs[match[1]] = match[2]
     elif match := FOUND.match(words):
         told.found = int(match[1])
-    elif match := NOT_LOOKED_AT.match(words):
-        told.not_looked_at = int(match[1])
+    elif words == "Twilio client initialized":
+        told.has_opened = True
     elif match := LOOKED_AT.match(words):
-        totals = [part.rpartition(" ") for part in match[1].split(", ")[1:]]
+        told.looked_at = int(match[1])
+        totals = [part.rpartition(" ") for part in match[2].split(", ")[1:]]
         told.totals = {what: int(count) for what, _, count in totals}
     elif match := COMPLETED.match(words):
         told.completed = int(match[1]), int(match[2])
@@ -122,12 +155,16 @@ class Judge:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._days: dict[str, list[tuple[Message, set[date]]]] = defaultdict(list)
+        self._instants: dict[str, list[datetime]] = {}
+        """When a text was accepted, by its SID: a machine may sleep, and time pass, just while it is on its way."""
         self._default = scene.default_zone
+        self._slack = SECOND
 
     def judge(self, record: Record) -> Iterator[Problem]:
         """What is wrong after the last group."""
         group = record.groups[-1]
         told = [read(run) for run in group.runs]
+        self._slack = max(self._slack, *(fault.slack for fault in group.faults), SECOND)
         for each in told:
             user_of_sid = {text.sid: self._user(group, text) for text in record.final_book}
             for _, _, sid in each.sids:
@@ -138,6 +175,12 @@ class Judge:
             yield from self._run(group, each, record)
         yield from self._ledger(group, told, record)
         yield from self._nobody_lost(group, told)
+        old = {row.token for row in group.ledger_before}
+        new = [row for row in group.ledger_after if row.token not in old]
+        if [type(fault) for fault in group.faults] == [f.ForgottenConnections] and any(
+            row.state == "uncertain" for row in new
+        ):
+            yield "nobody is lost", "a text is uncertain, since a connection was used that was idle for too long"
         for words in group.stray:
             if "Traceback" in words or any(secret in words for secret in record.secrets):
                 yield "traceback", words
@@ -161,20 +204,40 @@ class Judge:
                 found = due(user, run.now, self._default) if run.now else None
                 if found and found.rule == rule:
                     days.add(found.day)
-            if not days or text.to != user.phone:
+            if not days or text.to != user.number:
                 nows = [str(run.now) for run in group.runs]
                 yield "only who is due", f"{user} got {text.body!r} at {text.to}, runs at {nows}"
+            if any(fault.kind in ("clock behind", "clock ahead") for fault in group.faults):
+                yield "only who is due", f"{user} got {text} by a clock that is wrong"
             self._days[user.key].append((text, days))
+            asleep = [a for a, b in group.jumps if timedelta() <= text.accepted_at - b < SECOND]
+            self._instants[text.sid] = [
+                at + by for at in (text.accepted_at, *asleep) for by in (-self._slack, self._slack)
+            ]
+            here = {zone_day(user, at, self._default) for at in self._instants[text.sid]}
+            if days and not days & here:
+                yield "only who is due", f"{user} got {text} when {days} was over"
             yield from self._at_most_one(user)
+            yield from self._window(user, text)
 
     def _at_most_one(self, user: Person) -> Iterator[Problem]:
         texts = sorted(self._days[user.key], key=lambda pair: pair[0].accepted_at)
+        zone = zone_of(user, self._default)
         for (one, _), (two, _) in pairwise(texts):
-            if two.accepted_at - one.accepted_at < SPACING:
+            first, second = self._instants[one.sid], self._instants[two.sid]
+            if max(second) - min(first) < SPACING:
                 yield "at most one text", f"{user.key} got texts at {one.accepted_at} and {two.accepted_at}"
+            if two is texts[-1][0] and zone and len({at.astimezone(zone).date() for at in first + second}) == 1:
+                yield "at most one text", f"{user} got texts at {one.accepted_at} and {two.accepted_at}: one day there"
         choices = [days for _, days in texts if days]
         if choices and not any(len(set(choice)) == len(choice) for choice in product(*choices)):
             yield "at most one text", f"{user.key} got {len(choices)} texts for one of the days {choices}"
+
+    def _window(self, user: Person, text: Message) -> Iterator[Problem]:
+        """Posted inside of the window, and dropped by Twilio at its end."""
+        lefts = [self._scene.seconds_left(user, instant) for instant in self._instants[text.sid]]
+        if max(lefts) + 2 * self._slack.total_seconds() < max(60, text.validity_period or 0):
+            yield "only who is due", f"{user} got {text} outside of the window, or so that it may wait beyond: {lefts}"
 
     # --- one run and its log
 
@@ -207,8 +270,9 @@ class Judge:
     def _outcomes(self, group: Played, told: Told) -> Iterator[Problem]:
         now = told.run.now
         assert now
-        unnamed = 0
+        unnamed = []
         by_id = {str(person.id): person for person in group.people}
+        passing = {key for fault in group.faults for key in fault.passing}
         for user_id, person in by_id.items():
             found, named = due(person, now, self._default), told.outcomes.get(user_id, [])
             zone_is_bad = "skipped (time zone)" in named
@@ -216,33 +280,26 @@ class Judge:
                 yield "one outcome each", f"{person} has the outcomes {named}"
             if not found and named and not zone_is_bad:
                 yield "one outcome each", f"{person} is not due, but was {named}"
-            unnamed += bool(found) and not named
+            if found and not named and person.is_here and person.key not in passing:
+                unnamed.append(str(person))
             if found and user_id in told.needs and told.needs[user_id] != found.rule:
                 yield "only who is due", f"{person}: the log says {told.needs[user_id]}, it is {found.rule}"
         for user_id in told.outcomes.keys() - by_id.keys():
             yield "log", f"the log names a user {user_id}, whom nobody knows"
         quiet = 0 if told.at_debug else told.totals.get("already handled today", 0)
-        if unnamed > told.not_looked_at + quiet:
-            lost = [
-                str(person)
-                for user_id, person in by_id.items()
-                if due(person, now, self._default) and not told.outcomes.get(user_id)
-            ]
-            yield "one outcome each", f"{unnamed} due users have no outcome, {told.not_looked_at} not looked at: {lost}"
+        rest = (told.found or 0) - told.looked_at if told.run.exit_code else 0
+        if len(unnamed) > quiet + rest + len(passing):
+            yield "one outcome each", f"due users have no outcome, {rest} not looked at: {unnamed}"
 
     def _sums(self, group: Played, told: Told) -> Iterator[Problem]:
         listening = sum(person.is_listening for person in group.people)
-        if told.found != listening:
+        if told.found != listening and not any(fault.passing for fault in group.faults):
             yield "log", f"the log says {told.found} users with phone numbers, there are {listening}"
         if told.completed is None:
             yield "log", "the run has no last line"
             return
         lines = Counter(outcome for named in told.outcomes.values() for outcome in named)
         totals = Counter(told.totals)
-        streak = any("texts in a row failed" in line for line in told.errors)
-        taken_back = totals["not sent"] - lines["not sent"] if streak else 0  # refusals that were the sender's fault
-        lines["refused"] -= taken_back
-        lines["not sent"] += taken_back
         if not told.at_debug:
             lines["already handled today"] = totals["already handled today"]
         if +lines != +totals:
@@ -255,13 +312,12 @@ class Judge:
 
     def _exit(self, group: Played, told: Told) -> Iterator[Problem]:
         run = told.run
-        of_lines = {line: code_of(line, group) for line in told.errors}
+        of_lines = {line: code_of(line, group, told) for line in told.errors}
         codes = {0} | {code for code in of_lines.values() if code is not None}
         for line, code in of_lines.items():
             if code is None:
                 yield "exit code", f"an error that is not in the table: {line}"
-        if any(outcome in RETRY for named in told.outcomes.values() for outcome in named):
-            codes.add(1)
+        codes |= {FAILED.get(outcome, 0) for named in told.outcomes.values() for outcome in named}
         if run.term_at:
             codes.add(143)
         allowed = {max(codes, key=WEIGHT.index)}
@@ -287,7 +343,9 @@ class Judge:
             person = next(person for person in group.people if person.key == key)
             for text, days in texts:
                 of_text = [rows[person.id, day] for day in days if (person.id, day) in rows]
-                if not any(row.state != "refused" and row.claimed_at <= text.accepted_at for row in of_text):
+                if not any(
+                    row.state != "refused" and row.claimed_at <= text.accepted_at + self._slack for row in of_text
+                ):
                     yield "ledger", f"{key} got {text.sid} for one of {days}, the ledger says {of_text}"
         yield from self._left_sending(group, told)
         for each in told:
@@ -298,9 +356,9 @@ class Judge:
             text = book.get(row.sid or "")
             if not text or not re.search(rf"\b{person.key}\b", text.body) or text.to != row.phone:
                 yield "ledger", f"{row} of {person}: the book says {text}"
-            elif row.final_status not in (None, text.status, "unknown") and row.final_status != "delivered":
+            elif row.final_status in FINAL and row.final_status != text.status:
                 yield "ledger", f"{row}: Twilio says {text.status}"
-        if row.state not in ("sending", "sent", "refused", "uncertain"):
+        if row.state not in STATES:
             yield "ledger", f"{row} has a state that is not in the design"
         if row.state == "refused":
             for text, days in self._days[person.key]:
@@ -311,10 +369,8 @@ class Judge:
         """Only a kill, or a failure that the log tells, leaves a row at 'sending'."""
         if any(run.killed for run in group.runs) or any(each.unrecorded for each in told):
             return
-        if any(isinstance(fault, f.CutWhileExecuting | f.LockWait) and fault.hits for fault in group.faults):
+        if is_zombie(group):
             return  # the server may execute a claim that nobody waits for any more
-        if any(isinstance(fault, f.Away | f.ServerRestart) or is_hang(fault) for fault in group.faults):
-            return  # likewise
         before = {(row.user_id, row.day, row.token) for row in group.ledger_before}
         for row in group.ledger_after:
             if row.state == "sending" and (row.user_id, row.day, row.token) not in before:
@@ -331,7 +387,6 @@ class Judge:
                 yield "ledger", f"the log says that {sid} was sent, the ledger says {of_sid}"
         if len(group.runs) > 1 or not told.run.now:
             return
-        streak = any("texts in a row failed" in line for line in told.errors)
         rows = {(str(row.user_id), row.day): row.state for row in group.ledger_after}
         for person in group.people:
             found = due(person, told.run.now, self._default)
@@ -339,17 +394,9 @@ class Judge:
             if not found or len(named) != 1:
                 continue
             state = rows.get((str(person.id), found.day))
-            right = {
-                "sent": {"sent"},
-                "refused": {"refused", None} if streak else {"refused"},
-                "uncertain": {"uncertain", "sending", "sent"},  # a settlement may have found it
-                "already handled today": {"sent", "refused", "uncertain", "sending"},
-                "refused earlier": {None, "refused"},
-            }.get(named[0], {None})
-            if named[0] == "refused" and told.completed is None:
-                right = {"refused", None}
-            if named[0] in ("not sent", "not tried", "deferred") and is_zombie(group):
-                right = {None, "sending"}
+            right = set(IN_LEDGER.get(named[0], {None}))
+            if is_zombie(group) and None in right:
+                right.add("sending")
             if state not in right:
                 yield "ledger", f"{person} was {named[0]}, the ledger says {state}"
 
@@ -360,63 +407,81 @@ class Judge:
         if group.part.faults or group.part.environ or group.part.argv or len(told) > 1 or not told[0].run.now:
             return
         now = told[0].run.now
-        if told[0].run.exit_code != 0:
-            yield "nobody is lost", f"nothing went wrong, exit code {told[0].run.exit_code}: {told[0].errors}"
+        if errors := [line for line in told[0].errors if not line.startswith(OF_EARLIER)]:
+            yield "nobody is lost", f"nothing went wrong, exit code {told[0].run.exit_code}: {errors}"
+        if any(line.startswith("Carriers block") for line in told[0].errors):
             return
         posted = {request.params.get("Body", "") for request in group.requests if request.operation == "send"}
+        old = {(row.user_id, row.day, row.token) for row in group.ledger_before}
         rows: dict[Id, list[Row]] = defaultdict(list)
-        for row in group.ledger_before:
-            rows[row.user_id].append(row)
+        for row in group.ledger_after:  # what became of earlier texts was learned by this run
+            if (row.user_id, row.day, row.token) in old:
+                rows[row.user_id].append(row)
         for person in group.people:
             found = due(person, now, self._default)
-            if not found or not person.phone_is_good or not self._is_free(person, found, rows[person.id], now):
+            if found != due(person, now + timedelta(seconds=60), self._default):
+                continue  # its day turned while the run was at work
+            if not (found and person.is_here and person.number) or not self._is_free(
+                person, found, rows[person.id], now
+            ):
                 continue
             if not any(re.search(rf"\b{person.key}\b", body) for body in posted):
                 yield "nobody is lost", f"{person} was due for {found}, and not texted: {rows[person.id]}"
 
     def _is_free(self, person: Person, found: Due, rows: list[Row], now: datetime) -> bool:
         """Whether nothing in the ledger speaks against a text; in doubt something does."""
-        days = int(self._scene.environ.get("REFUSED_RETRY_DAYS", "30"))
+        zone = zone_of(person, self._default)
+        if self._scene.seconds_left(person, now) < 75:
+            return False
         for row in rows:
-            same_number = row.phone == person.phone
-            if row.state == "refused":
-                remembered = row.code in PERMANENT and (found.day - row.day).days < days
-                if same_number and (row.day == found.day or remembered):
-                    return False
-                continue
             last = row.finished_at or row.claimed_at + DEADLINE
-            if row.day == found.day or last > now - SPACING - timedelta(minutes=1):
+            is_late = last > now - SPACING - timedelta(minutes=1) or last.astimezone(zone).date() >= found.day
+            if row.day == found.day or row.claimed_at > now or (row.state != "refused" and is_late):
                 return False
-        return True
+        days, limit = (int(self._scene.environ.get(*name)) for name in (("REFUSED_RETRY_DAYS", "30"), UNDELIVERED))
+        own = [row for row in rows if row.phone == person.number and (found.day - row.day).days < days]
+        if any(row.code in PERMANENT for row in own):
+            return False
+        ends = sorted((r for r in own if r.final_status in FINAL and r.code not in BLOCKED), key=lambda r: r.day)
+        lost = [row.final_status != "delivered" for row in ends]
+        return not (ends and (ends[-1].code in GONE or (limit and len(lost) >= limit and all(lost[-limit:]))))
 
 
-def code_of(line: str, group: Played) -> int | None:
-    """The exit code that a line of level ERROR stands for; None for a line that is not known."""
+# Errors of a run without faults: what earlier ones left, and what people's numbers refuse.
+OF_EARLIER = ("No text was surely sent", "Twilio refuses texts for our set-up", "Carriers block the sender")
+UNDELIVERED = "UNDELIVERED_LIMIT", "3"
+
+
+def code_of(line: str, group: Played, told: Told) -> int | None:
+    """The exit code that a line of level ERROR stands for; None for a line that is not known, or has no ground."""
     if match := re.match(r"MySQL: .*\(error (-?\d+)", line):
-        return 2 if int(match[1]) in FIX else 1
-    if line.startswith("Twilio: "):
-        return 2
+        return 2 if int(match[1]) in FIX | (set() if told.has_opened else READ_ONLY) else 1
     if "texts in a row failed" in line:
         bad = {fault.kind for fault in group.faults if isinstance(fault, f.BadAnswers) and fault.hits}
-        last = line.rpartition("the last one: ")[2]
-        is_refusal = re.search(r"TWILIO_FROM_NUMBER|HTTP 4\d\d", last) is not None
-        return 2 if is_refusal and bad & {"sender refused", "unknown 4xx"} else 1
+        return 2 if bad & {"sender refused", "unknown 4xx"} else None
     if line.startswith("Twilio's list of messages could not be read"):
         return 2 if any(request.answer == "refuse" for request in group.requests) else 1
     starts = {
         "SIGTERM came": 143,
         "RUN_DEADLINE": 1,
+        "Twilio: ": 2,
         "Twilio cannot be used": 1,
         "Twilio asks for more": 1,
+        "Twilio refuses texts for our set-up": 2,
+        "Carriers block the sender": 2,
+        "this node's clock is wrong": 1,
         "looking up texts takes too long": 1,
+        "No text was surely sent": 1,
         "What became of the last": 1,
     }
+    if re.match(r"\d+ of the last \d+ texts are uncertain or did not reach Twilio", line):
+        return 1
     return next((code for start, code in starts.items() if line.startswith(start)), None)
 
 
 def is_only_lists(requests: list[Request]) -> bool:
     """Whether only looking up earlier texts was refused, which can wait and fails nobody."""
-    return all(request.operation == "list" and request.params.get("PageSize") != "1" for request in requests)
+    return all(r.operation == "fetch" or (r.operation == "list" and r.params.get("PageSize") != "1") for r in requests)
 
 
 def is_hang(fault: f.Fault) -> bool:

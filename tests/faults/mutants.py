@@ -29,42 +29,66 @@ class Mutant:
 TWICE = frozenset({"at most one text"})
 LEDGER = frozenset({"at most one text", "ledger"})
 
+NOT_DUE = frozenset({"only who is due"})
+MIDNIGHT = "local midnight while a run is at work"
+
 RECORD_FIRST = """\
-            store.record([Result(c, Answer(Action.ACCEPT, sid="SM" + "0" * 32)) for c in ours], clock())
-            sender.submit(ours)
+        self.store.record(dict.fromkeys(ours, Answer(Action.ACCEPT, sid="SM" + "0" * 32)), now)
+        self.sender.submit(ours)
 """
 RETRY_5XX = """\
-    if response.status_code >= 500:
+    if status >= 500:
         return Answer(Action.PAUSE, "once more", retry_after=0.0)
-    if not 400 <= response.status_code < 500:"""
+    if body is None:
+"""
+BELIEVE = """\
+    if body is None and 400 <= status < 500:
+        return Answer(Action.FAIL, "no")
+    if body is None:
+"""
 
 MUTANTS = [
-    Mutant("record before post", {"            sender.submit(ours)\n": RECORD_FIRST}, LEDGER, "kill -9"),
+    Mutant("record before post", {"        self.sender.submit(ours)\n": RECORD_FIRST}, LEDGER, "kill -9"),
     Mutant(
         "release on ReadTimeout",
-        {"if surely_not_sent(error):": "if surely_not_sent(error) or isinstance(error, requests.ReadTimeout):"},
+        {
+            "    if tunnel or isinstance(reason, never_connected):": (
+                "    if tunnel or isinstance(reason, never_connected) or isinstance(error, requests.ReadTimeout):"
+            )
+        },
         LEDGER,
         "answer slower than the timeout",
     ),
     Mutant(
-        "INSERT IGNORE without ownership",
+        "a claim without ownership",
         {
-            'f"""INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, state,': (
-                'f"""INSERT IGNORE INTO {LEDGER} (user_id, local_day, phone_number, rule, state,'
-            ),
-            '\n                ON DUPLICATE KEY UPDATE user_id = {LEDGER}.user_id""",': '""",',
-            "    if claim.token not in today:\n": "    if not today:\n",
+            "if len(others) < len(case.rows):": "if True:",
             # Else the deferral would still hold back whoever does not own the day.
-            "if row.token != claim.token and": "if row.local_day != claim.reminder.local_day and",
+            "row.token != claim.token": "row.local_day != claim.local_day",
         },
         LEDGER,
         "overlap",
     ),
     Mutant(
         "no deferral",
-        {"    if last and last > claim.at - SPACING:\n": "    if False and last:\n"},
+        {
+            "if row.state is State.REFUSED or (last <= case.now - SPACING and last < case.days.end):": (
+                "if last and case:"
+            )
+        },
         TWICE,
         "another day",
     ),
-    Mutant("retry on 5xx", {"    if not 400 <= response.status_code < 500:": RETRY_5XX}, TWICE, "5xx after accepting"),
+    Mutant("retry on 5xx", {"    if body is None:\n": RETRY_5XX}, TWICE, "5xx after accepting"),
+    Mutant("a proxy believed", {"    if body is None:\n": BELIEVE}, LEDGER, "4xx of a proxy after accepting"),
+    Mutant("not written again", {"            self._write_again()\n": "            pass\n"}, LEDGER, "lost commits"),
+    Mutant(
+        "any clock believed", {"elif abs(twilios - now) > CLOCK_TOLERANCE:": "elif False:"}, NOT_DUE, "clock behind"
+    ),
+    Mutant(
+        "no last look",
+        {" if days_of(now, days.zone, s.day_starts_at).today != days.today:": " if False:"},
+        NOT_DUE,
+        MIDNIGHT,
+    ),
 ]

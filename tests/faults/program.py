@@ -48,6 +48,8 @@ class Haste:
         """The program's seconds."""
         return time.monotonic() * HASTE
 
+    time = monotonic
+
     def sleep(self, seconds: float) -> None:
         """Sleep seconds of the program."""
         time.sleep(seconds / HASTE)
@@ -72,13 +74,22 @@ def load(name: str, replacements: Replacements = ()) -> ModuleType:
     return module
 
 
-def patch(module: ModuleType, constants: Mapping[str, Any]) -> None:
-    """Set the program's constants, and let its time fly."""
+def patch(module: ModuleType, constants: Mapping[str, Any], judged_by: Callable[[datetime], object]) -> None:
+    """Set the program's constants, let its time fly, and hear of the instant that a run judges by."""
     for name, value in constants.items():
         if not hasattr(module, name):
             raise MovedError(f"the program has no {name} any more")
         setattr(module, name, tuple(value) if isinstance(value, list) else value)
     module.__dict__["time"] = Haste()
+
+    class Job(module.__dict__.setdefault("_Job", module.Job)):  # type: ignore[misc]
+        def look_around(self) -> None:
+            try:
+                super().look_around()
+            finally:
+                judged_by(self.now)
+
+    module.__dict__["Job"] = Job
 
 
 @dataclass
@@ -96,8 +107,8 @@ class Run:
     """One run of the program: its orders, and what it left."""
 
     orders: Orders
-    instants: list[datetime] = field(default_factory=list)
-    """What its clock said, the first of it the `now` that it judges by."""
+    now: datetime | None = None
+    """The instant that it judged by; None when it did not come so far."""
     exit_code: int | None = None
     output: str = ""
     crash: str = ""
@@ -105,11 +116,6 @@ class Run:
     """Where SIGTERM reached it, if it did."""
     killed: bool = False
     seconds: float = 0.0
-
-    @property
-    def now(self) -> datetime | None:
-        """The instant that it judged by; None when it did not come so far."""
-        return self.instants[0] if self.instants else None
 
 
 class Actor:
@@ -161,13 +167,9 @@ class InlineActor(Actor):
         self._stop.request()
         return True
 
-    def _tick(self) -> datetime:
-        self.run.instants.append(self._clock())
-        return self.run.instants[-1]
-
     def _main(self) -> None:
         module, lines = self._module, self._lines
-        patch(module, self.run.orders.constants)
+        patch(module, self.run.orders.constants, lambda now: setattr(self.run, "now", now))
         logger: logging.Logger = module.__dict__["log"]
         handler = _Lines(lines)
         handler.setFormatter(module.__dict__["OneLine"]("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
@@ -176,7 +178,7 @@ class InlineActor(Actor):
         began = time.monotonic()
         try:
             main = module.__dict__["main"]
-            self.run.exit_code = int(main(self.run.orders.argv, self.run.orders.environ, self._tick, self._stop))
+            self.run.exit_code = int(main(self.run.orders.argv, self.run.orders.environ, self._clock, self._stop))
         except BaseException:  # noqa: BLE001 - whatever escapes is what a user would see as a traceback
             self.run.crash = traceback.format_exc()
         finally:
@@ -229,7 +231,7 @@ class ProcessActor(Actor):
         self.run.seconds = time.monotonic() - self._began
         self.run.exit_code = code
         self.run.output = self._read("output")
-        self.run.instants = [datetime.fromisoformat(line) for line in self._read("instants").split()]
+        self.run.now = datetime.fromisoformat(self._read("now")) if self._read("now") else None
         self._folder.cleanup()
 
     def terminate(self, where: str) -> bool:
@@ -242,11 +244,6 @@ class ProcessActor(Actor):
         """kill -9; whether there was something to kill."""
         self.run.killed = self._exit_code() is None and self._send(signal.SIGKILL)
         return self.run.killed
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the log says that all is done, so that a signal comes too late to matter."""
-        return "Job completed" in self._read("output")
 
     def _send(self, number: int) -> bool:
         pid = self._popen.pid if self._popen else self._process.pid
@@ -290,18 +287,12 @@ def play(spec: dict[str, Any]) -> None:
         signal.signal(number, stop.request)
     if early:
         stop.request()
-    patch(module, spec["constants"])
+    patch(module, spec["constants"], lambda now: (folder / "now").write_text(now.isoformat()))
     os.environ.clear()
     os.environ.update(spec["environ"])
     offset = timedelta(seconds=spec["offset"])
-    instants = (folder / "instants").open("a")
-
-    def clock() -> datetime:
-        now = datetime.now(UTC) + offset
-        print(now.isoformat(), file=instants, flush=True)
-        return now
-
-    sys.exit(int(module.__dict__["main"](spec["argv"], os.environ, clock, stop)))
+    main = module.__dict__["main"]
+    sys.exit(int(main(spec["argv"], os.environ, lambda: datetime.now(UTC) + offset, stop)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -28,6 +29,8 @@ class Person:
     refusal: int | None = None
     """Twilio's code for every text to the number that the person has at the start."""
     refused_phone: str | None = None
+    is_here: bool = True
+    """Whether the account exists."""
 
     @property
     def key(self) -> str:
@@ -35,14 +38,15 @@ class Person:
         return self.name.split()[0]
 
     @property
-    def phone_is_good(self) -> bool:
-        """Whether it is a number in E.164; the scenes know only obviously good and bad ones."""
-        return bool(self.phone and self.phone.startswith("+1555"))
+    def number(self) -> str:
+        """The number in E.164, '' if there is none; the scenes know only obviously good and bad ones."""
+        number = re.sub("^00", "+", (self.phone or "").replace(" ", ""))
+        return number if re.fullmatch(r"\+[0-9]{7,15}", number) else ""
 
     @property
     def is_listening(self) -> bool:
         """Whether there is a phone number at all."""
-        return bool(self.phone and self.phone.strip())
+        return bool(self.is_here and self.phone and self.phone.strip())
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,19 @@ def start_of(zone: ZoneInfo, day: date) -> datetime:
 def due(person: Person, now: datetime, default: str | None) -> Due | None:
     """What is due to a person at an instant; a zone that nobody knows makes nothing due."""
     zone = zone_of(person, default)
-    if zone is None or not person.is_listening:
+    if zone is None or not (person.phone or "").strip():
         return None
     today = now.astimezone(zone).date()
     before, yesterday, end = (start_of(zone, today - timedelta(days=days)) for days in (2, 1, 0))
     if any(yesterday <= log < end for log in person.logs):
         return None
     return Due(today, MISSED_YESTERDAY if any(before <= log < yesterday for log in person.logs) else NO_LOGS)
+
+
+def zone_day(person: Person, now: datetime, default: str | None) -> date | None:
+    """The day that it is where a person is."""
+    zone = zone_of(person, default)
+    return now.astimezone(zone).date() if zone else None
 
 
 def has_odd_day(person: Person, now: datetime, default: str | None) -> bool:
@@ -91,6 +101,8 @@ class SceneClock:
     """The time in a run: it flows as ours, from wherever it was set."""
 
     offset: timedelta = field(default_factory=timedelta)
+    jumps: list[tuple[datetime, datetime]] = field(default_factory=list)
+    """From when to when it went by `advance`."""
 
     def __call__(self) -> datetime:
         return datetime.now(UTC) + self.offset
@@ -101,4 +113,6 @@ class SceneClock:
 
     def advance(self, by: timedelta) -> None:
         """Let time pass."""
+        before = self()
         self.offset += by
+        self.jumps.append((before, before + by))

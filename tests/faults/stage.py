@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
 from tests.faults import program
@@ -22,10 +21,9 @@ from tests.faults.draw import Part, Scene, Step
 from tests.faults.faults import Fault, Group
 from tests.faults.program import LOCK_WAIT, Actor, InlineActor, Orders, ProcessActor, Replacements, Run
 from tests.faults.scene import Person, SceneClock
-from tests.faults.wire import Wire
 from tests.sandbox.database import LEDGER, Id, Server
 from tests.sandbox.fake_twilio import Answer, FakeTwilio, Message, Request, refuse, self_signed_certificate
-from tests.sandbox.proxy import Verdict
+from tests.sandbox.proxy import Proxy, Verdict
 
 ENVIRON = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 RETRIED = {1, 143, program.KILLED}  # what a Job tries again: podFailurePolicy excepts 2
@@ -60,6 +58,8 @@ class Played:
     requests: list[Request]
     faults: list[Fault]
     errors: Counter[int]
+    jumps: list[tuple[datetime, datetime]]
+    """From when to when the clock went while the runs were at work."""
     stray: list[str]
     """What libraries and threads said."""
 
@@ -104,7 +104,7 @@ class Stage:
                 self.accounts[name] = database.environ(), database.least_account(create=True)
                 database.execute("CREATE TABLE Ballast (n INT NOT NULL) ENGINE=InnoDB")
                 database.execute(f"INSERT INTO Ballast VALUES {', '.join(['(0)'] * 200)}")
-            self.wire = stack.enter_context(Wire((self.server.host, self.server.port)))
+            self.wire = stack.enter_context(Proxy((self.server.host, self.server.port)))
             fakes = FakeTwilio(), FakeTwilio(tls=certificate)
             self.fakes = {bool(fake.tls): stack.enter_context(fake) for fake in fakes}
             self._stack = stack.pop_all()
@@ -141,19 +141,25 @@ class Stage:
         self.twilio.clock = self.clock
         self.twilio.list_lag = scene.list_lag
         self.wire.rules.clear()
-        self.wire.errors.clear()
+        self.wire.mysql_errors.clear()
         for table in ("Log", "Habit", "User"):
             self.database.execute(f"DELETE FROM `{table}`")
         if self.database.rows("SHOW TABLES LIKE %s", (LEDGER,)):
             self.database.execute(f"DROP TABLE {LEDGER}" if scene.new_ledger else f"DELETE FROM {LEDGER}")
         self._ids = {"Habit": 0, "Log": 0}
-        self._fill(scene.people)
+        self._habits: dict[Id, list[Id]] = {}
+        self._fill([person for person in scene.people if person.is_here])
 
     def _fill(self, people: Sequence[Person]) -> None:
-        users = [(p.id, p.name, p.phone, p.zone) for p in people]
+        users = [(p.id, raw(p.name), p.phone, raw(p.zone)) for p in people]
         self._insert("INSERT INTO User (id, name, phone_number, time_zone) VALUES", users)
-        self._habits: dict[Id, list[Id]] = {p.id: [self._new_id("Habit") for _ in range(p.habits)] for p in people}
-        habits = [(habit, user, "Read") for user, mine in self._habits.items() for habit in mine]
+        self._habits |= {p.id: [self._new_id("Habit") for _ in range(p.habits)] for p in people}
+        habits = [
+            (habit, user, "Read")
+            for user, mine in self._habits.items()
+            for habit in mine
+            if user in {p.id for p in people}
+        ]
         self._insert("INSERT INTO Habit (id, user_id, name) VALUES", habits)
         logs = [
             (self._new_id("Log"), self._habits[p.id][n % p.habits], log.replace(tzinfo=None))
@@ -161,6 +167,22 @@ class Stage:
             for n, log in enumerate(p.logs)
         ]
         self._insert("INSERT INTO Log (id, habit_id, created_at) VALUES", logs)
+
+    def _come_and_go(self, scene: Scene) -> set[str]:
+        """Those who are to come do; as many of the others go."""
+        coming = [person for person in scene.people if not person.is_here and person.id not in self._habits]
+        going = [person for person in scene.people if person.is_here][: len(coming)]
+        for person in coming + going:
+            person.is_here = not person.is_here
+        with self.database.connect() as admin, admin.cursor() as cursor:
+            for person in going:
+                cursor.execute(
+                    "DELETE l FROM Log l JOIN Habit h ON h.id = l.habit_id WHERE h.user_id = %s", (person.id,)
+                )
+                cursor.execute("DELETE FROM Habit WHERE user_id = %s", (person.id,))
+                cursor.execute("DELETE FROM User WHERE id = %s", (person.id,))
+        self._fill(coming)
+        return {person.key for person in coming + going}
 
     def _insert(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
@@ -181,7 +203,7 @@ class Stage:
         """People log, move, or get another number; Twilio learns what became of texts."""
         for who in rng.sample(scene.people, min(step.edits, len(scene.people))):
             change = rng.choice(["log", "zone", "phone"])
-            if change == "log" and who.habits:
+            if change == "log" and who.habits and who.is_here:
                 who.logs.append((step.at - timedelta(hours=rng.uniform(0, 40))).replace(microsecond=0))
                 self._insert(
                     "INSERT INTO Log (id, habit_id, created_at) VALUES",
@@ -192,12 +214,11 @@ class Stage:
             if change == "phone":
                 who.phone = f"+1555{rng.randrange(10**4):04}9{scene.people.index(who):02}"
             self.database.execute(
-                "UPDATE User SET time_zone = %s, phone_number = %s WHERE id = %s", (who.zone, who.phone, who.id)
+                "UPDATE User SET time_zone = %s, phone_number = %s WHERE id = %s", (raw(who.zone), who.phone, who.id)
             )
         for text in self.twilio.book:
             if text.status in ("queued", "accepted") and rng.random() < 0.6:
-                end = rng.choice(["delivered", "delivered", "delivered", "undelivered", "failed", "sent"])
-                self.twilio.settle(text.sid, end, 30003 if end in ("undelivered", "failed") else None)
+                self.twilio.settle(text.sid, *rng.choice(scene.ends))
 
     # --- a group of runs
 
@@ -211,6 +232,7 @@ class Stage:
             twilio=self.twilio,
             clock=self.clock,
             accounts=[owner["DB_USER"], least["DB_USER"]],
+            come_and_go=lambda: self._come_and_go(scene),
         )
         environ = {
             **self.database.environ(),
@@ -222,10 +244,11 @@ class Stage:
             **part.environ,
         }
         orders = [Orders(part.argv, environ, scene.constants) for _ in range(part.runs)]
-        group.actors = [self._actor(scene, order, self._copies[n], n) for n, order in enumerate(orders)]
+        group.actors = [self._actor(scene, part, order, n) for n, order in enumerate(orders)]
         before = self._ledger()
         books, requests = len(self.twilio.book), len(self.twilio.requests)
-        errors = Counter(self.wire.errors)
+        errors = Counter(self.wire.mysql_errors)
+        self.clock.jumps = []
         direction = _Direction(scene, part, group)
         for fault in part.faults:
             fault.begin(group)
@@ -257,16 +280,20 @@ class Stage:
             texts=self.twilio.book[books:],
             requests=self.twilio.requests[requests:],
             faults=part.faults,
-            errors=self.wire.errors - errors,
+            errors=self.wire.mysql_errors - errors,
+            jumps=self.clock.jumps,
             stray=stray,
         )
 
-    def _actor(self, scene: Scene, orders: Orders, module: ModuleType, number: int) -> Actor:
+    def _actor(self, scene: Scene, part: Part, orders: Orders, number: int) -> Actor:
+        def clock() -> datetime:
+            return self.clock() + sum((fault.skew for fault in part.faults), timedelta())
+
         if scene.processes:
             orders.environ |= {name: os.environ[name] for name in ENVIRON}
             orders.replacements = self._replacements
-            return ProcessActor(orders, self.clock.offset, from_scratch=scene.from_scratch and number == 0)
-        return InlineActor(orders, module, self.clock)
+            return ProcessActor(orders, clock() - datetime.now(UTC), from_scratch=scene.from_scratch and number == 0)
+        return InlineActor(orders, self._copies[number], clock)
 
     def _ledger(self) -> list[Row]:
         if not self.database.rows("SHOW TABLES LIKE %s", (LEDGER,)):
@@ -276,6 +303,11 @@ class Stage:
             f" error_code, final_status FROM {LEDGER} ORDER BY user_id, local_day"
         )
         return [Row(*map(_aware, row)) for row in found]
+
+
+def raw(text: str | None) -> bytes | None:
+    """The bytes of a text, which may hold half a surrogate pair, as MariaDB stores it."""
+    return None if text is None else text.encode("utf-8", "surrogatepass")
 
 
 def _aware(value: Any) -> Any:

@@ -24,10 +24,11 @@ from pathlib import Path
 
 from tests.sandbox.database import LEDGER, Database, Id, Server, ServerError
 from tests.sandbox.fake_twilio import FakeTwilio, Message, refuse
-from tests.sandbox.people import Outcome, Person, fill, next_midnight, people
+from tests.sandbox.people import Outcome, Person, fill, newcomers, next_midnight, people
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "app/habit_notifier.py"
+WINDOW = "09:00-20:00"
 LONGEST = timedelta(seconds=20)  # more than all of this takes
 
 
@@ -78,13 +79,14 @@ def tell() -> int:
             chapter(f"The phones: {counted(len(texts), 'text')} arrived")
             show_phones(texts, everybody)
 
-            chapter("The same job once more")
-            second = run_job(database, twilio)
+            chapter(f"The same job once more, with SEND_WINDOW={WINDOW}")
+            ids |= welcome(database, newcomers(now), now)
+            second = run_job(database, twilio, SEND_WINDOW=WINDOW)
             again = twilio.book[len(texts) :]
             say(watch.timed(f"Exit code {second.exit_code}"))
 
             chapter("Was that right?")
-            found, strays = fates(ids, database, texts, first)
+            found, strays = fates(ids, database, texts, [*first.log, *second.log])
             right = judge(ids, found)
             right &= check(not strays, f"There was {counted(len(strays), 'other text')}")
             right &= check(not again, f"The second run sent {counted(len(again), 'text')}: nobody is texted twice")
@@ -123,6 +125,28 @@ def introduce(twilio: FakeTwilio, everybody: Iterable[Person]) -> None:
             say(f"{person.name} once answered STOP: Twilio will refuse that text with error {person.error_code}")
 
 
+def has_ledger(database: Database) -> bool:
+    """Whether the program has done its first step."""
+    return bool(database.rows("SHOW TABLES LIKE %s", (LEDGER,)))
+
+
+LOST_TEXT = f"""INSERT INTO {LEDGER}
+    (user_id, local_day, phone_number, rule, state, run_token, claimed_at, final_status, error_code)
+    VALUES (%s, %s, %s, 'no_logs', 'sent', 'earlier', %s, 'undelivered', 30003)"""
+
+
+def welcome(database: Database, more: Iterable[Person], now: datetime) -> dict[Id, Person]:
+    """Let more people move in, and let the ledger know of their texts that got lost. Returns who got which id."""
+    ids = fill(database, more)
+    for user_id, person in ids.items():
+        lost = f", and the last {counted(person.lost, 'text')} got lost" if person.lost else ""
+        say(f"{person.name} moves in: it is {now.astimezone(person.zone):%H:%M} in {person.time_zone}{lost}")
+        for ago in range(1, person.lost + 1) if has_ledger(database) else ():
+            at = now.replace(tzinfo=None) - timedelta(days=ago)
+            database.execute(LOST_TEXT, (user_id, at.date(), person.phone_number, at))
+    return ids
+
+
 # --- the job
 
 
@@ -134,14 +158,14 @@ class Run:
     log: Sequence[str]
 
 
-def run_job(database: Database, twilio: FakeTwilio) -> Run:
+def run_job(database: Database, twilio: FakeTwilio, **settings: str) -> Run:
     """Run the program as a CronJob would, in a process that has its settings alone, and show its log as it comes."""
     say(dim("Its log, shortened a little: no dates, no names of modules, long words cut"))
     log = []
     with subprocess.Popen(
         [sys.executable, PROGRAM],
         cwd=ROOT,
-        env=database.environ() | twilio.environ(),
+        env=database.environ() | twilio.environ() | settings,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -173,24 +197,31 @@ class Fate:
         return f"{self.outcome} ({self.rule})" if self.rule else str(self.outcome)
 
 
+REASONS = {  # in the program's words
+    "skipped (time zone)": Outcome.UNKNOWN_ZONE,
+    "skipped (phone number)": Outcome.BAD_PHONE,
+    "later": Outcome.LATER,
+    "left alone (texts do not arrive)": Outcome.LEFT_ALONE,
+}
+
+
 def fates(
-    ids: Mapping[Id, Person], database: Database, texts: Iterable[Message], run: Run
+    ids: Mapping[Id, Person], database: Database, texts: Iterable[Message], log: Iterable[str]
 ) -> tuple[dict[Id, Fate], list[Message]]:
     """What became of everybody, by three witnesses: the texts that Twilio took, the ledger, and the log.
 
     Also the texts that nobody's row of the ledger explains.
     """
     arrived = {text.sid: text for text in texts}
-    exists = database.rows("SHOW TABLES LIKE %s", (LEDGER,))
-    rows = database.rows(f"SELECT user_id, state, message_sid FROM {LEDGER}") if exists else []
+    rows = database.rows(f"SELECT user_id, state, message_sid FROM {LEDGER}") if has_ledger(database) else []
     ledger = {row[0]: row[1:] for row in rows}
     named = {}
-    warnings = {}
-    for line in run.log:
+    reasons = {}
+    for line in log:
         if due := re.search(r"\(ID: ([^)]+)\) needs notification: (.+)$", line):
             named[due[1]] = due[2]
-        elif " - WARNING - " in line and (about := re.search(r"\(ID: ([^)]+)\)", line)):
-            warnings[about[1]] = line
+        elif skipped := re.search(r"\(ID: ([^)]+)\) gets no text, (.+?): ", line):
+            reasons[skipped[1]] = skipped[2]
 
     def outcome(user_id: Id, person: Person) -> Outcome:
         state, sid = ledger.get(user_id, (None, None))
@@ -198,11 +229,8 @@ def fates(
             return Outcome.TEXTED
         if state == "refused":
             return Outcome.REFUSED
-        if "time zone" in warnings.get(str(user_id), ""):
-            return Outcome.UNKNOWN_ZONE
-        if "phone number" in warnings.get(str(user_id), ""):
-            return Outcome.BAD_PHONE
-        return Outcome.ON_TRACK if person.phone_number else Outcome.NO_PHONE
+        usual = Outcome.ON_TRACK if person.phone_number else Outcome.NO_PHONE
+        return REASONS.get(reasons.get(str(user_id), ""), usual)
 
     found = {user_id: Fate(outcome(user_id, person), named.get(str(user_id))) for user_id, person in ids.items()}
     return found, list(arrived.values())

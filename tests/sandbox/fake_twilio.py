@@ -1,7 +1,7 @@
 """A fake of the part of Twilio's REST API that the notifier uses: the witness of demo, tests, fault runs, benchmarks.
 
-It answers as Twilio documents it (create, list and fetch a message; fetch the account), over HTTP/1.1 or TLS, keeps a
-book of every text that it accepted, and misbehaves on demand. Nothing is ever sent anywhere.
+It answers as Twilio documents it (create, list and fetch a message; fetch the account; look for a sender), over
+HTTP/1.1 or TLS, keeps a book of every text that it accepted, and misbehaves on demand. Nothing is ever sent anywhere.
 
     with FakeTwilio() as twilio:
         twilio.script(refuse(21610), to="+15005550009")     # this person has opted out
@@ -64,8 +64,14 @@ LONGEST_VALIDITY = 36_000
 LARGEST_PAGE = 1000
 BAD_RECORD = b"\x17\x03\x03\x00\x20" + bytes(32)  # TLS application data, well-formed, but never encrypted
 
-Operation = Literal["send", "list", "fetch", "account", "unknown"]
+Operation = Literal["send", "list", "fetch", "account", "numbers", "short_codes", "service", "unknown"]
 Document = dict[str, Any]
+
+# Lists of an account's senders: the key in the document, the field, the filter.
+OWNED = {
+    "numbers": ("incoming_phone_numbers", "phone_number", "PhoneNumber"),
+    "short_codes": ("short_codes", "short_code", "ShortCode"),
+}
 
 # Twilio's sentences for the codes that are met most; the others get a plain one.
 MESSAGES = {
@@ -367,6 +373,7 @@ class FakeTwilio:
         self.requests: list[Request] = []
         self.clock: Callable[[], datetime] = _now
         self.tells_date = True
+        self.senders = {self.FROM_NUMBER, self.MESSAGING_SERVICE_SID}
         self._scripts: dict[tuple[Operation, str | None], _Script] = {}
         self._good_logins: int | None = None
 
@@ -377,8 +384,8 @@ class FakeTwilio:
     ) -> None:
         """Gives these answers in this order to `to`, or to everybody; after them `then` for ever, or as usual.
 
-        `on` names the operation: "send", "list", "fetch" or "account". A new script replaces the former one of the
-        same recipient and operation.
+        `on` names the operation: "send", "list", "fetch", "account", "numbers", "short_codes" or "service". A new
+        script replaces the former one of the same recipient and operation.
         """
         self._scripts[on, to] = _Script(deque(answers), then)
 
@@ -435,7 +442,8 @@ class FakeTwilio:
         if not self._credentials_are_good(request):
             return refuse(20003, 401)
         account = request.path.split("/")[3] if request.path.count("/") >= 3 else ""
-        if request.operation == "unknown" or account.removesuffix(".json") != self.ACCOUNT_SID:
+        ours = request.operation == "service" or account.removesuffix(".json") == self.ACCOUNT_SID
+        if request.operation == "unknown" or not ours:
             return refuse(20404, 404, f"The requested resource {request.path} was not found")
         return None
 
@@ -464,6 +472,8 @@ class FakeTwilio:
             return 200, self._list(request)
         if request.operation == "account":
             return 200, _account_document()
+        if request.operation in ("numbers", "short_codes"):
+            return 200, self._owned(request)
         return self._fetch(request.path)
 
     def _accept(self, params: Mapping[str, str]) -> Message:
@@ -483,11 +493,22 @@ class FakeTwilio:
         self.book.append(message)
         return message
 
+    def _owned(self, request: Request) -> Document:
+        """The account's senders that match what is looked for."""
+        key, field_name, filtered_by = OWNED[request.operation]
+        wanted = request.params.get(filtered_by, "")
+        kind = r"\+\d+" if request.operation == "numbers" else r"\d+"
+        senders = [own for own in sorted(self.senders) if re.fullmatch(kind, own) and wanted in own]
+        found = [{"sid": "PN" + "0" * 32, field_name: own} for own in senders]
+        return {"page": 0, "page_size": 50, "uri": request.path, "next_page_uri": None, key: found}
+
     def _fetch(self, path: str) -> tuple[int, Document]:
         sid = path.rpartition("/")[2].removesuffix(".json")
         for message in self.book:
             if message.sid == sid:
                 return 200, _message_document(message)
+        if sid in self.senders:
+            return 200, {"sid": sid, "account_sid": self.ACCOUNT_SID, "friendly_name": "Fake service"}
         return 404, refuse(20404, 404, f"The requested resource {path} was not found").error()
 
     def _list(self, request: Request) -> Document:
@@ -904,6 +925,12 @@ def _operation(method: str, path: str) -> Operation:
             return "fetch"
         case ["", "2010-04-01", "Accounts", _] if method == "GET":
             return "account"
+        case ["", "2010-04-01", "Accounts", _, "IncomingPhoneNumbers.json"] if method == "GET":
+            return "numbers"
+        case ["", "2010-04-01", "Accounts", _, "SMS", "ShortCodes.json"] if method == "GET":
+            return "short_codes"
+        case ["", "v1", "Services", _] if method == "GET":
+            return "service"
     return "unknown"
 
 

@@ -35,6 +35,8 @@ class Outcome(StrEnum):
     UNKNOWN_ZONE = "skipped: time zone"
     BAD_PHONE = "skipped: phone number"
     NO_PHONE = "not asked for texts"
+    LATER = "left for later: night there"
+    LEFT_ALONE = "left alone: texts get lost"
 
 
 ON_TRACK = Outcome.ON_TRACK
@@ -54,6 +56,8 @@ class Person:
     habits: int = 1
     error_code: int | None = None
     """What Twilio answers instead of taking the text."""
+    lost: int = 0
+    """How many earlier texts did not arrive."""
 
     @property
     def zone(self) -> ZoneInfo | None:
@@ -117,6 +121,18 @@ def people(now: datetime) -> list[Person]:
         who("王小明", "+12025550138", "Asia/Taipei", NO_LOGS),
         who("Eve\r\n2024-01-15 - Line-Break", "+12025550139", "Europe/Berlin", MISSED_YESTERDAY, "day1 18:00"),
         who("Zoe " + "Very-" * 36 + "Long-Name", "+12025550140", "America/Bogota", NO_LOGS),
+    ]
+
+
+NIGHT_OWLS = "Asia/Tokyo", "Asia/Dubai", "Europe/Lisbon", "America/New_York", "Pacific/Honolulu"  # one is always asleep
+
+
+def newcomers(now: datetime) -> list[Person]:
+    """Two more, for a run that keeps a decent hour."""
+    asleep = next(zone for zone in NIGHT_OWLS if not 8 <= now.astimezone(zone_named(zone)).hour < 21)
+    return [
+        Person("Nora Night-Over-There", "+12025550141", asleep, Outcome.LATER),
+        Person("Otto Texts-Never-Arrive", "+12025550142", "Europe/Vienna", Outcome.LEFT_ALONE, lost=3),
     ]
 
 

@@ -1,0 +1,15 @@
+"""Words by which tests recognise the program's statements as they pass the proxy."""
+
+from __future__ import annotations
+
+from tests.sandbox.database import LEDGER
+
+CLAIM = f"UPDATE user_id = {LEDGER}.user_id"
+CLAIM_CHECK = ") AND local_day >= '2"  # the gates read a user's rows of all days
+RECORD = "UPDATE state = IF(run_token"
+RELEASE = f"DELETE FROM {LEDGER} WHERE (user_id"
+SLICE = "COUNT(IF(stranger"
+PAGE = "AND NOT EXISTS (SELECT 1 FROM `Habit`"
+HISTORY = ") AND local_day >= '0001"
+OUTCOMES = "final_status IS NULL"
+PURGE = "SELECT user_id, local_day, run_token"
