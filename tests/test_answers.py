@@ -212,7 +212,7 @@ def test_an_unknown_refusal_fails_this_person_and_is_told_in_twilios_words(
     twilio.script(refuse(21999, status, "The moon is in the wrong place", rfc9457=rfc9457))
     answer = post(twilio.url)
     assert (answer.action, answer.outcome, answer.code) == (Action.FAIL, Outcome.SETUP, 21999)
-    assert f"HTTP {status} The moon is in the wrong place" in answer.words
+    assert f"HTTP {status} “The moon is in the wrong place”" in answer.words
     assert answer.words.endswith("https://www.twilio.com/docs/api/errors/21999)")
 
 
