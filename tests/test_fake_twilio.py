@@ -15,7 +15,8 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -310,6 +311,27 @@ def test_a_filter_that_is_no_date_is_refused(twilio: FakeTwilio, connect: Connec
     with pytest.raises(TwilioException, match="Unable to fetch page"):
         client.messages.list(date_sent="yesterday")
     assert client.messages.list()
+
+
+def test_every_answer_tells_the_simulated_time_unless_told_not_to(twilio: FakeTwilio) -> None:
+    params = {"To": ANNA, "From": FakeTwilio.FROM_NUMBER, "Body": "Hi"}
+    twilio.clock = lambda: datetime(2026, 5, 12, 12, tzinfo=timezone(timedelta(hours=2)))
+    assert post(twilio, params)[2]["Date"] == "Tue, 12 May 2026 10:00:00 GMT"
+    twilio.script(server_error())
+    assert post(twilio, params)[2]["Date"] == "Tue, 12 May 2026 10:00:00 GMT"
+    twilio.tells_date = False
+    assert post(twilio, params)[2]["Date"] is None
+    twilio.reset()
+    assert abs(parsedate_to_datetime(post(twilio, params)[2]["Date"]) - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_requests_can_be_compared_in_time_whatever_the_simulated_clock_says(twilio: FakeTwilio) -> None:
+    twilio.clock = lambda: MIDNIGHT
+    before = time.monotonic()
+    for _ in range(2):
+        post(twilio, {})
+    first, second = (request.arrived for request in twilio.requests)
+    assert before <= first <= second <= time.monotonic()
 
 
 def test_the_list_can_lag(twilio: FakeTwilio, connect: Connect) -> None:

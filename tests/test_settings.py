@@ -40,6 +40,7 @@ SECRETS = {
     "TWILIO_AUTH_TOKEN",
     "TWILIO_API_KEY_SID",
     "TWILIO_API_KEY_SECRET",
+    "HEARTBEAT_URL",
 }
 
 
@@ -94,6 +95,7 @@ def test_everything_else_has_its_default() -> None:
         "job_completion_index": "",
         "log_level": "INFO",
         "log_format": "text",
+        "heartbeat_url": "",
         "log_pii": "on",
     }
 
@@ -164,6 +166,15 @@ GOOD: dict[str, dict[str, Any]] = {  # text: value
     "LOG_LEVEL": {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARNING", "ERROR": "ERROR"},
     "LOG_FORMAT": {"text": "text", "json": "json"},
     "LOG_PII": {"on": "on", "off": "off"},
+    "HEARTBEAT_URL": {
+        t: t
+        for t in (
+            "https://hc.example/ping/0123",
+            "http://localhost:8080/x",
+            "http://127.0.0.1",
+            "https://hc.example:8443/",
+        )
+    },
 }
 BAD_TEXTS = (
     "{",
@@ -240,6 +251,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "LOG_LEVEL": ("debug", "TRACE", "20", "CRITICAL"),
     "LOG_FORMAT": ("xml", "JSON", "text,json"),
     "LOG_PII": ("none", "OFF", "false"),
+    "HEARTBEAT_URL": ("hc.example/ping", "http://hc.example/ping", "https://hc.example/?to=x", "https://", "your-url"),
 }
 
 
@@ -408,7 +420,11 @@ def test_a_placeholder_in_a_file_is_refused_too(tmp_path: Path) -> None:
 def test_no_secret_is_ever_shown() -> None:
     hidden = {name: secrets.token_hex(16) for name in SECRETS}
     shaped = {
-        name: prefix + hidden[name] for name, prefix in (("TWILIO_ACCOUNT_SID", "AC"), ("TWILIO_API_KEY_SID", "SK"))
+        name: prefix + hidden[name]
+        for name, prefix in (
+            *(("TWILIO_ACCOUNT_SID", "AC"), ("TWILIO_API_KEY_SID", "SK")),
+            ("HEARTBEAT_URL", "https://hc.example/"),
+        )
     }
     for credentials in (KEY.keys() - {"TWILIO_AUTH_TOKEN"}, {"TWILIO_AUTH_TOKEN"}):
         dropped = SECRETS & (KEY.keys() - credentials)

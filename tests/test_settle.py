@@ -234,7 +234,8 @@ def test_a_text_without_a_sid_is_never_matched_but_named_once_for_the_console(
     assert world.told(user) == (state, None, None, None)
     assert world.settle(**sender) == 0
     assert world.told(user) == ("uncertain", None, None, "unknown")
-    assert world.lists == world.fetches == []
+    assert world.lists == []
+    assert world.fetches == []
     [warning] = (line for line in world.log if line.startswith("WARNING The text of "))
     last = "12:30:00" if state == "sending" else "12:00:02"
     assert warning == (
