@@ -87,7 +87,9 @@ def test_a_dry_run_names_whom_the_next_run_texts_and_with_what(
     code, lines = said(environ | world.settings, "--dry-run", at=now)
     assert code == 0
     assert len(twilio.requests) == asked, "Twilio is asked nothing"
-    found = (re.fullmatch(r"INFO - User .* \(ID: (\d+)\) (\+\d+), would be texted: [^:]*: (.*)", line) for line in lines)
+    found = (
+        re.fullmatch(r"INFO - User .* \(ID: (\d+)\) (\+\d+), would be texted: [^:]*: (.*)", line) for line in lines
+    )
     named = [(residents[match[1]], match[2]) for match in found if match]
 
     assert program.run(environ | world.settings, at=now) == 0

@@ -328,11 +328,10 @@ def test_pages_that_take_too_long_are_halved_until_whom_nobody_can_read_is_named
         " /*!50708 , max_execution_time = 150 */ /*M!100101 , max_statement_time = 0.15 */",
     )
     habits = database.insert_habits(range(1, USERS + 1))
-    database.insert_logs((habit, NOON - 9 * DAY) for habit in habits for _ in range(2))
+    slow = habits if everybody else [7]
+    database.insert_logs((habit, NOON - DAY) for habit in slow for _ in range(3))
     database.execute("RENAME TABLE Log TO Entry")
-    slow = "habit_id > 0" if everybody else "habit_id = 7"
-    database.execute(f"CREATE VIEW Log AS SELECT * FROM Entry WHERE IF({slow}, SLEEP(0.2) = 0, TRUE)")
-    database.execute("CREATE INDEX created_at ON Entry (created_at)")
+    database.execute("CREATE VIEW Log AS SELECT * FROM Entry WHERE SLEEP(0.1) = 2")  # reads long, and finds nothing
     monkeypatch.setattr(Store, "newest_logs", lambda *_: habit_notifier.NewestLogs(0, NOON, 0))
     assert run(environ) == Exit.RETRY
     named = [line for line in told(caplog, logging.WARNING) if "gets no text, not tried: MySQL does not read" in line]
@@ -551,6 +550,9 @@ def test_what_no_retry_can_mend_is_told_with_what_to_alter(
         add_due(database)
         if fault:
             fault(database)
+        if number == 1175 and server.kind == "mysql":  # which sees that what the program changes goes by a key
+            assert run(database.environ() | twilio.environ()) == 0
+            return
         assert run(database.environ() | twilio.environ()) == Exit.ACT
         said = problem(caplog)
         assert words in said
