@@ -1854,7 +1854,9 @@ ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, Assert
 class DatabaseError(NotifierError):
     """An error of MySQL, understood by its number and by when it came."""
 
-    def __init__(self, error: Exception, hide: Callable[[str], str], *, connected: bool, written: bool) -> None:
+    def __init__(
+        self, error: Exception, hide: Callable[[str], str], *, connected: bool = False, written: bool = False
+    ) -> None:
         self.number = number_of(error)
         if connected and self.number == 1045:  # so MariaDB tells all but administrators of a view's missing definer
             self.number = 1449

@@ -440,7 +440,7 @@ def first_batch(
     database: Database, environ: dict[str, str], people: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> list[Any]:
     """The ids that a run claims first, its pages beginning at the table's; the ledger is there."""
-    monkeypatch.setattr(habit_notifier.random, "randrange", lambda _: len(people) - 1)  # all, up to the last one
+    monkeypatch.setattr("random.randrange", lambda _: len(people) - 1)  # all, up to the last one
     with habit_notifier.Store(habit_notifier.Settings.read(environ), Stop()) as store:
         store.open()
     return [user for (user,) in database.rows("SELECT id FROM User ORDER BY id")][:CLAIMED]

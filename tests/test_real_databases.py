@@ -242,7 +242,7 @@ def test_a_deadline_between_two_pages_ends_with_a_retry_though_the_counts_agree(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 3)
-    monkeypatch.setattr(habit_notifier.random, "randrange", lambda _: USERS - 1)
+    monkeypatch.setattr("random.randrange", lambda _: USERS - 1)
     clock = Clock(NOON)
 
     def be_late() -> None:
@@ -328,11 +328,10 @@ def test_pages_that_take_too_long_are_halved_until_whom_nobody_can_read_is_named
         " /*!50708 , max_execution_time = 150 */ /*M!100101 , max_statement_time = 0.15 */",
     )
     habits = database.insert_habits(range(1, USERS + 1))
-    database.insert_logs((habit, NOON - 9 * DAY) for habit in habits for _ in range(2))
+    slow = habits if everybody else [7]
+    database.insert_logs((habit, NOON - DAY) for habit in slow for _ in range(3))
     database.execute("RENAME TABLE Log TO Entry")
-    slow = "habit_id > 0" if everybody else "habit_id = 7"
-    database.execute(f"CREATE VIEW Log AS SELECT * FROM Entry WHERE IF({slow}, SLEEP(0.2) = 0, TRUE)")
-    database.execute("CREATE INDEX created_at ON Entry (created_at)")
+    database.execute("CREATE VIEW Log AS SELECT * FROM Entry WHERE SLEEP(0.1) = 2")  # reads long, and finds nothing
     monkeypatch.setattr(Store, "newest_logs", lambda *_: habit_notifier.NewestLogs(0, NOON, 0))
     assert run(environ) == Exit.RETRY
     named = [line for line in told(caplog, logging.WARNING) if "gets no text, not tried: MySQL does not read" in line]
@@ -477,22 +476,17 @@ def test_whatever_else_answers_at_the_port_is_told_as_a_mistake_of_the_settings(
     assert not twilio.requests
 
 
-def test_an_account_of_ed25519_is_told_to_be_made_anew(
-    own: Server, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture
+def test_an_account_whose_way_in_needs_a_package_that_is_missing_is_told_to_be_made_anew(
+    environ: dict[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if own.kind != "mariadb":
-        pytest.skip("only MariaDB has ed25519")
-    with own.database() as database:
-        try:
-            database.execute("INSTALL SONAME 'auth_ed25519'")
-        except pymysql.err.MySQLError as error:
-            pytest.skip(f"this server's ed25519 cannot be had: {error}")
-        environ = database.environ() | twilio.environ()
-        database.execute(
-            "ALTER USER %s@'%%' IDENTIFIED VIA ed25519 USING PASSWORD(%s)", (environ["DB_USER"], environ["DB_PASSWORD"])
-        )
-        assert run(environ) == Exit.ACT
-        assert "a way to authenticate that this program lacks" in problem(caplog)
+    """What PyMySQL raises for MariaDB's ed25519; few packages of the server bring that plugin."""
+
+    def connect(**_: object) -> None:
+        raise RuntimeError("'pynacl' package is required for ed25519_password auth method")
+
+    monkeypatch.setattr(pymysql, "connect", connect)
+    assert run(environ) == Exit.ACT
+    assert "a way to authenticate that this program lacks" in problem(caplog)
 
 
 def test_a_state_that_is_not_known_reads_as_uncertain(
@@ -551,6 +545,9 @@ def test_what_no_retry_can_mend_is_told_with_what_to_alter(
         add_due(database)
         if fault:
             fault(database)
+        if number == 1175 and server.kind == "mysql":  # which sees that what the program changes goes by a key
+            assert run(database.environ() | twilio.environ()) == 0
+            return
         assert run(database.environ() | twilio.environ()) == Exit.ACT
         said = problem(caplog)
         assert words in said

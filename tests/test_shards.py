@@ -85,7 +85,7 @@ def test_the_pages_of_a_shard_start_anywhere_among_its_users(
         total = judging(store)
         firsts = set()
         for start in range(total - 1):
-            monkeypatch.setattr(habit_notifier.random, "randrange", lambda _, n=start: n)
+            monkeypatch.setattr("random.randrange", lambda _, n=start: n)
             firsts.add(next(store.pages(total)).users[0].id)
         assert len(firsts) == total - 1
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytz
 
 import habit_notifier
 from habit_notifier import NO_LOGS, Action, Answer, Exit, Reminder, Row, Settings, State, Stop, Store, User
@@ -511,7 +512,7 @@ def test_what_became_of_a_text_is_never_written_into_another_runs_row(
     database: Database, environ: dict[str, str], store: Store, ours: Action
 ) -> None:
     """Neither by recording it nor by writing it again on a new connection."""
-    days = habit_notifier.days_of(NOON, habit_notifier.pytz.utc)
+    days = habit_notifier.days_of(NOON, pytz.utc)
     anna = Reminder(User(1, "Anna", "+12025550101", "UTC", days, logged_day1=False), NO_LOGS, days)
     late = NOON + timedelta(hours=1)
     columns = f"SELECT state, message_sid, error_code, final_status, finished_at, segments FROM {LEDGER}"
@@ -631,7 +632,7 @@ def test_pages_cover_everybody_exactly_once_wherever_they_start(
         with Store(Settings.read(database.environ() | twilio.environ()), Stop()) as store:
             firsts = set()
             for turn in range(12):
-                monkeypatch.setattr(habit_notifier.random, "randrange", lambda total, n=turn: n * 2 % total)
+                monkeypatch.setattr("random.randrange", lambda total, n=turn: n * 2 % total)
                 if turn == 6:  # gaps in the ids
                     for user in [users.pop(0), users.pop(7), users.pop(7), users.pop()]:
                         database.execute("DELETE FROM User WHERE id = %s", (user,))
@@ -666,7 +667,7 @@ def test_pages_cover_tables_of_any_size(
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 3)
     users = add_due(database, count)
     for start in range(max(count, 1)):
-        monkeypatch.setattr(habit_notifier.random, "randrange", lambda _, n=start: n)
+        monkeypatch.setattr("random.randrange", lambda _, n=start: n)
         assert sorted(paged(store)) == users
 
 
@@ -675,7 +676,7 @@ def test_somebody_deleted_at_the_place_where_the_pages_start_costs_nobody_a_text
 ) -> None:
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 2)
     users = add_due(database, 7)
-    monkeypatch.setattr(habit_notifier.random, "randrange", lambda _: 3)
+    monkeypatch.setattr("random.randrange", lambda _: 3)
     pages = store.pages(judging(store))
     first = [user.id for user in next(pages).users]
     start = next(user for user in reversed(users) if user < first[0])

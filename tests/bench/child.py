@@ -10,12 +10,11 @@ import os
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
-from itertools import chain, islice, pairwise
+from datetime import datetime, timedelta
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -42,11 +41,11 @@ def evaluate() -> Figures:
     """The whole job, but Twilio is not asked and the due users are counted instead of texted."""
     due_users = 0
 
-    def count(due: Iterator[Any], *_: object) -> None:
+    def count(_job: notifier.Job, pages: Iterator[list[notifier.Reminder]]) -> None:
         nonlocal due_users
-        due_users = sum(1 for _ in due)
+        due_users += sum(map(len, pages))
 
-    with patch.multiple(notifier, deliver=count, clean_up=_nothing), patch.object(notifier.Sender, "probe", _nothing):
+    with patch.multiple(notifier.Job, deliver=count, clean_up=_nothing):
         _run()
     return {"due": due_users, "mib": peak_mib()}
 
@@ -86,22 +85,26 @@ def loop(sample: int) -> Figures:
 
 def send(texts: int, ledger: str) -> Figures:
     """The whole job, for so many texts; with `without` the ledger's statements are left out."""
-    deliver, figures = notifier.deliver, Figures()
+    deliver, figures = notifier.Job.deliver, Figures()
 
-    def some(due: Iterator[Any], *rest: Any) -> None:
-        first = next(due)  # the first page is not what is measured here
-        figures["seconds"] = _timed(lambda: deliver(islice(chain([first], due), texts), *rest))
+    def some(job: notifier.Job, pages: Iterator[list[notifier.Reminder]]) -> None:
+        if first := next(pages, None):  # the first page is not what is measured here
+            figures["seconds"] = _timed(lambda: deliver(job, _cut(chain([first], pages), texts)))
+
+    def claim(store: notifier.Store, reminders: list[notifier.Reminder], now: datetime) -> dict[Any, Any]:
+        store.claims |= {reminder: notifier.claim_of(reminder, "token", now) for reminder in reminders}
+        return {reminder.user.id: [store.claims[reminder]] for reminder in reminders}
 
     no_ledger: dict[str, Any] = {
-        "history": lambda _store, _reminders: defaultdict(list),
-        "claim": lambda _store, claims: (claims, []),
+        "history": lambda _store, _users: ({}, {}),
+        "claim": claim,
         "record": _nothing,
         "release": _nothing,
     }
     left_out: AbstractContextManager[object] = (
         patch.multiple(notifier.Store, **no_ledger) if ledger == "without" else nullcontext()
     )
-    with patch.multiple(notifier, deliver=some, clean_up=_nothing), left_out:
+    with patch.multiple(notifier.Job, deliver=some, clean_up=_nothing), left_out:
         cpu = time.process_time()
         _run()
         figures["cpu"] = time.process_time() - cpu
@@ -132,8 +135,19 @@ def bare(texts: int, threads: int) -> Figures:
     return {"seconds": seconds}
 
 
+def _cut(pages: Iterator[list[notifier.Reminder]], texts: int) -> Iterator[list[notifier.Reminder]]:
+    """The pages up to so many texts."""
+    for page in pages:
+        yield page[:texts]
+        texts -= len(page)
+        if texts <= 0:
+            return
+
+
 def _run() -> None:
-    if code := notifier.main([], os.environ, lambda: NOW):
+    with patch.object(notifier.Twilio, "probe", lambda _: NOW):  # its clock is that of the population
+        code = notifier.main([], os.environ, lambda: NOW)
+    if code:
         sys.exit(f"the program ended with exit code {code}")
 
 
