@@ -536,3 +536,9 @@ PROCESS_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
     (7, ended(kill=False)),
     (6, at_query(f.ServerRestart, kill=lambda rng: rng.random() < 0.6, seconds=lambda rng: rng.choice([0, 0.3, 1.5]))),
 ]
+
+
+def kinds() -> set[str]:
+    """Every kind of fault that can be drawn by itself."""
+    makers = [make for _, make in INLINE_FAULTS + PROCESS_FAULTS]
+    return {make(Rng(f"{n}"), tls).kind for make in makers for n in range(100) for tls in (False, True)}

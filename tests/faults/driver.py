@@ -13,8 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
-from tests.faults.draw import HALF, draw
-from tests.faults.faults import NEW_STEPS
+from tests.faults.draw import HALF, draw, kinds
 from tests.faults.invariants import NAMES, Judge
 from tests.faults.mutants import MUTANTS, Mutant
 from tests.faults.scene import due, has_odd_day, zone_day
@@ -35,56 +34,17 @@ IN_THE_LOG = (
     ("left alone: texts do not arrive", "gets no text, left alone"),
     ("left alone: the last text did not arrive", "refused earlier: the last text did not arrive"),
 )
-# What must hit, in the order of the table. Whatever else is drawn comes after them.
-KINDS = (
-    "kill -9",
-    *(f"kill -9, {step}" for step in NEW_STEPS),
-    "SIGTERM",
-    "connection cut before a statement",
-    "connection cut during a statement",
-    "connection cut within an answer",
-    "connection cut after a statement",
-    "connection killed by the server",
-    "server restarted",
-    "deadlock",
-    "lock wait timeout",
-    "read-only server",
-    "switch-over",
-    "lost commits",
-    "sign-ups and deletions",
-    "silent server",
-    "database refuses connections",
-    "Twilio refuses connections",
-    "Twilio resets connections",
-    "Twilio resets in the handshake",
-    "bad TLS record after accepting",
-    "reset before accepting",
-    "reset after accepting",
-    "closed after accepting",
-    "201 with a broken body",
-    "4xx of a proxy after accepting",
-    "idle connections forgotten",
-    "5xx before accepting",
-    "5xx after accepting",
-    "429 storm",
-    "answer slower than the timeout",
-    "credentials that turn wrong",
-    "refused for this person",
-    "sender refused",
-    "a person must act",
-    "unknown 4xx",
+# Counted by what a run was: its instants and its people.
+BY_SIGHT = (
     "clock at a DST change",
     "local midnight while a run is at work",
-    "suspended process",
-    "clock behind",
-    "clock ahead",
-    "clock a little off",
-    "clock that steps",
     "overlapping runs",
     "overlapping runs on two local days",
     "undecodable row",
-    *(kind for kind, _ in IN_THE_LOG),
+    "kill -9, claiming once more",
 )
+KINDS = sorted({*kinds(), *BY_SIGHT, *(kind for kind, _ in IN_THE_LOG)})
+"""What must hit."""
 
 
 @dataclass
@@ -259,7 +219,7 @@ def table(total: Result, seconds: float) -> Iterator[str]:
     yield f"the program was started {total.runs} times and sent {total.texts} texts; it ended with "
     yield "  " + ", ".join(f"{code} {count} times" for code, count in sorted(total.exits.items()))
     yield "what hit, how often:"
-    for kind in (*KINDS, *sorted(total.hits.keys() - set(KINDS))):
+    for kind in KINDS:
         few = total.hits[kind] * 10_000 < ENOUGH * total.scenes
         yield f"  {total.hits[kind]:6} {kind}{' (too rarely)' if few else ''}"
     yield "what must hold:"

@@ -24,24 +24,22 @@ from tests.faults.scene import SceneClock
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import Answer, Door, FakeTwilio, Request
 from tests.sandbox.proxy import Proxy, Rule, Verdict
+from tests.statements import CLAIM, CLAIM_CHECK, HISTORY, OUTCOMES, PAGE, RECORD, RELEASE, SLICE
 
-# What tells the program's statements apart.
-CLAIM = "UPDATE user_id = "
-RECORD = "state = IF(run_token"
-RELEASE = f"DELETE FROM {LEDGER} WHERE (user_id"
 TARGETS = {
-    "learn": "WHERE final_status IS NULL",
+    "learn": OUTCOMES,
     "settle": "SET state = '",
     "zones": "GROUP BY 1, 2",
-    "slice": "AS stranger FROM",
-    "page": "JOIN (SELECT CAST(NULL",
-    "history": "AND local_day >= '0001",
+    "slice": SLICE,
+    "page": PAGE,
+    "history": HISTORY,
     "claim": CLAIM,
-    "read back": "AND local_day >= '2",
+    "read back": CLAIM_CHECK,
     "record": RECORD,
     "release": RELEASE,
     "any": "",
 }
+"""The program's statements, by words that tell them apart."""
 LEDGER_KEY = re.compile(r"\((?:user_id = )?(\d+|'[0-9a-f-]{36}')(?:,| AND local_day =) '(\d{4}-\d\d-\d\d)'")
 
 

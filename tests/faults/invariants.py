@@ -90,7 +90,6 @@ class Told:
     """What the log of one run says."""
 
     run: Run
-    lines: list[tuple[str, str]] = field(default_factory=list)
     outcomes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """By user: id, or the name's key and phone where a line has no id."""
     needs: dict[str, str] = field(default_factory=dict)
@@ -120,7 +119,6 @@ def read(run: Run) -> Told:
     told = Told(run)
     for line in run.output.splitlines():
         if match := LINE.match(line):
-            told.lines.append((match[1], match[2]))
             understand(match[1], match[2], told)
         else:
             told.strange.append(line)

@@ -115,7 +115,6 @@ class Run:
     term_at: str = ""
     """Where SIGTERM reached it, if it did."""
     killed: bool = False
-    seconds: float = 0.0
 
 
 class Actor:
@@ -175,14 +174,12 @@ class InlineActor(Actor):
         handler.setFormatter(module.__dict__["OneLine"]("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
-        began = time.monotonic()
         try:
             main = module.__dict__["main"]
             self.run.exit_code = int(main(self.run.orders.argv, self.run.orders.environ, self._clock, self._stop))
         except BaseException:  # noqa: BLE001 - whatever escapes is what a user would see as a traceback
             self.run.crash = traceback.format_exc()
         finally:
-            self.run.seconds = time.monotonic() - began
             logger.removeHandler(handler)
 
 
@@ -208,7 +205,6 @@ class ProcessActor(Actor):
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        self._began = time.monotonic()
         if self._from_scratch:
             command = [sys.executable, "-m", "tests.faults.program", json.dumps(self._spec)]
             self._popen = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **self.run.orders.environ})
@@ -228,7 +224,6 @@ class ProcessActor(Actor):
         if code is None:
             self.kill()
             raise TimeoutError("the program's process does not end:\n" + self._read("output")[-3000:])
-        self.run.seconds = time.monotonic() - self._began
         self.run.exit_code = code
         self.run.output = self._read("output")
         self.run.now = datetime.fromisoformat(self._read("now")) if self._read("now") else None

@@ -9,7 +9,6 @@ import random
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -57,7 +56,6 @@ class Played:
     texts: list[Message]
     requests: list[Request]
     faults: list[Fault]
-    errors: Counter[int]
     jumps: list[tuple[datetime, datetime]]
     """From when to when the clock went while the runs were at work."""
     stray: list[str]
@@ -141,7 +139,6 @@ class Stage:
         self.twilio.clock = self.clock
         self.twilio.list_lag = scene.list_lag
         self.wire.rules.clear()
-        self.wire.mysql_errors.clear()
         for table in ("Log", "Habit", "User"):
             self.database.execute(f"DELETE FROM `{table}`")
         if self.database.rows("SHOW TABLES LIKE %s", (LEDGER,)):
@@ -247,7 +244,6 @@ class Stage:
         group.actors = [self._actor(scene, part, order, n) for n, order in enumerate(orders)]
         before = self._ledger()
         books, requests = len(self.twilio.book), len(self.twilio.requests)
-        errors = Counter(self.wire.mysql_errors)
         self.clock.jumps = []
         direction = _Direction(scene, part, group)
         for fault in part.faults:
@@ -280,7 +276,6 @@ class Stage:
             texts=self.twilio.book[books:],
             requests=self.twilio.requests[requests:],
             faults=part.faults,
-            errors=self.wire.mysql_errors - errors,
             jumps=self.clock.jumps,
             stray=stray,
         )
