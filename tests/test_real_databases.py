@@ -484,8 +484,9 @@ def test_an_account_whose_way_in_needs_a_package_that_is_missing_is_told_to_be_m
     def connect(**_: object) -> None:
         raise RuntimeError("'pynacl' package is required for ed25519_password auth method")
 
-    monkeypatch.setattr(pymysql, "connect", connect)
-    assert run(environ) == Exit.ACT
+    with monkeypatch.context() as patch:
+        patch.setattr(pymysql, "connect", connect)
+        assert run(environ) == Exit.ACT
     assert "a way to authenticate that this program lacks" in problem(caplog)
 
 
