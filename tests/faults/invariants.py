@@ -432,7 +432,7 @@ class Judge:
         if self._scene.seconds_left(person, now) < 75:
             return False
         for row in rows:
-            last = row.finished_at or row.claimed_at + DEADLINE
+            last = max(row.claimed_at, row.finished_at or row.claimed_at + DEADLINE)
             is_late = last > now - SPACING - timedelta(minutes=1) or last.astimezone(zone).date() >= found.day
             if row.day == found.day or row.claimed_at > now or (row.state != "refused" and is_late):
                 return False
