@@ -436,16 +436,15 @@ def door(kind: str, state: Door) -> Callable[[Rng, bool], Fault]:
     return make
 
 
-ANYTIME = ["any", "sometime"]
+PLACES = ["post", "post", *WRITES, "read back", "any", "sometime"]
+NEW_PLACES = ["learn", "settle", "settle", "writing again", "writing again"]
 
 
-def ended(kill: bool) -> Callable[[Rng, bool], Fault]:
-    """kill -9 or SIGTERM."""
+def ended(kill: bool, *places: str) -> Callable[[Rng, bool], Fault]:
+    """kill -9 or SIGTERM, at one of these places."""
 
     def make(rng: Rng, _tls: bool) -> Fault:
-        at = rng.choice(
-            ["post", "post", *WRITES, "read back", "learn", "learn", *["settle"] * 3, *["writing again"] * 2, *ANYTIME]
-        )
+        at = rng.choice(places)
         nth = {"any": rng.randrange(1, 30), "learn": 1, "settle": 1, "writing again": 2}.get(at) or early(rng)
         seconds = rng.uniform(0, 0.2)
         return f.Ended(kill=kill, at=at, nth=nth, before=rng.random() < 0.5, seconds=seconds, again=rng.random() < 0.3)
@@ -528,12 +527,13 @@ INLINE_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
     (2, answers("sender refused", *map(refuse, SENDER), counts=(1, 5, 9, 10, 14))),
     (2, answers("a person must act", *map(refuse, STOPS), refuse(30454, 429), refuse(63038, 429), counts=(1, 2))),
     (1, answers("unknown 4xx", refuse(29999), refuse(21999, 422), counts=(1, 3, 12))),
-    (3, ended(kill=False)),
+    (3, ended(False, *PLACES, *NEW_PLACES)),
 ]
 
 PROCESS_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
-    (10, ended(kill=True)),
-    (7, ended(kill=False)),
+    (10, ended(True, *PLACES)),
+    (7, ended(True, *NEW_PLACES)),
+    (7, ended(False, *PLACES, *NEW_PLACES)),
     (6, at_query(f.ServerRestart, kill=lambda rng: rng.random() < 0.6, seconds=lambda rng: rng.choice([0, 0.3, 1.5]))),
 ]
 
