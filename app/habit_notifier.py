@@ -320,8 +320,8 @@ def of_the_past(case: Case) -> Skip | None:
             return Skip(
                 Outcome.FUTURE,
                 "the ledger has a row of %s, claimed at %s UTC, from a clock that was ahead. Delete it: "
-                "DELETE FROM %s WHERE user_id = %r AND local_day = '%s';",
-                (row.local_day, f"{row.claimed_at:%Y-%m-%d %H:%M}", LEDGER, shown_id(row.user_id), row.local_day),
+                "DELETE FROM %s WHERE user_id = %s AND local_day = '%s';",
+                (row.local_day, f"{row.claimed_at:%Y-%m-%d %H:%M}", LEDGER, sql_id(row.user_id), row.local_day),
             )
     return None
 
@@ -358,7 +358,7 @@ def delivered(case: Case) -> Skip | None:
     ends = [r for r in own_rows(case) if r.final_status in KNOWN_ENDS and r.code not in OURS]
     if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
         return None
-    if ends[0].code in GONE:
+    if ends[0].final_status in LOST and (ends[0].code in GONE or is_permanent(ends[0].code)):
         return Skip(Outcome.REMEMBERED, "the last text did not arrive: %s", (meaning(ends[0].code),))
     limit = case.settings.undelivered_limit
     if limit and len(ends) >= limit and all(row.final_status in LOST for row in ends[:limit]):
@@ -554,12 +554,16 @@ class Job:
         """
         held: list[Reminder] = []
         rules: Counter[str] = Counter()
-        for page in pages:
-            rules.update(reminder.rule.reason for reminder in page)
-            held += page
-            if rules.total() > self.settings.max_texts:
-                self.report.not_tried(held)  # at once, so that memory stays flat
-                held = []
+        try:
+            for page in pages:
+                rules.update(reminder.rule.reason for reminder in page)
+                held += page
+                if rules.total() > self.settings.max_texts:
+                    self.report.not_tried(held)  # at once, so that memory stays flat
+                    held = []
+        except NotifierError:
+            self.report.not_tried(held)
+            raise
         if rules.total() > self.settings.max_texts:
             raise FixFirst(too_many(rules, self.settings.max_texts))
         yield held
@@ -568,7 +572,7 @@ class Job:
         """The reminders to claim; who gets none is reported, or put aside."""
         users = self.once_each(users)
         rows, last_logs = self.store.history(users)
-        now, reminders = self.clock() if self.last_call else self.now, []
+        now, reminders = self.clock(), []  # read after the rows: what another run has just written is not of the future
         for user in users:
             case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), self.settings, now)
             if skip := speaks_against(case):
@@ -1047,6 +1051,11 @@ def shown_id(user_id: UserId) -> int | str:
     return user_id.hex() if isinstance(user_id, bytes) else user_id
 
 
+def sql_id(user_id: UserId) -> str:
+    """An id as a statement to paste has it."""
+    return f"X'{user_id.hex()}'" if isinstance(user_id, bytes) else repr(user_id)
+
+
 def id_key(user_id: UserId) -> str:
     """An id as ONLY_USERS names it."""
     return str(shown_id(user_id)).lower()
@@ -1129,13 +1138,14 @@ class Brake:
     def __init__(self, stop: Stop, clock: Clock, deadline: float) -> None:
         self._stop, self._clock, self._deadline = stop, clock, deadline
         self._until, self._until_wall = time.monotonic() + deadline, clock() + timedelta(seconds=deadline)
-        self._lock = threading.Lock()
+        self._lock, self._over = threading.Lock(), False
         self.failure: NotifierError | None = None
 
     def pull(self, failure: NotifierError) -> None:
-        """Take no more work, for this reason, which is told at once; the first one counts."""
+        """Take no more work, for this reason, which is told at once; the first counts, or the first for a person."""
         with self._lock:
-            if self.failure is None:
+            act = failure.exit_code is Exit.ACT
+            if self.failure is None or (act and self.failure.exit_code is not Exit.ACT):
                 self.failure = failure
                 tell(failure)
 
@@ -1155,7 +1165,8 @@ class Brake:
     @property
     def late(self) -> bool:
         """Whether the deadline is over."""
-        return time.monotonic() > self._until or self._clock() > self._until_wall
+        self._over = self._over or time.monotonic() > self._until or self._clock() > self._until_wall
+        return self._over  # once late, always late, wherever the wall's clock is set
 
     @property
     def pulled(self) -> bool:
@@ -1987,6 +1998,7 @@ class Store:
         self._has_ledger = False
         self._days: Mapping[bytes, Days] = {}
         self._zones: ZonesTable = "", []
+        self.as_of: datetime | None = None  # --now: the ledger as it stood then
         self.claims: dict[Reminder, Row] = {}
         """What this run has claimed and not recorded yet."""
         self._recorded: deque[tuple[float, Row]] = deque()
@@ -2399,12 +2411,14 @@ class Store:
 
     def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> list[Row]:
         sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({holes(user_ids)}) AND local_day >= %s"
-        return [as_row(values) for values in self._run(sql, [*user_ids, since])]
+        rows = [as_row(values) for values in self._run(sql, [*user_ids, since])]
+        return [row for row in rows if self.as_of is None or row.claimed_at <= self.as_of]
 
     def _last_logs(self, user_ids: Sequence[UserId], since: date) -> dict[UserId, date]:
         found = self._run(
-            f"""SELECT h.user_id, MAX(l.created_at) FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
-                WHERE h.user_id IN ({holes(user_ids)}) AND l.created_at >= %s GROUP BY h.user_id""",
+            f"""SELECT u.id, MAX(l.created_at) FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
+                STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
+                WHERE u.id IN ({holes(user_ids)}) AND l.created_at >= %s GROUP BY u.id""",
             [*user_ids, since - timedelta(days=1)],
         )
         return {
@@ -2956,6 +2970,7 @@ def api_url(text: str) -> str:
 
 
 TEXT = Kind(str, "")
+TOKEN = matching("[!-~]+", "it as the console shows it, without blanks and typographic characters")
 HOST = matching(
     r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-fA-F]*(:[0-9a-fA-F.]*){2,7}",
     "a host name or an address, without scheme and port",
@@ -2990,14 +3005,14 @@ class Settings:
     twilio_account_sid: str = setting(
         "Twilio account", matching("AC[0-9a-fA-F]{32}", "the Account SID: AC and 32 hexadecimal digits"), secret=True
     )
-    twilio_auth_token: str = setting("the account's auth token", TEXT, "", secret=True)
+    twilio_auth_token: str = setting("the account's auth token", TOKEN, "", secret=True)
     twilio_api_key_sid: str = setting(
         "with TWILIO_API_KEY_SECRET, instead of the auth token: an API key, which can be revoked alone",
         matching("SK[0-9a-fA-F]{32}", "the key's SID: SK and 32 hexadecimal digits"),
         "",
         secret=True,
     )
-    twilio_api_key_secret: str = setting("the API key's secret", TEXT, "", secret=True)
+    twilio_api_key_secret: str = setting("the API key's secret", TOKEN, "", secret=True)
     twilio_from_number: str = setting("the number that texts come from", SENDER, "")
     twilio_messaging_service_sid: str = setting(
         "instead of the number: a Messaging Service, which picks one of its senders",
@@ -3335,7 +3350,7 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
         OneLine.settings = settings = Settings.read(environ, without="TWILIO_" if asked.mode in READS_ONLY else "none")
         log.setLevel(settings.log_level)
         job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
-        job.about = asked.explain or ""
+        job.about, job.store.as_of = asked.explain or "", asked.now
         with watchdog(job.brake):
             code = MODES[asked.mode][0](job)
         if job.brake.failure:
@@ -3347,7 +3362,7 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
     except Exception:  # nobody is texted twice even so: the ledger has every claim
         log.critical("A fault of the program, please report it", exc_info=True)
         report.error = "a fault of the program"
-        return Exit.RETRY
+        return Exit.TERMINATED if stop.requested else Exit.RETRY
     return code
 
 
