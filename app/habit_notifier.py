@@ -62,10 +62,10 @@ from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from email.utils import parsedate_to_datetime
 from enum import Enum, IntEnum, StrEnum, auto
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 import pymysql
@@ -343,7 +343,7 @@ def handled(case: Case) -> Skip | None:
 def remembered(case: Case) -> Skip | None:
     """A number that refused for good is left alone for REFUSED_RETRY_DAYS; a new number is not."""
     for row in own_rows(case):
-        permanent = is_permanent(row.code) if row.state is State.REFUSED else False
+        permanent = row.state is State.REFUSED and is_permanent(row.code)
         if permanent and (case.days.today - row.local_day).days < case.settings.refused_retry_days:
             return Skip(
                 Outcome.REMEMBERED,
@@ -406,7 +406,8 @@ def in_window(case: Case) -> Skip | None:
     return Skip(Outcome.LATER, "it is %s there, SEND_WINDOW is %s", (local, "-".join(f"{t:%H:%M}" for t in window)))
 
 
-# A run asks them in this order and takes the first that speaks; none of them writes.
+# A run asks them in this order and takes the first that speaks; none of them writes. `handled` comes before
+# `of_the_past`, whose DELETE must never name a text of today. A gate that reads rows wants its part of ROW_MATTERS.
 GATES: tuple[Callable[[Case], Skip | None], ...] = (
     listed,
     placed,
@@ -422,9 +423,9 @@ GATES: tuple[Callable[[Case], Skip | None], ...] = (
 )
 
 
-def speaks_against(case: Case, gates: Iterable[Callable[[Case], Skip | None]] = GATES) -> Skip | None:
+def speaks_against(case: Case) -> Skip | None:
     """The first reason not to text; None when there is none."""
-    return next((skip for gate in gates if (skip := gate(case))), None)
+    return next((skip for gate in GATES if (skip := gate(case))), None)
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
@@ -584,7 +585,7 @@ class Job:
     def once_each(self, users: Sequence[User]) -> list[User]:
         """The users without those whose id came before: a view over a join may return one twice."""
         by_id = {user.id: user for user in reversed(users)}
-        for user_id, count in Counter(user.id for user in users).items() if len(by_id) < len(users) else ():
+        for user_id, count in Counter(user.id for user in users).items():
             if count > 1:
                 log.warning("User %s stands %d times in User: served once", by_id[user_id], count)
         return list(reversed(by_id.values()))
@@ -709,8 +710,8 @@ def days_by_zone(zones: Iterable[Zone], settings: Settings, now: datetime) -> di
 def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
     """The zones that DEFAULT_TIME_ZONE replaces; a missing one is what it is for."""
     default = settings.default_time_zone
-    for zone in zones if default else ():
-        if zone.name and not resolve_zone(zone.name):
+    for zone in zones:
+        if default and zone.name and not resolve_zone(zone.name):
             yield f"{zone.users} users have the unknown zone {zone.name!r}: DEFAULT_TIME_ZONE ({default}) serves for it"
 
 
@@ -747,10 +748,10 @@ class Report:
         self.started = False
         self.walked = False  # to the end of the pages
         self.counts: Counter[Outcome] = Counter()
-        self.learned_ends: Counter[tuple[str | None, int | None]] = Counter()
+        self.learned_ends: Counter[tuple[str, int | None]] = Counter()
         self.error: str | None = None
         self._looked_at = self._at_night = 0
-        self._longest_name, self._set_up, self._settings = "", "", None
+        self._longest_name = self._set_up = ""
         self._began = self._told = time.monotonic()
 
     def start(self, users: int) -> None:
@@ -804,7 +805,8 @@ class Report:
             self.counts[outcome] += 1
             details = event("text", user, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
             if outcome is Outcome.SENT:
-                self._note(reminder, now)
+                self._longest_name = max(self._longest_name, user.name, key=len)
+                self._at_night += not NIGHT_ENDS <= now.astimezone(reminder.days.zone).hour < NIGHT_STARTS
                 name, phone = Personal(user.name or "(no name)"), Personal(user.phone)
                 log.info("Notification sent to %s (%s). Message SID: %s", name, phone, answer.sid, extra=details)
             else:
@@ -813,14 +815,9 @@ class Report:
                 self._set_up = answer.words if outcome in (Outcome.SETUP, Outcome.TRIAL) else self._set_up
         self._progress()
 
-    def _note(self, reminder: Reminder, now: datetime) -> None:
-        self._longest_name = max(self._longest_name, reminder.user.name, key=len)
-        self._at_night += is_night(now.astimezone(reminder.days.zone))
-
     def learned(self, rows: Sequence[Row], settled: Sequence[Row]) -> None:
         """Tell what became of earlier texts, and name every one that did not arrive."""
-        ends: Counter[tuple[str | None, int | None]] = Counter()
-        ends.update((row.final_status, row.code) for row in settled if row.final_status)
+        ends = Counter((row.final_status, row.code) for row in settled if row.final_status)
         self.learned_ends.update(ends)
         if not rows:
             log.info("There are no earlier texts to look up")
@@ -833,8 +830,8 @@ class Report:
             elif row.final_status == UNKNOWN:
                 words = "The text of %s to user %s, %s: unknown. Look in Twilio's console for %s, %s to %s UTC"
                 first, last = row.claimed_at, row.finished_at or row.claimed_at + timedelta(minutes=30)
-                when = row.claimed_at.date(), f"{first:%H:%M:%S}", f"{last:%H:%M:%S}"
-                log.warning(words, row.local_day, shown_id(row.user_id), row.state, Personal(row.phone), *when[1:])
+                between = f"{first:%H:%M:%S}", f"{last:%H:%M:%S}"
+                log.warning(words, row.local_day, shown_id(row.user_id), row.state, Personal(row.phone), *between)
 
     def verdict(self, shards: int) -> NotifierError | None:
         """What the counts say of the whole run. A shard's few people do not stop the others."""
@@ -850,15 +847,11 @@ class Report:
         if self.started:
             if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
-            brake.blame(unfinished=not self.walked or any(o.exit_code is Exit.RETRY for o in self._outcomes))
+            brake.blame(unfinished=not self.walked or any(o.exit_code is Exit.RETRY for o in self.counts))
             self._warn(settings)
             self._sum_up(brake)
         brake.blame(unfinished=False)
-        return Exit.worst([*(outcome.exit_code for outcome in self._outcomes), *brake.exit_codes])
-
-    @property
-    def _outcomes(self) -> list[Outcome]:
-        return [outcome for outcome, count in self.counts.items() if count]
+        return Exit.worst([*(outcome.exit_code for outcome in self.counts), *brake.exit_codes])
 
     def _warn(self, settings: Settings) -> None:
         """What whoever set this up should know of the texts."""
@@ -904,7 +897,7 @@ class Report:
             "sent": self.counts[Outcome.SENT],
             "failed": self.failed,
             "uncertain": self.counts[Outcome.UNCERTAIN],
-            "counts": {outcome.name.lower(): count for outcome, count in self.counts.items() if count},
+            "counts": {outcome.name.lower(): count for outcome, count in self.counts.items()},
             "learned": {" ".join(str(part) for part in end if part): n for end, n in self.learned_ends.most_common(20)},
             "error": self.error and impersonal(clean(self.error)).encode()[:1_000].decode(errors="ignore"),
         }
@@ -916,15 +909,10 @@ def event(name: str, user: User, outcome: Outcome | None = None, **details: obje
     return {key: value for key, value in known.items() if value is not None}
 
 
-def told(ends: Mapping[tuple[str | None, int | None], int]) -> str:
+def told(ends: Mapping[tuple[str, int | None], int]) -> str:
     """Ends of texts and how many, each code with its meaning."""
-    ordered = sorted(ends.items(), key=lambda item: (str(item[0][0]), item[0][1] or 0))
+    ordered = sorted(ends.items(), key=lambda item: (item[0][0], item[0][1] or 0))
     return "".join(f", {end} {count}{f' ({meaning(code)})' if code else ''}" for (end, code), count in ordered)
-
-
-def is_night(local: datetime) -> bool:
-    """Whether people sleep."""
-    return not NIGHT_ENDS <= local.hour < NIGHT_STARTS
 
 
 def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
@@ -1063,8 +1051,7 @@ def id_key(user_id: UserId) -> str:
 
 def message_for(reminder: Reminder, settings: Settings) -> str:
     """The text that a person reads."""
-    template: str = getattr(settings, reminder.rule.message)
-    return template.replace("{name}", reminder.user.name or "there")
+    return str(getattr(settings, reminder.rule.message)).replace("{name}", reminder.user.name or "there")
 
 
 GSM7 = frozenset(
@@ -1076,7 +1063,7 @@ GSM7_EXTENDED = frozenset("^{}\\[~]|€\f")  # two places each
 
 def segments(text: str) -> int:
     """How many segments a text costs (3GPP TS 23.038: 160 septets, or 153 each; in UCS-2 70 characters, or 67 each)."""
-    if GSM7.issuperset(text.translate({ord(c): None for c in GSM7_EXTENDED})):
+    if set(text) <= GSM7 | GSM7_EXTENDED:
         length, one, each = len(text) + sum(c in GSM7_EXTENDED for c in text), 160, 153
     else:
         length, one, each = len(text.encode("utf-16-le")) // 2, 70, 67
@@ -1251,32 +1238,23 @@ PAUSE_BUDGET = 600.0  # seconds that one run may spend in such pauses
 
 
 class Action(Enum):
-    """What an answer of Twilio asks for."""
+    """What an answer of Twilio asks for, and what becomes of its user."""
 
-    ACCEPT = auto()
-    REFUSE = auto()  # this person, for good
-    SKIP = auto()  # this person, today: our set-up does not reach them
-    TRIAL = auto()  # this person, today: nobody's production
-    FAIL = auto()  # this person, today; a streak stops the run
-    UNCERTAIN = auto()  # whether it was sent is unknown; a streak stops the run
-    UNREACHED = auto()  # surely not sent; a streak stops the run
-    PAUSE = auto()  # everybody waits, then this person is tried again
-    LATER = auto()  # not posted: the window has closed
-    STOP = auto()  # a person must act: the run stops
+    ACCEPT = "accept", Outcome.SENT
+    REFUSE = "refuse", Outcome.REFUSED  # this person, for good
+    SKIP = "skip", Outcome.SETUP  # this person, today: our set-up does not reach them
+    TRIAL = "trial", Outcome.TRIAL  # this person, today: nobody's production
+    FAIL = "fail", Outcome.SETUP  # this person, today; a streak stops the run
+    UNCERTAIN = "uncertain", Outcome.UNCERTAIN  # whether it was sent is unknown; a streak stops the run
+    UNREACHED = "unreached", Outcome.RELEASED  # surely not sent; a streak stops the run
+    PAUSE = "pause", Outcome.RELEASED  # everybody waits, then this person is tried again
+    LATER = "later", Outcome.LATER  # not posted: the window has closed
+    STOP = "stop", Outcome.RELEASED  # a person must act: the run stops
+
+    def __init__(self, _name: str, outcome: Outcome) -> None:
+        self.outcome = outcome
 
 
-OUTCOMES = {
-    Action.ACCEPT: Outcome.SENT,
-    Action.REFUSE: Outcome.REFUSED,
-    Action.SKIP: Outcome.SETUP,
-    Action.TRIAL: Outcome.TRIAL,
-    Action.FAIL: Outcome.SETUP,
-    Action.UNCERTAIN: Outcome.UNCERTAIN,
-    Action.UNREACHED: Outcome.RELEASED,
-    Action.PAUSE: Outcome.RELEASED,
-    Action.LATER: Outcome.LATER,
-    Action.STOP: Outcome.RELEASED,
-}
 STATES = {Outcome.SENT: State.SENT, Outcome.REFUSED: State.REFUSED, Outcome.UNCERTAIN: State.UNCERTAIN}
 
 
@@ -1294,7 +1272,7 @@ class Answer:
     @property
     def outcome(self) -> Outcome:
         """What became of the user."""
-        return OUTCOMES[self.action]
+        return self.action.outcome
 
 
 # https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
@@ -1430,14 +1408,12 @@ class Twilio:
     def post(self, reminder: Reminder, validity: int) -> Answer:
         """Post one text, which Twilio drops when it could not hand it on within so many seconds."""
         s = self._settings
-        sender = {"from_": s.twilio_from_number} if s.twilio_from_number else {}
-        service = {"messaging_service_sid": s.twilio_messaging_service_sid} if not sender else {}
+        number, service = s.twilio_from_number, s.twilio_messaging_service_sid
+        sender = {"from_": number} if number else {"messaging_service_sid": service}
         text, to = message_for(reminder, s), reminder.user.phone
         created: list[Any] = []
         answer = self.ask(
-            lambda client: created.append(
-                client.messages.create(to=to, body=text, validity_period=validity, **sender, **service)
-            )
+            lambda client: created.append(client.messages.create(to=to, body=text, validity_period=validity, **sender))
         )
         return accepted(created[0]) if created and answer.action is Action.ACCEPT else answer
 
@@ -1450,10 +1426,7 @@ class Twilio:
         """
         until, missing = time.monotonic() + SETTLE_BUDGET, {row.sid for row in rows if row.sid}
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
-
-        def read(question: Callable[[Client], Iterable[Any]]) -> list[Message]:
-            return self._messages(question, missing, lambda: check_budget(brake, until))
-
+        read = partial(self._messages, missing, partial(check_budget, brake, until))
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
             search = {"date_sent": str(day), "page_size": 1_000, **sender}
@@ -1464,7 +1437,7 @@ class Twilio:
             yield from read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
 
     def _messages(
-        self, question: Callable[[Client], Iterable[Any]], wanted: Collection[str], check: Callable[[], None]
+        self, wanted: Collection[str], check: Callable[[], None], question: Callable[[Client], Iterable[Any]]
     ) -> list[Message]:
         found = []
 
@@ -1482,8 +1455,8 @@ class Twilio:
             raise kind(f"Twilio's list of messages could not be read: {answer.words}")
         return found
 
-    def find_sender(self) -> str:
-        """Look for the sender in the account; why that could not be told, or ''.
+    def check_own_sender(self) -> Iterator[str]:
+        """Look for the sender in the account; why that could not be told.
 
         :raises FixFirst: when it is not there
         """
@@ -1500,8 +1473,8 @@ class Twilio:
         if answer.action is Action.ACCEPT or (service and answer.code == NO_SUCH):
             if not found:
                 raise FixFirst(f"the account has no sender {number or service}: see its console")
-            return ""
-        return f"whether the sender is the account's could not be told: {answer.words}"
+        else:
+            yield f"whether the sender is the account's could not be told: {answer.words}"
 
     def ask(self, question: Callable[[Client], Any]) -> Answer:
         """Put one request to Twilio and understand whatever comes back."""
@@ -1516,7 +1489,6 @@ class Twilio:
         return Answer(Action.ACCEPT)
 
     def _client(self) -> tuple[Client, Http]:
-        """This thread's client."""
         if not hasattr(self._clients, "pair"):
             s, http = self._settings, Http()
             user = s.twilio_api_key_sid or s.twilio_account_sid
@@ -1525,8 +1497,7 @@ class Twilio:
             client.api.base_url = s.twilio_api_url
             client.messaging.base_url = re.sub(r"//api\.(?=.*twilio\.com$)", "//messaging.", s.twilio_api_url)
             self._clients.pair = client, http
-        pair: tuple[Client, Http] = self._clients.pair
-        return pair
+        return cast(tuple[Client, Http], self._clients.pair)
 
 
 def check_budget(brake: Brake, until: float) -> None:
@@ -1547,10 +1518,9 @@ def accepted(message: Any) -> Answer:
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
     code, parts = column_int(message.error_code, 999_999), column_int(message.num_segments, 32_767)
     if str(message.status) in LOST:
-        return Answer(
-            Action.REFUSE, f"Twilio took it, but it {message.status}: {meaning(code)}", code, message.sid, parts
-        )
-    return Answer(Action.ACCEPT, sid=message.sid, code=None, segments=parts)
+        words = f"Twilio took it, but it {message.status}: {meaning(code)}"
+        return Answer(Action.REFUSE, words, code, message.sid, parts)
+    return Answer(Action.ACCEPT, sid=message.sid, segments=parts)
 
 
 def column_int(value: object, most: int) -> int | None:
@@ -1573,10 +1543,8 @@ def understand(error: Exception, response: Response | None) -> Answer:
         kind = clean((response.headers or {}).get("Content-Type", "no content type"))
         return Answer(Action.UNCERTAIN, f"{what} (HTTP {status}, {kind})")
     code = int(body["code"])
-    unknown = (
-        Action.FAIL,
-        f"Twilio answered HTTP {status} {quoted(body.get('message') or body.get('title'))}".rstrip(),
-    )
+    said = quoted(body.get("message") or body.get("title"))
+    unknown = Action.FAIL, f"Twilio answered HTTP {status} {said}".rstrip()
     action, words = TWILIO_CODES.get(code) or HTTP_STATUSES.get(status) or unknown
     link = f"{words} (error {code}, https://www.twilio.com/docs/api/errors/{code})"
     return Answer(action, link, column_int(code, 999_999), retry_after=retry_after(response))
@@ -1646,9 +1614,7 @@ class Pause:
     def __init__(self, brake: Brake) -> None:
         self._brake = brake
         self._lock = threading.Lock()
-        self._ends = 0.0
-        self._spent = 0.0
-        self._doublings = 0
+        self._ends, self._spent, self._doublings = 0.0, 0.0, 0
 
     def wait(self) -> bool:
         """Wait until texts may be posted; False when the run ends instead."""
@@ -1733,7 +1699,7 @@ class Sender:
     def _arrived(self, timeout: float) -> Iterator[tuple[Reminder, Answer]]:
         with suppress(queue.Empty):
             while self._flying:
-                reminder, answer = self._answered.get(timeout=timeout) if timeout else self._answered.get_nowait()
+                reminder, answer = self._answered.get(timeout=timeout)
                 timeout = 0.0
                 self._flying.discard(reminder)
                 yield reminder, answer
@@ -1783,9 +1749,7 @@ NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where i
 DATABASE_CONNECT_TIMEOUT = 5  # seconds
 DATABASE_TIMEOUT = 10  # seconds, for one statement; the server ends a query two seconds earlier
 DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
-DATABASE_MEMORY = (
-    60.0  # seconds of results that are written again on a new connection: commits may be lost with the old
-)
+DATABASE_MEMORY = 60.0  # seconds of results that a new connection writes again: commits may be lost with the old
 LAST_TIMEOUT, LAST_PATIENCE = 3, 1.0  # the time-out and the patience after SIGTERM
 
 
@@ -1869,7 +1833,7 @@ class DatabaseError(NotifierError):
         self, error: Exception, hide: Callable[[str], str], *, connected: bool = False, written: bool = False
     ) -> None:
         self.number = number_of(error)
-        if connected and self.number == 1045:  # so MariaDB tells all but administrators of a view's missing definer
+        if connected and self.number == 1045:  # so both tell all but administrators of a view's missing definer
             self.number = 1449
         self.remedy, words = MYSQL_ERRORS.get(self.number, (Remedy.RERUN, "it refused a statement"))
         inner = getattr(error, "original_exception", None)
@@ -1957,8 +1921,7 @@ def as_text(column: str) -> str:
     return f"CAST(CONVERT({column} USING utf8mb4) AS BINARY)"
 
 
-@dataclass(frozen=True)
-class Zone:
+class Zone(NamedTuple):
     """A time zone as it is stored, its name as people mean it, and how many users have it."""
 
     key: bytes | None
@@ -1966,8 +1929,7 @@ class Zone:
     users: int
 
 
-@dataclass(frozen=True)
-class NewestLogs:
+class NewestLogs(NamedTuple):
     """Of the logs with the highest ids: how many, the latest time stamp, and how many are still to come."""
 
     looked_at: int
@@ -1975,14 +1937,13 @@ class NewestLogs:
     ahead: int
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """Some users: how many, those who are due or whose days cannot be told, and ids whose logs could not be read."""
 
     users_in_all: int
     users: Sequence[User]
-    unread: Sequence[UserId] = ()
-    last: bool = False
+    unread: Sequence[UserId]
+    last: bool
 
 
 class Store:
@@ -1994,13 +1955,11 @@ class Store:
     def __init__(self, settings: Settings, stop: Stop) -> None:
         self._settings, self._stop = settings, stop
         self._connection: pymysql.Connection[Any] | None = None
-        self._opened = self._dates = self._binary_ids = self._fresh = False
-        self._has_ledger = False
+        self._opened = self._dates = self._binary_ids = self._fresh = self._has_ledger = False
         self._days: Mapping[bytes, Days] = {}
         self._zones: ZonesTable = "", []
         self.as_of: datetime | None = None  # --now: the ledger as it stood then
-        self.claims: dict[Reminder, Row] = {}
-        """What this run has claimed and not recorded yet."""
+        self.claims: dict[Reminder, Row] = {}  # and not recorded yet
         self._recorded: deque[tuple[float, Row]] = deque()
 
     def __enter__(self) -> Store:
@@ -2039,7 +1998,7 @@ class Store:
             if s.db_ssl_ca
             else {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), RefuseClearPassword)}
         )
-        connection: pymysql.Connection[Any] = pymysql.connect(
+        return pymysql.connect(
             host=s.db_host,
             port=s.db_port,
             user=s.db_user,
@@ -2054,7 +2013,6 @@ class Store:
             + STATEMENT_LIMIT,
             **tls,
         )
-        return connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -2091,12 +2049,7 @@ class Store:
     def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
         assert self._connection is not None  # noqa: S101 - for the type checker
         with self._connection.cursor() as cursor:
-            try:
-                cursor.execute(sql, tuple(args))
-            except pymysql.err.OperationalError as error:
-                if number_of(error) == 1045:  # although we are logged in: MySQL's word for a view whose definer is gone
-                    error.args = (1449, *error.args[1:])
-                raise
+            cursor.execute(sql, tuple(args))
             return list(cursor.fetchall())
 
     def _write_again(self) -> None:
@@ -2149,13 +2102,9 @@ class Store:
             )
         kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'Log'"
         indexed = "SHOW INDEX FROM `Log` WHERE Seq_in_index = 1 AND Column_name = 'habit_id'"
+        statement = f"CREATE INDEX habit_created ON `{self._settings.db_name}`.`Log` (habit_id, created_at);"
         if self._run(kind) == [("BASE TABLE",)] and not self._run(indexed):
-            yield f"no index of Log begins with habit_id: {self.index_statement}"
-
-    @property
-    def index_statement(self) -> str:
-        """What an administrator runs for speed."""
-        return f"CREATE INDEX habit_created ON `{self._settings.db_name}`.`Log` (habit_id, created_at);"
+            yield f"no index of Log begins with habit_id: {statement}"
 
     def _type_of(self, table: str, column: str) -> str:
         """The full type of a column, as a CREATE TABLE writes it."""
@@ -2236,11 +2185,10 @@ class Store:
     def _no_ledger(self, ddl: str) -> FixFirst:
         [(account,)] = self._run("SELECT CURRENT_USER()")
         user, _, host = account.rpartition("@")
-        database = self._settings.db_name
         return FixFirst(
             f"DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:",
             " ".join(ddl.split()) + ";",
-            f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{database}`.`{LEDGER}` TO '{user}'@'{host}';",
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{self._settings.db_name}`.`{LEDGER}` TO '{user}'@'{host}';",
         )
 
     # reading
@@ -2294,7 +2242,7 @@ class Store:
         while (slice_ := self._slice(low, through, size))[0]:
             (count, high, strangers), began = slice_, time.monotonic()
             try:
-                page = Page(count, [*self._due(low, high), *(self._strangers(low, high) if strangers else ())])
+                users, unread = [*self._due(low, high), *(self._strangers(low, high) if strangers else ())], []
             except DatabaseError as failure:
                 if failure.remedy is not Remedy.SMALLER:
                     raise
@@ -2302,10 +2250,10 @@ class Store:
                     size = max(count // 2, 1)
                     log.info("A page of %d users takes too long: asking for %d", count, size)
                     continue
-                page = Page(count, [], [high])
+                users, unread = [], [high]
             last = last_range and count < size
             low, size = high, next_size(size, time.monotonic() - began)
-            yield replace(page, last=last)
+            yield Page(count, users, unread, last)
 
     def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId, int]:
         """Of the next users with a phone number in (low, through]: how many, the last id, how many of unknown zones."""
@@ -2571,7 +2519,8 @@ def insert(rows: Sequence[Row], otherwise: str) -> tuple[str, list[object]]:
     # Not INSERT IGNORE, which stores truncated values.
     places = ", ".join([f"({holes(LEDGER_COLUMNS)})"] * len(rows))
     sql = f"INSERT INTO {LEDGER} ({ROW}) VALUES {places} ON DUPLICATE KEY UPDATE {otherwise}"
-    return sql, [column for row in rows for column in columns_of(row)]
+    values = (getattr(row, name) for row in rows for name in Row.__slots__)
+    return sql, [naive(value) if isinstance(value, datetime) else value for value in values]
 
 
 def upsert(rows: Sequence[Row]) -> tuple[str, list[object]]:
@@ -2579,12 +2528,6 @@ def upsert(rows: Sequence[Row]) -> tuple[str, list[object]]:
     written = "state", "finished_at", "message_sid", "error_code", "final_status", "segments"
     ours = [f"{column} = IF(run_token = VALUES(run_token), VALUES({column}), {column})" for column in written]
     return insert(rows, ", ".join(ours))
-
-
-def columns_of(row: Row) -> Iterator[object]:
-    """The values of a row as the driver takes them."""
-    values = (getattr(row, name) for name in Row.__slots__)
-    return (naive(value) if isinstance(value, datetime) else value for value in values)
 
 
 def as_row(values: Sequence[Any]) -> Row:
@@ -2618,9 +2561,9 @@ SETTLE_FINAL = timedelta(hours=72)  # no carrier's receipt comes later
 SETTLE_BUDGET = 60.0  # seconds
 SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
 
-FINAL = {"delivered", "undelivered", "failed", "canceled", "read"}  # Twilio's statuses that do not change any more
-LOST, ARRIVED, UNKNOWN = {"undelivered", "failed"}, {"delivered", "read"}, "unknown"
-KNOWN_ENDS = LOST | ARRIVED
+LOST, UNKNOWN = {"undelivered", "failed"}, "unknown"
+KNOWN_ENDS = LOST | {"delivered", "read"}
+FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any more
 GONE = {30004, 30005, 30006}  # permanent for this number
 BLOCKED_SENDER = {30007, 30024, 30032, 30034}
 OURS = BLOCKED_SENDER | {30001, 30002, 30036}  # the sender's fault, not the recipient's
@@ -2766,10 +2709,9 @@ def days_with(logged: date, days: Days) -> int | None:
 
 def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
     """The first quarter of an hour in which a rule asks for a text and no gate speaks against it."""
-    starts = case.settings.day_starts_at
     for quarters in range(4 * 24 * RETENTION.days):
         now = case.now + timedelta(minutes=15 * quarters)
-        days = days_of(now, case.days.zone, starts)
+        days = days_of(now, case.days.zone, case.settings.day_starts_at)
         later = replace(case, now=now, user=replace(case.user, days=days))
         if all(days_with(at, days) != 2 for at in logs) and not speaks_against(later):
             return now
@@ -2844,12 +2786,6 @@ def check_twilio(job: Job) -> Iterator[str]:
         check_clock(twilios, job.clock())
 
 
-def check_texts_sender(job: Job) -> Iterator[str]:
-    """That the number, or the Messaging Service, is the account's."""
-    if note := job.twilio.find_sender():
-        yield note
-
-
 def check_hours(job: Job) -> Iterator[str]:
     """Whether people may be texted while they sleep."""
     start, end = job.settings.send_window or (time_of_day(), time_of_day(23, 59))
@@ -2866,15 +2802,14 @@ CHECKS: dict[str, tuple[set[str], Callable[[Job], Iterable[str]]]] = {
     "users and logs": ({"database"}, check_users),
     "hours": (set(), check_hours),
     "Twilio": (set(), check_twilio),
-    "sender": ({"Twilio"}, check_texts_sender),
+    "sender": ({"Twilio"}, lambda job: job.twilio.check_own_sender()),
 }
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """How a setting's text becomes its value (ValueError when it can't), and what to write instead."""
 
     parse: Callable[[str], Any]
@@ -3119,9 +3054,8 @@ class Settings:
         """The settings that differ from their defaults, without the secrets."""
         pairs = ((f.name.upper(), shown_value(getattr(self, f.name)), f.metadata) for f in fields(self) if f.repr)
         given = [f"{name}={value}" for name, value, declared in pairs if value != declared["default"]]
-        return ", ".join(
-            given + [f"{name}={os.environ[name]}" for name in ("REQUESTS_CA_BUNDLE",) if os.environ.get(name)]
-        )
+        bundle = os.environ.get("REQUESTS_CA_BUNDLE")
+        return ", ".join([*given, f"REQUESTS_CA_BUNDLE={bundle}"] if bundle else given)
 
     def hide(self, text: str) -> str:
         """What MySQL, Twilio or a library says, without the secrets."""
@@ -3219,8 +3153,7 @@ class OneLine(logging.Formatter):
 
     converter = staticmethod(time.gmtime)
     pii, objects = True, False  # LOG_PII and LOG_FORMAT, also when other settings are wrong
-    settings: Settings | None = None
-    """Known once they are read: the secrets that libraries could say."""
+    settings: Settings | None = None  # known once they are read: the secrets that libraries could say
 
     def format(self, record: logging.LogRecord) -> str:
         """The record, with every character that does not print escaped."""
@@ -3381,9 +3314,8 @@ def set_up_logging(environ: Mapping[str, str]) -> None:
 
 def heartbeat(environ: Mapping[str, str]) -> str:
     """HEARTBEAT_URL, also when other settings are wrong; '' in all shards but the first."""
-    [declared] = [declared for declared in fields(Settings) if declared.name == "heartbeat_url"]
     with suppress(ValueError):
-        url = read_setting("HEARTBEAT_URL", declared.metadata, environ)
+        url = read_setting("HEARTBEAT_URL", Settings.__dataclass_fields__["heartbeat_url"].metadata, environ)
         return str(url).rstrip("/") if environ.get("JOB_COMPLETION_INDEX", "") in ("", "0") else ""
     return ""
 
