@@ -1591,7 +1591,8 @@ def unanswered(error: Exception) -> Answer:
         return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file of certificates that can be read: correct it")
     never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
     if tunnel or isinstance(reason, never_connected):
-        return Answer(Action.UNREACHED, f"Twilio cannot be reached ({type(error).__name__}: {cause(error)})")
+        where = "check DNS, the proxy and the NetworkPolicy"
+        return Answer(Action.UNREACHED, f"Twilio cannot be reached ({type(error).__name__}: {cause(error)}): {where}")
     return Answer(Action.UNCERTAIN, f"no answer from Twilio ({type(error).__name__}: {quoted(cause(error))})")
 
 
