@@ -89,8 +89,6 @@ OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while 
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
 FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
-NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
-SMALLEST_VALIDITY = 60  # seconds: a text that may wait less is left for the next window
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
@@ -927,6 +925,10 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
 
 
 # --- what rules and gates are made of: pure functions -----------------------------------------------------------------
+
+
+NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
+SMALLEST_VALIDITY = 60  # seconds: a text that may wait less is left for the next window
 
 
 def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_day()) -> Days:

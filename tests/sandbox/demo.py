@@ -71,6 +71,12 @@ def tell() -> int:
             say(watch.timed(f"A fake one answers on {twilio.url}"))
             introduce(twilio, everybody)
 
+            chapter(f"Before it: python {PROGRAM} --dry-run")
+            say(dim("The end of its log"))
+            dry = ask(database, "--dry-run")
+            for line in dry.log[-3:]:
+                show_log_line(line)
+
             chapter(f"The job: python {PROGRAM}")
             first = run_job(database, twilio)
             texts = list(twilio.book)
@@ -85,12 +91,20 @@ def tell() -> int:
             again = twilio.book[len(texts) :]
             say(watch.timed(f"Exit code {second.exit_code}"))
 
+            chapter("Why did Nora get none? --explain tells")
+            nora = next(user_id for user_id, person in ids.items() if person.outcome is Outcome.LATER)
+            why = ask(database, f"--explain={nora}", SEND_WINDOW=WINDOW)
+            for line in why.log:
+                if re.search(": User |It is |Gate in_window|at the earliest", line):
+                    show_log_line(line)
+
             chapter("Was that right?")
             found, strays = fates(ids, database, texts, [*first.log, *second.log])
             right = judge(ids, found)
             right &= check(not strays, f"There was {counted(len(strays), 'other text')}")
             right &= check(not again, f"The second run sent {counted(len(again), 'text')}: nobody is texted twice")
-            right &= check(first.exit_code == second.exit_code == 0, "Both runs ended with exit code 0")
+            codes = {run.exit_code for run in (dry, first, second, why)}
+            right &= check(codes == {0}, "All of them ended with exit code 0")
     say("")
     say(watch.timed("Everything that was made for this is gone again, and nothing has left this machine."))
     say(bold("Everybody got exactly what they should." if right else red("Somebody did not get what they should.")))
@@ -181,6 +195,20 @@ def run_job(database: Database, twilio: FakeTwilio, **settings: str) -> Run:
             process.terminate()
             raise
     return Run(process.returncode, log)
+
+
+def ask(database: Database, question: str, **settings: str) -> Run:
+    """Put a question to the program: it needs the database alone, and writes nothing."""
+    done = subprocess.run(
+        [sys.executable, PROGRAM, question],
+        cwd=ROOT,
+        env=database.environ() | settings,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    return Run(done.returncode, done.stderr.splitlines())
 
 
 # --- what was expected and what came
