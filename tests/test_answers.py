@@ -777,3 +777,21 @@ def test_the_tools_of_this_file_see_what_they_should(secure: FakeTwilio, monkeyp
     good = json.dumps({"sid": "SM" + "0" * 32}).encode()
     with Canned(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%s" % (len(good), good)) as server:
         assert post(server.url).action is Action.ACCEPT
+
+
+def test_a_deadline_that_is_over_stays_over_when_the_clock_is_set_back() -> None:
+    now = [datetime(2026, 5, 12, 9, tzinfo=UTC)]
+    brake = Brake(Stop(), lambda: now[0], deadline=60)
+    now[0] += timedelta(hours=1)
+    assert brake.pulled
+    now[0] -= timedelta(hours=1)
+    assert brake.pulled
+
+
+def test_what_a_person_must_do_outweighs_what_came_first(caplog: pytest.LogCaptureFixture) -> None:
+    brake = Brake(Stop(), utc_now, deadline=60)
+    brake.pull(habit_notifier.RetryLater("try again"))
+    brake.pull(habit_notifier.FixFirst("correct the credentials"))
+    brake.pull(habit_notifier.FixFirst("correct something else"))
+    assert brake.exit_codes == [habit_notifier.Exit.ACT]
+    assert [record.getMessage() for record in caplog.records] == ["try again", "correct the credentials"]

@@ -29,6 +29,7 @@ from habit_notifier import (
     is_permanent,
     listed,
     meaning,
+    of_the_past,
     own_rows,
     phone_number,
     remembered,
@@ -84,6 +85,27 @@ def test_nothing_speaks_against_a_user_without_a_row() -> None:
     assert speaks_against(case) is None
 
 
+# --- rows of odd clocks
+
+
+def test_todays_row_is_never_named_with_a_statement_that_deletes_it() -> None:
+    ahead = a_row(0, claimed_at=NOW + 2 * HOUR, finished_at=NOW + 2 * HOUR)
+    assert outcome(speaks_against(a_case([ahead]))) is Outcome.ALREADY
+    assert outcome(speaks_against(a_case([a_row(-9)]))) is Outcome.FUTURE
+
+
+@pytest.mark.parametrize(("user_id", "shown"), [(42, "= 42 "), ("a1-b2", "= 'a1-b2' "), (b"\x01\xab", "= X'01ab' ")])
+def test_the_statement_to_paste_holds_the_id_as_its_column_does(user_id: int | str | bytes, shown: str) -> None:
+    skip = of_the_past(a_case([a_row(-9, user_id=user_id)]))
+    assert skip
+    assert shown in skip.reason % skip.args
+
+
+def test_a_clock_that_stepped_back_while_a_text_was_posted_shortens_no_spacing() -> None:
+    row = a_row(0, claimed_at=NOW, finished_at=NOW - 12 * HOUR)
+    assert row.last_possible_text(timedelta(seconds=1500)) == NOW
+
+
 # --- texts that do not arrive
 
 
@@ -95,6 +117,12 @@ def test_a_number_that_is_gone_is_left_alone_for_as_long_as_one_that_refused(
     skip = delivered(a_case([a_row(ago, "undelivered", code)], UNDELIVERED_LIMIT=0))
     assert outcome(skip) is (Outcome.REMEMBERED if left_alone else None)
     assert not skip or meaning(code) in skip.args
+
+
+@pytest.mark.parametrize("code", [21610, 21211, 21614])
+def test_a_refusal_that_came_as_a_failed_text_stays_remembered_once_it_is_settled(code: int) -> None:
+    before, after = a_row(1, "refused", code, state=State.REFUSED), a_row(1, "failed", code)
+    assert [outcome(speaks_against(a_case([row]))) for row in (before, after)] == [Outcome.REMEMBERED] * 2
 
 
 def test_only_the_latest_end_tells_that_a_number_is_gone() -> None:

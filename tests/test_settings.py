@@ -603,3 +603,13 @@ def test_an_unknown_command_line_exits_with_2_and_the_usage(arguments: list[str]
     assert done.returncode == 2
     assert done.stderr.startswith("usage: habit_notifier.py")
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["TWILIO_AUTH_TOKEN", "TWILIO_API_KEY_SECRET"])
+@pytest.mark.parametrize("odd", ["\u201cabc\u201d", "abc\u200b", "ab c"])
+def test_a_credential_that_no_header_can_hold_is_refused_unseen(name: str, odd: str) -> None:
+    with pytest.raises(FixFirst) as refused:
+        Settings.read({name: odd})
+    [line] = [line for line in refused.value.args if line.startswith(name)]
+    assert odd not in line
+    assert "typographic" in line
