@@ -24,7 +24,7 @@ class Tests:
     def __call__(self) -> int:
         """Run them. Returns pytest's exit code."""
         # In the order of their names: xdist's own order leaves the files with few and long tests to the end.
-        workers = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+        workers = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]  # on two cores: many tests wait
         return int(pytest.main(["-q", *workers, "--cov", "--ignore=tests/e2e"], plugins=[self]))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
