@@ -989,7 +989,8 @@ def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: p
     local, (start, end) = now.astimezone(zone), window
     if not start <= local.time() < end:
         return 0.0
-    ends = instant_of(local.date(), end, zone), *readings(local.date(), end, zone)
+    shown = (at for at in readings(local.date(), end, zone) if at.astimezone(zone).time() == end)
+    ends = instant_of(local.date(), end, zone), *shown
     return min((at - now).total_seconds() for at in ends if at > now)
 
 

@@ -128,6 +128,7 @@ def test_while_the_database_says_nothing(
 ) -> None:
     """In this process, with time-outs ten times shorter: one may pass after SIGTERM, not two."""
     monkeypatch.setattr(habit_notifier, "DATABASE_TIMEOUT", 1)
+    monkeypatch.setattr(habit_notifier, "LAST_TIMEOUT", 1)  # of a connection that SIGTERM comes before
     stop = Stop()
     with Proxy((database.server.host, database.server.port)) as proxy:
         proxy.silence()
