@@ -8,7 +8,7 @@ CLAIM = f"UPDATE user_id = {LEDGER}.user_id"
 CLAIM_CHECK = ") AND local_day >= '2"  # the gates read a user's rows of all days
 RECORD = "UPDATE state = IF(run_token"
 RELEASE = f"DELETE FROM {LEDGER} WHERE (user_id"
-SLICE = "COUNT(IF(stranger"
+SLICE = "SELECT COUNT(*), MAX(id)"
 PAGE = "AND NOT EXISTS (SELECT 1 FROM `Habit`"
 HISTORY = ") AND local_day >= '0001"
 OUTCOMES = "final_status IS NULL"
