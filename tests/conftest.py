@@ -16,9 +16,9 @@ import pytest
 
 import habit_notifier
 from tests.full import FULL
+from tests.runs.town import Town
 from tests.sandbox.database import Database, NoServerError, Server
 from tests.sandbox.fake_twilio import FakeTwilio
-from tests.town import Town
 
 NAMED = os.environ.get("TEST_MYSQL_URL", "")
 

@@ -1,7 +1,7 @@
 """A new user walks through the documents on a real cluster; what the cluster, the fake and the ledger say is judged.
 
 Tests run in this order and build on what the ones before them left, so one alone runs as well: `pytest tests/e2e -k
-drain`. Commands are as the documents have them: tests/test_doc_commands.py looks for them here.
+drain`. Commands are as the documents have them: tests/project/test_doc_commands.py looks for them here.
 """
 
 from __future__ import annotations

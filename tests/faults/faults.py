@@ -21,10 +21,10 @@ import pymysql
 
 from tests.faults.program import Actor, ProcessActor
 from tests.faults.scene import SceneClock
+from tests.runs.statements import CLAIM, CLAIM_CHECK, HISTORY, OUTCOMES, PAGE, RECORD, RELEASE, SLICE
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import Answer, Door, FakeTwilio, Request
 from tests.sandbox.proxy import Proxy, Rule, Verdict
-from tests.statements import CLAIM, CLAIM_CHECK, HISTORY, OUTCOMES, PAGE, RECORD, RELEASE, SLICE
 
 TARGETS = {
     "learn": OUTCOMES,

@@ -1,0 +1,1074 @@
+"""hack/cluster.py: what its targets do to a cluster and say of it, on a fake one, within this process."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hack import cluster as script
+from hack import credentials
+from hack import kubectl as transport
+from tests.project.fake_kubectl import START, FakeKubectl, condition, container, cronjob, ended, secret, text_of
+from tests.project.manifests import K8S, ROOT
+
+SECRETS = {
+    "DB_USER": "notifier",
+    "DB_PASSWORD": 'it\'s "a" $ecret#1',
+    "TWILIO_ACCOUNT_SID": "AC" + "0" * 32,
+    "TWILIO_AUTH_TOKEN": "t0ken",
+}
+API_KEY = {"TWILIO_API_KEY_SID": "SK" + "1" * 32, "TWILIO_API_KEY_SECRET": "s3cret"}
+JOB = "habit-notifier-29123"
+REAL_RUN = transport.run
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+Operate = Callable[..., Done]
+
+
+class Clock(datetime):
+    """The present, which the fake's time moves."""
+
+    fake: FakeKubectl
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+        return START.astimezone(tz) + timedelta(seconds=cls.fake.now)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubectl]:
+    """A cluster with nothing in it but the namespace; nobody is at the keyboard."""
+    fake = FakeKubectl()
+    fake.add("Namespace", "habit-tracker")
+    for module in (transport, script):
+        monkeypatch.setattr(module, "run", fake.run)
+    monkeypatch.setattr(script, "lines", fake.lines)
+    monkeypatch.setattr(time, "sleep", fake.sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: fake.now)
+    monkeypatch.setattr(Clock, "fake", fake, raising=False)
+    monkeypatch.setattr(script, "datetime", Clock)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    read = [*SECRETS, *API_KEY, "CONTEXT", "NAMESPACE", "OVERLAY", "IMAGE_NAME", "IMAGE_TAG", "FILE", "JOB", "PURGE"]
+    for name in [*read, "SUSPEND", "YES", "USER_ID"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(ROOT)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    yield fake
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
+
+
+@pytest.fixture
+def operate(
+    fake: FakeKubectl,  # noqa: ARG001 - what it runs on
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Operate:
+    """Run a target with variables; what it said."""
+
+    def run(target: str, root: Path = ROOT, **variables: str) -> Done:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            patch.setattr(script, "__file__", str(root / "hack/cluster.py"))
+            code = script.main(target)
+        said = capsys.readouterr()
+        return Done(code, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def keyboard(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Somebody types these answers; the questions they saw."""
+
+    def answers(*typed: str) -> list[str]:
+        left, asked = iter(typed), []
+
+        def answer(question: str = "") -> str:
+            asked.append(question)
+            return next(left)
+
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", answer)
+        monkeypatch.setattr(credentials, "getpass", answer)
+        return asked
+
+    return answers
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Path:
+    """A copy of the project with its placeholders filled in, but for the image."""
+    copy = tmp_path / "project"
+    copy.mkdir()
+    for folder in ("hack", "k8s", "overlays"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    config = copy / "k8s/configmap.yaml"
+    text = config.read_text().replace("your-mysql-host", "mysql.example.com")
+    config.write_text(re.sub("TWILIO_FROM_NUMBER: .*", 'TWILIO_FROM_NUMBER: "+15005550006"', text))
+    return copy
+
+
+def configure(project: Path, line: str) -> None:
+    """One more value in the ConfigMap."""
+    config = project / "k8s/configmap.yaml"
+    config.write_text(config.read_text().replace("\ndata:\n", f"\ndata:\n  {line}\n"))
+
+
+def sent_values(fake: FakeKubectl) -> dict[str, str]:
+    """The values that were sent for the Secret."""
+    (data,) = (each["data"] for each in fake.sent if each.get("kind", "Secret") == "Secret" and "data" in each)
+    return {name: base64.b64decode(value).decode() for name, value in data.items() if value is not None}
+
+
+# --- secret -----------------------------------------------------------------------------------------------------------
+
+
+def test_secret_takes_the_environment_and_shows_nothing(fake: FakeKubectl, operate: Operate) -> None:
+    done = operate("secret", **SECRETS)
+    assert done.code == 0, done.err
+    assert sent_values(fake) == SECRETS
+    for value in (SECRETS["DB_PASSWORD"], SECRETS["TWILIO_AUTH_TOKEN"]):
+        shown = done.out + done.err + "".join(fake.calls)
+        assert value not in shown
+        assert base64.b64encode(value.encode()).decode() not in shown
+
+
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_secret_takes_a_file_of_variables(fake: FakeKubectl, operate: Operate, tmp_path: Path, quote: str) -> None:
+    file = tmp_path / "filled.env"
+    lines = [f"export {name}={quote}{value}{quote}" for name, value in SECRETS.items()]
+    file.write_text("# comment\n\n" + "\r\n".join(lines), newline="")
+    done = operate("secret", FILE=str(file), DB_PASSWORD="not this one")
+    assert done.code == 0, done.err
+    assert sent_values(fake) == SECRETS
+
+
+def test_secret_takes_the_filled_template(fake: FakeKubectl, operate: Operate, tmp_path: Path) -> None:
+    text = (K8S / "secret.yaml").read_text()
+    text = re.sub(r"^# ?", "", text[text.index("# apiVersion:") :], flags=re.MULTILINE)
+    for name, value in SECRETS.items():
+        text = re.sub(rf"(?<=\n  {name}: ).*", json.dumps(value).replace("\\", r"\\"), text)
+    file = tmp_path / "secret.yaml"
+    file.write_text(text)
+    done = operate("secret", FILE=str(file))
+    assert done.code == 0, done.err
+    assert sent_values(fake) == SECRETS
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("DB_PASSWROD=x\n", "'DB_PASSWROD' is none of these: DB_USER DB_PASSWORD"),
+        ("DB_PASSWORD x\n", "'DB_PASSWORD x' is none of these"),
+        ("kind: Secret\napiVersion: v1\nstringData: {OTHER: x}\nmetadata: {name: x}\n", "'OTHER' is none of these"),
+        ("kind: Secret\nstringData: [\n", "kubectl does not understand it"),
+    ],
+)
+def test_secret_refuses_a_file_with_anything_else(
+    fake: FakeKubectl, operate: Operate, tmp_path: Path, text: str, told: str
+) -> None:
+    (tmp_path / "file").write_text(text)
+    done = operate("secret", FILE=str(tmp_path / "file"))
+    assert done.code == 1
+    assert told in done.err
+    assert not fake.sent
+
+
+def test_secret_says_that_there_is_no_such_file(operate: Operate) -> None:
+    assert "there is no file /nowhere that can be read" in operate("secret", FILE="/nowhere").err
+
+
+def test_secret_changes_only_what_is_new(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(secret({**SECRETS, "HEARTBEAT_URL": "https://example.com"}))
+    done = operate("secret", DB_PASSWORD="new")
+    assert done.code == 0, done.err
+    assert sent_values(fake) == {"DB_PASSWORD": "new"}
+    assert "patch secret habit-notifier-secrets --type=merge --patch-file=/dev/stdin" in fake.calls[-1]
+    assert set(fake.of("Secret")[0]["data"]) == {*SECRETS, "HEARTBEAT_URL"}
+    assert "set DB_PASSWORD. What else it holds stays." in done.out
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "removed"),
+    [
+        (SECRETS, API_KEY, {"TWILIO_AUTH_TOKEN": None}),
+        (SECRETS | API_KEY, {"TWILIO_AUTH_TOKEN": "t"}, dict.fromkeys(API_KEY)),
+        ({k: v for k, v in SECRETS.items() if "TOKEN" not in k} | API_KEY, API_KEY, {}),
+    ],
+)
+def test_one_kind_of_credentials_replaces_the_other_and_says_so(
+    fake: FakeKubectl, operate: Operate, before: dict[str, str], given: dict[str, str], removed: dict[str, None]
+) -> None:
+    fake.objects.append(secret(before))
+    done = operate("secret", **given)
+    assert done.code == 0, done.err
+    assert {name: value for name, value in fake.sent[-1]["data"].items() if value is None} == removed
+    assert ("Removed " + " ".join(removed) + ":" in done.out) is bool(removed)
+
+
+@pytest.mark.parametrize("half", API_KEY)
+def test_half_an_api_key_is_refused(fake: FakeKubectl, operate: Operate, half: str) -> None:
+    fake.objects.append(secret(SECRETS))
+    done = operate("secret", **{half: API_KEY[half]})
+    assert done.code == 1
+    assert "two halves: set TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET, or none" in done.err
+    assert not fake.sent
+
+
+def test_both_kinds_of_credentials_are_refused(fake: FakeKubectl, operate: Operate) -> None:
+    done = operate("secret", **SECRETS, **API_KEY)
+    assert done.code == 1
+    assert "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SECRET are both set" in done.err
+    assert not fake.sent
+
+
+def test_secret_names_all_that_is_missing(operate: Operate) -> None:
+    done = operate("secret", DB_USER="u", DB_PASSWORD="")
+    assert done.code == 1
+    assert "missing: DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN." in done.err
+    assert "FILE=" in done.err
+
+
+def test_what_stands_in_the_cluster_as_a_placeholder_is_missing(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(secret(SECRETS | {"DB_USER": "your-db-user"}))
+    assert "missing: DB_USER." in operate("secret", DB_PASSWORD="new").err
+
+
+def test_secret_has_nothing_to_change(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(secret(SECRETS))
+    assert "nothing to change: set the variables that are new" in operate("secret").err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("TWILIO_AUTH_TOKEN", "your-token", "TWILIO_AUTH_TOKEN is still the placeholder"),
+        ("TWILIO_ACCOUNT_SID", "AC123", "TWILIO_ACCOUNT_SID is not AC and 32 hexadecimal digits"),
+        ("TWILIO_ACCOUNT_SID", "SK" + "0" * 32, "TWILIO_ACCOUNT_SID is not AC and 32 hexadecimal digits"),
+        ("TWILIO_API_KEY_SID", "AC" + "0" * 32, "TWILIO_API_KEY_SID is not SK and 32 hexadecimal digits"),
+    ],
+)
+def test_secret_checks_formats_as_the_program_does(
+    fake: FakeKubectl, operate: Operate, name: str, value: str, told: str
+) -> None:
+    done = operate("secret", **SECRETS | {name: value})
+    assert done.code == 1
+    assert told in done.err
+    assert not fake.sent
+
+
+def test_typing_offers_the_api_key_and_asks_again_for_what_is_wrong(
+    fake: FakeKubectl, operate: Operate, keyboard: Callable[..., list[str]]
+) -> None:
+    sid, key = SECRETS["TWILIO_ACCOUNT_SID"], API_KEY["TWILIO_API_KEY_SID"]
+    asked = keyboard("u", "", "p", "your-sid", "AC1", sid, "SK1", key, "s3cret")
+    done = operate("secret")
+    assert done.code == 0, done.err
+    assert sent_values(fake) == {"DB_USER": "u", "DB_PASSWORD": "p", "TWILIO_ACCOUNT_SID": sid, **API_KEY}
+    assert [question.split()[0].rstrip(":") for question in asked] == [
+        "DB_USER", "DB_PASSWORD", "DB_PASSWORD", *["TWILIO_ACCOUNT_SID"] * 3, *["TWILIO_API_KEY_SID"] * 2,
+        "TWILIO_API_KEY_SECRET",
+    ]  # fmt: skip
+    assert "DB_PASSWORD is needed. Once more." in done.out
+
+
+def test_no_api_key_typed_is_the_auth_token(
+    fake: FakeKubectl, operate: Operate, keyboard: Callable[..., list[str]]
+) -> None:
+    asked = keyboard("", "t0ken")
+    rest = {name: value for name, value in SECRETS.items() if name != "TWILIO_AUTH_TOKEN"}
+    done = operate("secret", **rest)
+    assert done.code == 0, done.err
+    assert sent_values(fake) == SECRETS
+    assert "empty: the auth token" in asked[0]
+
+
+# --- deploy and update-image ------------------------------------------------------------------------------------------
+
+
+def applied(fake: FakeKubectl) -> dict[str, Any]:
+    """What the last apply sent, by kind."""
+    return {each["kind"]: each for each in fake.sent[-1]["items"]}
+
+
+def test_deploy_tells_all_that_is_missing_at_once_and_applies_nothing(fake: FakeKubectl, operate: Operate) -> None:
+    done = operate("deploy")
+    assert done.code == 1
+    for said in (
+        "DB_HOST (your-mysql-host)", "TWILIO_FROM_NUMBER (your-twilio-number)", "k8s/configmap.yaml",
+        "still the placeholder your-registry/habit-notifier", "no Secret habit-notifier-secrets", "make secret",
+    ):  # fmt: skip
+        assert said in done.err
+    assert not fake.sent
+
+
+def test_deploy_tells_placeholders_and_gaps_in_the_secret(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
+    fake.objects.append(secret({**SECRETS, "DB_USER": "your-db-user", "TWILIO_AUTH_TOKEN": ""}))
+    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert done.code == 1
+    assert "still has placeholders: DB_USER." in done.err
+    assert "has no TWILIO_AUTH_TOKEN." in done.err
+
+
+@pytest.mark.parametrize(
+    ("held", "missing"),
+    [
+        ({**SECRETS, **API_KEY, "TWILIO_AUTH_TOKEN": ""}, ""),
+        ({**SECRETS, "TWILIO_AUTH_TOKEN": "", "TWILIO_API_KEY_SID": "SK"}, "TWILIO_API_KEY_SECRET"),
+    ],
+)
+def test_deploy_wants_both_halves_of_an_api_key(
+    fake: FakeKubectl, operate: Operate, ready: Path, held: dict[str, str], missing: str
+) -> None:
+    fake.objects.append(secret(held))
+    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert (done.code, f"has no {missing}. Add it" in done.err) == ((1, True) if missing else (0, False)), done.err
+
+
+def test_deploy_asks_for_no_secret_that_comes_from_a_vault(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
+    with (ready / "k8s/kustomization.yaml").open("a") as file:
+        file.write("components: [components/external-secrets]\n")
+    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert done.code == 0, done.err
+    assert "ExternalSecret" in applied(fake)
+
+
+def test_deploy_asks_for_no_value_that_comes_from_a_file(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
+    fake.objects.append(secret({name: value for name, value in SECRETS.items() if name != "DB_PASSWORD"}))
+    configure(ready, "DB_PASSWORD_FILE: /vault/password")
+    assert operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1").code == 0
+
+
+def test_deploy_goes_on_where_secrets_may_not_be_read(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
+    fake.refusals["get secret"] = "Error from server (Forbidden): secrets is forbidden"
+    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert done.code == 0, done.err
+    assert "you may not read Secrets here" in done.out
+
+
+@pytest.mark.parametrize(
+    "patched",
+    [
+        "completions: 8",
+        'template: {spec: {containers: [{name: habit-notifier, env: [{name: SHARD_COUNT, value: "2"}]}]}}',
+    ],
+)
+def test_deploy_refuses_shards_that_would_leave_users_out(
+    fake: FakeKubectl, operate: Operate, ready: Path, patched: str
+) -> None:
+    fake.objects.append(secret(SECRETS))
+    overlay = ready / "overlays/mine"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(
+        f"""
+        resources: [../../k8s]
+        components: [../../k8s/components/sharded]
+        patches:
+          - patch: |-
+              apiVersion: batch/v1
+              kind: CronJob
+              metadata: {{name: habit-notifier, namespace: habit-tracker}}
+              spec: {{jobTemplate: {{spec: {{{patched}}}}}}}
+        """
+    )
+    done = operate("deploy", ready, OVERLAY="overlays/mine", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert done.code == 1
+    assert re.search(r"The Job has (4|8) pods \(completions\), and SHARD_COUNT is (2|4): users would be", done.err)
+    assert not fake.sent
+
+
+@pytest.mark.parametrize(
+    ("running", "given", "image", "told"),
+    [
+        ("", {"IMAGE_NAME": "r:5000/n", "IMAGE_TAG": "v1"}, "r:5000/n:v1", "Image: r:5000/n:v1"),
+        ("r:5000/n:v1", {}, "r:5000/n:v1", "Image: r:5000/n:v1"),
+        ("r:5000/n:v1", {"IMAGE_NAME": "", "IMAGE_TAG": ""}, "r:5000/n:v1", "Image: r:5000/n:v1"),
+        ("r:5000/n:v1", {"IMAGE_TAG": "v2"}, "r:5000/n:v2", "Image: r:5000/n:v1 -> r:5000/n:v2"),
+        ("r/n@sha256:abc", {}, "r/n@sha256:abc", "Image: r/n@sha256:abc"),
+        ("r/n:v1@sha256:abc", {}, "r/n@sha256:abc", "Image: r/n:v1@sha256:abc -> r/n@sha256:abc"),
+        ("r/n@sha256:abc", {"IMAGE_TAG": "v2"}, "r/n:v2", "Image: r/n@sha256:abc -> r/n:v2"),
+        ("r/n:v1", {"IMAGE_NAME": "other/n", "IMAGE_TAG": "v1"}, "other/n:v1", "Image: r/n:v1 -> other/n:v1"),
+        ("r:5000/n", {}, "r:5000/n", "Image: r:5000/n"),
+        ("your-registry/habit-notifier:v1", {"IMAGE_NAME": "r/n", "IMAGE_TAG": "v1"}, "r/n:v1", "Image: r/n:v1"),
+    ],
+)
+def test_deploy_keeps_the_image_that_runs_unless_told(
+    fake: FakeKubectl, operate: Operate, ready: Path, running: str, given: dict[str, str], image: str, told: str
+) -> None:
+    before = (ready / "k8s/cronjob.yaml").read_text()
+    fake.objects += [secret(SECRETS), *([cronjob(running)] if running else [])]
+    done = operate("deploy", ready, **given)
+    assert done.code == 0, done.err
+    assert told in done.out.splitlines()
+    (container,) = applied(fake)["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == image
+    assert (ready / "k8s/cronjob.yaml").read_text() == before
+
+
+def test_deploy_says_that_the_files_name_another_image(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
+    fake.objects += [secret(SECRETS), cronjob("r/n:v2")]
+    file = ready / "k8s/cronjob.yaml"
+    file.write_text(file.read_text().replace("your-registry/habit-notifier:v1.0.0", "r/n@sha256:abc"))
+    done = operate("deploy", ready)
+    assert "The files name r/n@sha256:abc; the cluster's image was kept." in done.out
+    again = dict(each.split("=") for each in re.findall(r"IMAGE_\w+=\S+", done.out))
+    assert "r/n:v2 -> r/n@sha256:abc" in operate("update-image", ready, **again).out
+
+
+def test_deploy_asks_the_server_first_and_applies_nothing_by_halves(
+    fake: FakeKubectl, operate: Operate, ready: Path
+) -> None:
+    fake.objects = [secret(SECRETS)]
+    fake.refusals["--dry-run=server"] = "ConfigMap in version v1 cannot be handled"
+    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert done.code == 1
+    assert "nothing was applied, as the cluster would refuse a part: ConfigMap in version" in done.err
+    assert [each["kind"] for each in fake.objects] == ["Secret", "Namespace"]
+
+
+@pytest.mark.parametrize("value", ["+15005550006", "0049", "true", "1.5", "null"])
+def test_deploy_names_the_value_that_wants_quotes(fake: FakeKubectl, operate: Operate, ready: Path, value: str) -> None:
+    fake.objects.append(secret(SECRETS))
+    config = ready / "k8s/configmap.yaml"
+    config.write_text(re.sub("TWILIO_FROM_NUMBER: .*", f"TWILIO_FROM_NUMBER: {value}", config.read_text()))
+    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert done.code == 1
+    assert re.search("Put quotes around .* TWILIO_FROM_NUMBER", done.err)
+    assert not fake.sent
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_deploy_suspended_never_lets_a_run_start(
+    fake: FakeKubectl, operate: Operate, ready: Path, is_there: bool
+) -> None:
+    fake.objects += [secret(SECRETS), *([cronjob()] if is_there else [])]
+    done = operate("deploy", ready, SUSPEND="yes", IMAGE_NAME="r/n", IMAGE_TAG="v2")
+    assert done.code == 0, done.err
+    assert "It is suspended: make resume" in done.out
+    assert "suspend" not in applied(fake)["CronJob"]["spec"], "the next apply would take it back"
+    first = next(each for each in fake.sent if each.get("kind") == "CronJob") if not is_there else fake.of("CronJob")[0]
+    assert first["spec"]["suspend"] is True
+    operate("deploy", ready)
+    assert fake.of("CronJob")[0]["spec"]["suspend"] is True
+
+
+def test_deploy_warns_of_a_filled_template(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
+    fake.objects += [secret(SECRETS), cronjob()]
+    assert "WARNING" not in operate("deploy", ready).out
+    file = ready / "k8s/secret.yaml"
+    file.write_text(re.sub(r"^# ", "", file.read_text(), flags=re.MULTILINE))
+    assert "WARNING: k8s/secret.yaml is filled in" in operate("deploy", ready).out
+
+
+def test_deploy_needs_no_template_of_the_secret(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
+    fake.objects += [secret(SECRETS), cronjob()]
+    (ready / "k8s/secret.yaml").unlink()
+    assert operate("deploy", ready).code == 0
+
+
+@pytest.mark.parametrize(("schedule", "warned"), [("0 9 * * *", True), ("0 */6 * * *", True), ("0 * * * *", False)])
+def test_deploy_warns_of_a_window_that_some_never_meet(
+    fake: FakeKubectl, operate: Operate, ready: Path, schedule: str, warned: bool
+) -> None:
+    fake.objects += [secret(SECRETS), cronjob()]
+    configure(ready, "SEND_WINDOW: 09:00-20:00")
+    file = ready / "k8s/cronjob.yaml"
+    file.write_text(file.read_text().replace("0 9 * * *", schedule))
+    assert ("WARNING: SEND_WINDOW is 09:00-20:00" in operate("deploy", ready).out) is warned
+
+
+def test_a_new_name_needs_its_tag(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    done = operate("update-image", IMAGE_NAME="other/n")
+    assert done.code == 1
+    assert "make update-image IMAGE_NAME=other/n IMAGE_TAG=" in done.err
+
+
+def test_update_image_says_the_way_back(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    done = operate("update-image", IMAGE_TAG="v2")
+    assert done.code == 0, done.err
+    assert "r/n:v1 -> r/n:v2" in done.out
+    assert "make update-image IMAGE_NAME=r/n IMAGE_TAG=v1" in done.out
+    assert "set image cronjob/habit-notifier habit-notifier=r/n:v2" in fake.calls[-1]
+
+
+def test_update_image_refuses_the_name_that_runs(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    done = operate("update-image", IMAGE_TAG="v1")
+    assert done.code == 1
+    assert "r/n:v1 runs already. A node that has a tag does not pull it again" in done.err
+    assert not any("set image" in call for call in fake.calls)
+
+
+# --- test and logs ----------------------------------------------------------------------------------------------------
+
+
+def pod(fake: FakeKubectl, name: str, status: dict[str, Any], shard: str = "", job: str = JOB) -> dict[str, Any]:
+    labels = {"job-name": job} | ({"batch.kubernetes.io/job-completion-index": shard} if shard else {})
+    fake.logs.setdefault(name, [[]])
+    return fake.add("Pod", name, labels=labels, status=status)
+
+
+def job(fake: FakeKubectl, name: str = JOB, *, owned: bool = True, **more: Any) -> dict[str, Any]:
+    return fake.add("Job", name, metadata={"ownerReferences": [{}]} if owned else {}, **more)
+
+
+def started(fake: FakeKubectl, *steps: Callable[[str], object]) -> None:
+    """What happens to the Job of `make test`, a step a second, the first one at once."""
+    create = fake._create
+
+    def _create(command: list[str], sent: dict[str, Any]) -> str:
+        create(command, sent)
+        steps[0](command[1])
+        fake.then += [lambda step=step: step(command[1]) for step in steps[1:]]  # type: ignore[misc]
+        return ""
+
+    fake._create = _create  # type: ignore[method-assign]
+
+
+def end(fake: FakeKubectl, status: dict[str, Any]) -> Callable[[str], object]:
+    return lambda name: fake.of("Job", name)[0].update(status=status)
+
+
+FAILED = condition("Failed", "FailedIndexes", "Job has failed indexes") | {"failedIndexes": "1"}
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ([("", 1), ("", 137), ("", 1)], 1),  # no shards: the third attempt
+        ([("0", 0), ("1", 1), ("2", 143), ("1", 1), ("3", 0), ("2", 0), ("1", 1)], 1),
+        ([("0", 137), ("1", 1), ("0", 137), ("1", 1), ("0", 137), ("1", 1)], 137),
+        ([("2", 2), ("0", 143), ("1", 143)], 2),
+        ([], None),
+    ],
+)
+def test_a_run_ends_with_the_code_of_the_shard_that_failed(
+    fake: FakeKubectl, operate: Operate, ends: list[tuple[str, int]], code: int | None
+) -> None:
+    fake.objects.append(cronjob())
+
+    def run(name: str) -> None:
+        for number, (shard, its) in enumerate(ends):
+            pod(fake, f"p{number}", ended(its), shard, name)
+
+    started(fake, run, end(fake, FAILED))
+    done = operate("test")
+    assert f"failed (FailedIndexes: Job has failed indexes: 1). Exit code {code or 'unknown'}: see" in done.out
+    assert done.code == (code or 1)
+
+
+def test_the_log_is_followed_and_a_complete_run_ends_well(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    fake.logs["p"] = [["Starting\n", "Done\n"]]
+    started(
+        fake,
+        lambda name: pod(fake, "p", container({"waiting": {"reason": "ContainerCreating"}}), job=name),
+        lambda _: fake.of("Pod")[0].update(status=ended(0)),
+        end(fake, condition("Complete")),
+    )
+    done = operate("test")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[1:3] == ["Starting", "Done"]
+    assert re.fullmatch("The Job habit-notifier-manual-20260509-0900\\d\\d is complete.", done.out.splitlines()[-1])
+
+
+def test_each_line_is_printed_once_when_the_connection_breaks(fake: FakeKubectl, operate: Operate) -> None:
+    job(fake, status=condition("Complete"))
+    first, second = pod(fake, "p", container({"running": {}})), pod(fake, "q", ended(0))
+    fake.logs["p"] = [["one\n", "two\n"], ["one\n", "two\n", "two\n"], ["one\n", "two\n", "two\n", "four\n"]]
+    fake.logs["q"] = [["one\n"]]
+    fake.then = [lambda: None, lambda: first.update(status=ended(143))]
+    done = operate("logs")
+    assert done.code == 0
+    assert done.out.splitlines()[1:-1] == ["one", "two", "two", "four", "--- replaced by pod/q", "one"]
+    assert second["status"]
+
+
+STUCK = {
+    "make secret": container({"waiting": {"reason": "CreateContainerConfigError",
+                                          "message": 'secret "habit-notifier-secrets" not found'}}),
+    "is it pushed": container({"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}),
+    "for another processor": ended(128, "exec /x: exec format error", "StartError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("remedy", STUCK)
+def test_a_run_that_cannot_start_is_explained_and_taken_back(fake: FakeKubectl, operate: Operate, remedy: str) -> None:
+    fake.objects.append(cronjob())
+    started(fake, lambda name: pod(fake, "p", STUCK[remedy], job=name))
+    done = operate("test")
+    assert done.code == 1
+    assert "make test: the run cannot start: " in done.err
+    assert re.search(f"^Remedy: .*{remedy}", done.err, re.MULTILINE)
+    assert not fake.of("Job")
+    assert fake.now <= 21
+
+
+def test_a_run_without_a_pod_is_explained_and_taken_back(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    event = {"reason": "FailedCreate", "message": "pods is forbidden: exceeded quota: full"}
+    started(fake, lambda name: fake.add("Event", "e", involvedObject={"name": name}, **event))
+    done = operate("test")
+    assert "the run cannot start: FailedCreate: pods is forbidden: exceeded quota: full" in done.err
+    assert "Remedy: raise the namespace's ResourceQuota" in done.err
+    assert not fake.of("Job")
+
+
+def test_a_pod_that_waits_for_a_node_is_waited_for(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
+    wait = [lambda _: None] * 60
+    started(
+        fake,
+        lambda name: pod(fake, "p", {"phase": "Pending", "conditions": [unplaced]}, job=name),
+        *wait,
+        lambda _: fake.of("Pod")[0].update(status=ended(0)),
+        end(fake, condition("Complete")),
+    )
+    done = operate("test")
+    assert done.code == 0, done.err
+    assert done.out.count("The pod waits: Unschedulable: 0/1 nodes\nRemedy: make room on a node") == 1
+
+
+@pytest.mark.parametrize(("shard", "given_up"), [("0", False), ("", True)])
+def test_a_shard_that_cannot_start_takes_no_other_back(
+    fake: FakeKubectl, operate: Operate, shard: str, given_up: bool
+) -> None:
+    fake.objects.append(cronjob())
+
+    def run(name: str) -> None:
+        pod(fake, "first", ended(1), shard, name)
+        pod(fake, "second", STUCK["for another processor"], "1" if shard else "", name)
+
+    started(fake, run, end(fake, FAILED))
+    done = operate("test")
+    assert ("the run cannot start: StartError" in done.err) is given_up
+    assert (not fake.of("Job")) is given_up
+    assert ("failed indexes: 1" in done.out) is not given_up
+
+
+def test_a_lost_connection_takes_no_run_back(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    started(fake, lambda _: fake.refusals.update({"get job": "connection refused"}))
+    done = operate("test")
+    assert "connection refused" in done.err
+    assert fake.of("Job")
+
+
+def test_somebody_deleted_the_job(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    started(fake, lambda _: fake.objects.pop())
+    assert "somebody deleted the job habit-notifier-manual-" in operate("test").err
+
+
+def test_a_log_that_is_left_by_keyboard_goes_on_in_the_cluster(
+    fake: FakeKubectl, operate: Operate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.objects.append(cronjob())
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    done = operate("test")
+    assert (done.code, done.out.splitlines()[-1]) == (130, "The Job goes on in the cluster: make logs")
+    assert fake.of("Job")
+
+
+def test_logs_are_of_the_newest_run_that_is_no_rehearsal(fake: FakeKubectl, operate: Operate) -> None:
+    job(fake, "older", status=condition("Complete"), age=2)
+    job(fake, "newer", status=condition("Complete"), age=1)
+    job(fake, "rehearsal", status=condition("Complete"), owned=False)
+    fake.add("Pod", "preflight", labels={"habit-notifier/purpose": "preflight"}, status=ended(0))
+    assert "Job newer, made 2026-05-09T08:00:00Z in namespace habit-tracker of" in operate("logs").out
+    assert "Job older, made" in operate("logs", JOB="older").out
+    assert "There is no log left: its pods are gone." in operate("logs", JOB="older").out
+
+
+def test_logs_say_that_there_is_no_such_job(operate: Operate) -> None:
+    done = operate("logs", JOB="nope")
+    assert (done.code, "there is no Job nope in namespace habit-tracker" in done.err) == (1, True)
+    assert "there was no run yet" in operate("logs").err
+
+
+@pytest.mark.parametrize("remedy", ["make secret", "is it pushed"])
+def test_logs_of_a_run_that_waits_say_why(fake: FakeKubectl, operate: Operate, remedy: str) -> None:
+    its = job(fake)
+    waiting = pod(fake, "p", STUCK[remedy])
+    fake.logs["p"] = [["at last\n"]]
+    fake.then = [lambda: None] * 60
+    fake.then += [lambda: waiting.update(status=ended(0)), lambda: its.update(status=condition("Complete"))]
+    done = operate("logs")
+    assert re.search(f"^The pod waits: .*\nRemedy: .*{remedy}", done.out, re.MULTILINE)
+    assert done.out.splitlines()[-2:] == ["at last", f"The Job {JOB} is complete."]
+    assert done.out.count("The pod waits") == 1
+
+
+def test_a_pod_that_ended_before_it_started_is_told(fake: FakeKubectl, operate: Operate) -> None:
+    job(fake, status=condition("Complete"))
+    pod(fake, "p", {"phase": "Failed", "reason": "Evicted", "message": "disk"})
+    assert "--- pod/p ended before it started (Evicted: disk)" in operate("logs").out
+
+
+def test_a_run_that_hit_its_deadline_says_where_its_log_went(fake: FakeKubectl, operate: Operate) -> None:
+    job(fake, status=condition("Failed", "DeadlineExceeded", "active too long"))
+    assert 'See "A Job without a log" in DEPLOYMENT.md' in operate("logs").out
+
+
+# --- status -----------------------------------------------------------------------------------------------------------
+
+
+def words(**more: Any) -> str:
+    return json.dumps({"run": "run", "exit_code": 0, "sent": 0, "failed": 0, "uncertain": 0, "error": None} | more)
+
+
+def test_status_tells_of_each_run_what_became_of_it(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob() | {"status": {"lastSuccessfulTime": "2026-05-09T08:00:14Z"}})
+    job(fake, "shards", status=condition("Failed", "FailedIndexes", "1"), age=3)
+    pod(fake, "s0", ended(0, words(sent=7)), "0", "shards")
+    pod(fake, "s1", ended(1, words(sent=3, failed=9, uncertain=2, error="first try")), "1", "shards")
+    pod(fake, "s1b", ended(1, words(sent=2, failed=4, uncertain=1, error="MySQL is away: start it")), "1", "shards")
+    job(fake, "well", status=condition("Complete"), age=2)
+    pod(fake, "w", ended(0, words(sent=12, failed=1)), job="well")
+    job(fake, "log", status=condition("Failed", "BackoffLimitExceeded", "limit"), age=1)
+    pod(fake, "l", ended(137, "line\nKilled in the middle\n"), job="log")
+    job(fake, "gone", status=condition("Complete"))
+    done = operate("status")
+    assert done.code == 0, done.err
+    assert "Last complete run: 2026-05-09T08:00:14Z" in done.out
+    assert done.out.splitlines()[3:] == [
+        "2026-05-09T06:00:00Z  shards  failed (FailedIndexes: 1), exit code 1: 12 sent, 4 failed, 1 uncertain",
+        "    MySQL is away: start it",
+        "2026-05-09T07:00:00Z  well  complete: 12 sent, 1 failed, 0 uncertain",
+        "2026-05-09T08:00:00Z  log  failed (BackoffLimitExceeded: limit), exit code 137",
+        "    Killed in the middle",
+        "2026-05-09T09:00:00Z  gone  complete",
+    ]
+
+
+def test_status_of_a_run_that_waits_says_why(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    job(fake)
+    pod(fake, "p", STUCK["make secret"])
+    job(fake, "quota", age=1)
+    fake.add("Event", "e", involvedObject={"name": "quota"}, reason="FailedCreate", message="exceeded quota")
+    job(fake, "busy", age=2)
+    pod(fake, "b", container({"running": {}}), job="busy")
+    lines = operate("status").out.splitlines()[3:]
+    assert lines == [
+        "2026-05-09T07:00:00Z  busy  at work",
+        "2026-05-09T08:00:00Z  quota  waits: FailedCreate: exceeded quota",
+        "Remedy: raise the namespace's ResourceQuota, or lower resources in k8s/cronjob.yaml.",
+        f'2026-05-09T09:00:00Z  {JOB}  waits: CreateContainerConfigError: secret "habit-notifier-secrets" not found',
+        "Remedy: make secret",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "zone", "coming"),
+    [
+        ("30 9 * * *", "Etc/UTC", "2026-05-09 09:30 UTC, in 0:30:00"),
+        ("0 9 * * *", "Etc/UTC", "2026-05-10 09:00 UTC, in 1 day, 0:00:00"),
+        ("15 8 * * *", "UTC", "2026-05-10 08:15 UTC, in 23:15:00"),
+        ("5 * * * *", "Etc/UTC", "2026-05-09 09:05 UTC, in 0:05:00"),
+        ("0 * * * *", "Etc/UTC", "2026-05-09 10:00 UTC, in 1:00:00"),
+        ("0 9 * * *", "Europe/Berlin", None),
+        ("0 9 * * 1-5", "Etc/UTC", None),
+        ("0 */6 * * *", "Etc/UTC", None),
+    ],
+)
+def test_status_says_when_the_next_run_is_where_that_is_simple(
+    fake: FakeKubectl, operate: Operate, schedule: str, zone: str, coming: str | None
+) -> None:
+    fake.objects.append(cronjob(schedule=schedule, timeZone=zone))
+    line = operate("status").out.splitlines()[1]
+    assert line.startswith(f"Schedule: {schedule} ({zone})")
+    assert re.findall(r"next at (.*)\. A run", line) == ([coming] if coming else [])
+
+
+# --- suspend, resume, stop --------------------------------------------------------------------------------------------
+
+
+def test_suspend_says_what_goes_on(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    job(fake, "old", status=condition("Complete"))
+    assert "goes on" not in operate("suspend").out
+    job(fake)
+    assert f"A run is at work and goes on: {JOB}. To end it: make stop" in operate("suspend").out
+    assert fake.of("CronJob")[0]["spec"]["suspend"] is True
+    assert "It is suspended: make resume" in operate("status").out
+
+
+def ago(**span: float) -> str:
+    return text_of(START - timedelta(**span))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last", "deadline", "missed"),
+    [
+        ("30 8 * * *", ago(days=2), 3600, "The run of 08:30 UTC was missed: it starts at once"),
+        ("30 8 * * *", ago(minutes=30), 3600, ""),  # it ran
+        ("30 7 * * *", ago(days=2), 3600, ""),  # longer ago than an hour
+        ("0 8 * * *", ago(days=2), 3600, "The run of 08:00 UTC was missed"),  # the hour itself still counts
+        ("30 7 * * *", ago(days=2), None, "The run of 07:30 UTC was missed"),
+        ("30 * * * *", ago(days=2), 3600, "The run of 08:30 UTC was missed"),
+        ("0 9 * * 1-5", ago(days=2), 3600, "A run that was missed lately"),
+    ],
+)
+def test_resume_says_and_asks_when_a_missed_run_would_start(
+    fake: FakeKubectl, operate: Operate, keyboard: Callable[..., list[str]], schedule: str, last: str,
+    deadline: int | None, missed: str,
+) -> None:  # fmt: skip
+    its = cronjob(schedule=schedule, startingDeadlineSeconds=deadline, suspend=True)
+    its["status"]["lastScheduleTime"] = last
+    fake.objects.append(its)
+    asked = keyboard("n", "y")
+    done = operate("resume")
+    assert missed in done.out
+    assert (done.code, len(asked), its["spec"]["suspend"]) == ((1, 1, True) if missed else (0, 0, False))
+    if missed:
+        assert operate("resume").code == 0
+        assert its["spec"]["suspend"] is False
+
+
+@pytest.mark.parametrize("variables", [{}, {"YES": "yes"}])
+def test_resume_in_a_script_says_and_goes_on(fake: FakeKubectl, operate: Operate, variables: dict[str, str]) -> None:
+    its = cronjob(schedule="30 8 * * *", suspend=True)
+    fake.objects.append(its)
+    done = operate("resume", **variables)
+    assert (done.code, its["spec"]["suspend"]) == (0, False)
+    assert "starts at once" in done.out
+    assert "Resumed. Schedule: 30 8 * * * (Etc/UTC), next at 2026-05-10 08:30 UTC" in done.out
+    assert "starts at once" not in operate("resume").out, "it was not suspended"
+
+
+def test_stop_suspends_and_ends_what_is_at_work_after_asking(
+    fake: FakeKubectl, operate: Operate, keyboard: Callable[..., list[str]]
+) -> None:
+    fake.objects.append(cronjob())
+    job(fake, "done", status=condition("Complete"))
+    job(fake)
+    refused = operate("stop")
+    assert (refused.code, "make stop YES=yes" in refused.err) == (1, True)
+    asked = keyboard("", "y")
+    assert operate("stop").code == 1
+    assert JOB in asked[0]
+    assert len(fake.of("Job")) == 2
+    assert "suspend" not in fake.of("CronJob")[0]["spec"]
+    assert operate("stop").code == 0
+    assert [each["metadata"]["name"] for each in fake.of("Job")] == ["done"]
+    assert "--cascade=foreground" in next(call for call in fake.calls if "delete job" in call)
+    suspended, deleted = (next(i for i, c in enumerate(fake.calls) if part in c) for part in ("patch", "delete"))
+    assert suspended < deleted, "no run may start in between"
+
+
+def test_stop_in_a_script(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    done = operate("stop", YES="yes")
+    assert (done.code, "nothing is at work" in done.out) == (0, True)
+    assert fake.of("CronJob")[0]["spec"]["suspend"] is True
+
+
+# --- preflight, dry-run, explain, shell -------------------------------------------------------------------------------
+
+QUESTIONS = [
+    ("preflight", {}, ["--check"]),
+    ("dry-run", {}, ["--dry-run"]),
+    ("explain", {"USER_ID": "42"}, ["--explain", "42"]),
+]
+
+
+def asked_pod(fake: FakeKubectl, status: dict[str, Any], log: list[str]) -> list[dict[str, Any]]:
+    """Lets the next pod that is created have this status and log; what was created."""
+    made: list[dict[str, Any]] = []
+    apply = fake._apply
+
+    def _apply(command: list[str], sent: dict[str, Any]) -> str:
+        if sent.get("kind") == "Pod":
+            made.append(copy.deepcopy(sent))
+            sent["status"] = status
+            fake.logs[sent["metadata"]["name"]] = [log]
+        return apply(command, sent)
+
+    fake._apply = _apply  # type: ignore[method-assign]
+    return made
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+@pytest.mark.parametrize(("target", "variables", "arguments"), QUESTIONS)
+def test_a_question_is_a_pod_like_the_job_s_that_is_no_run(
+    fake: FakeKubectl, operate: Operate, target: str, variables: dict[str, str], arguments: list[str], code: int
+) -> None:
+    env = [{"name": "SHARD_COUNT", "value": "4"}, {"name": "OTHER", "value": "stays"}]
+    fake.objects.append(cronjob(env=env))
+    made = asked_pod(fake, ended(code), ["ok\n", "remedy\n"])
+    done = operate(target, **variables)
+    assert (done.code, done.out) == (code, "ok\nremedy\n"), done.err
+    (only,) = made
+    assert only["metadata"]["labels"] == {"app": "habit-notifier", "habit-notifier/purpose": target}
+    assert "ownerReferences" not in only["metadata"]
+    assert only["spec"]["restartPolicy"] == "Never"
+    _, container = only["spec"]["containers"]
+    assert (container["image"], container["args"], container.get("command")) == ("r/n:v1", arguments, None)
+    assert {each["name"]: each["value"] for each in container["env"]} == {"SHARD_COUNT": "1", "OTHER": "stays"}
+    assert not fake.of("Pod")
+
+
+def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    asked_pod(fake, STUCK["make secret"], [])
+    done = operate("preflight")
+    assert done.code == 1
+    assert re.search("the pod does not start: CreateContainerConfigError: .*\nRemedy: make secret", done.err)
+    assert not fake.of("Pod")
+
+
+def test_a_question_whose_pod_is_evicted_does_not_end_well(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    asked_pod(fake, {"phase": "Failed", "reason": "Evicted", "message": "disk"}, [])
+    done = operate("preflight")
+    assert (done.code, "ended before it started (Evicted: disk)" in done.out) == (1, True)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_the_pod_of_a_question_goes_whatever_happens(
+    fake: FakeKubectl, operate: Operate, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    fake.objects.append(cronjob())
+    made = asked_pod(fake, container({"running": {}}), [])
+
+    def interrupt(_: float) -> None:
+        raise error
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    if error is SystemExit:
+        with pytest.raises(SystemExit):
+            operate("dry-run")
+    else:
+        assert operate("dry-run").code == 130
+    assert made
+    assert not fake.of("Pod")
+
+
+def test_explain_needs_a_user(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    assert "make explain USER_ID=42" in operate("explain", USER_ID="").err
+
+
+def test_the_shell_is_no_shard_and_ends_as_its_script(
+    fake: FakeKubectl, operate: Operate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.objects.append(cronjob(env=[{"name": "SHARD_COUNT", "value": "4"}]))
+    made = asked_pod(fake, container({"running": {}}), [])
+    ran: list[list[str]] = []
+
+    def shell(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(subprocess, "run", shell)
+    assert operate("shell").code == 3
+    (only,) = made
+    _, container_ = only["spec"]["containers"]
+    assert (container_["command"], container_["args"]) == (["sleep", "3600"], None)
+    assert container_["env"] == [{"name": "SHARD_COUNT", "value": "1"}]
+    assert ran[0][-2:] == ["--", "/bin/sh"]
+    assert only["metadata"]["name"] in ran[0]
+    assert not fake.of("Pod")
+
+
+# --- undeploy, clean-jobs, and all of them ----------------------------------------------------------------------------
+
+
+def test_undeploy_keeps_namespace_and_secret(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects += [cronjob(), secret(SECRETS)]
+    job(fake)
+    pod(fake, "p", ended(0))
+    done = operate("undeploy")
+    assert done.code == 0, done.err
+    assert sorted(each["kind"] for each in fake.sent[-1]["items"]) == ["ConfigMap", "NetworkPolicy", "ServiceAccount"]
+    assert [each["kind"] for each in fake.objects] == ["Namespace", "Secret"]
+    assert "PURGE=yes" in done.out
+
+
+def test_purge_takes_the_secret_and_an_empty_namespace(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects += [cronjob(), secret(SECRETS)]
+    assert operate("undeploy", PURGE="yes").code == 0
+    assert fake.objects == []
+
+
+def test_purge_leaves_a_namespace_that_others_use(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects += [secret(SECRETS), {"kind": "deployments", "metadata": {"name": "somebody-else"}}]
+    done = operate("undeploy", PURGE="yes")
+    assert done.code == 0, done.err
+    assert not fake.of("Secret")
+    assert fake.of("Namespace")
+    assert "somebody-else" in done.out
+
+
+def test_clean_jobs_deletes_finished_runs_only(fake: FakeKubectl, operate: Operate) -> None:
+    job(fake, "done", status=condition("Complete"))
+    job(fake, "failed", status=condition("Failed"))
+    job(fake)
+    assert operate("clean-jobs").code == 0
+    assert [each["metadata"]["name"] for each in fake.of("Job")] == [JOB]
+    assert "no finished Jobs" in operate("clean-jobs").out
+
+
+def test_another_environment_is_another_namespace(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    done = operate("suspend", OVERLAY="overlays/staging", CONTEXT="elsewhere")
+    assert done.code == 0, done.err
+    (patch,) = (call for call in fake.calls if "patch cronjob" in call)
+    assert patch.startswith("--context elsewhere --namespace habit-tracker-staging ")
+
+
+NEED_A_CRONJOB = ["test", "status", "shell", "suspend", "resume", "stop", "preflight", "dry-run"]
+
+
+@pytest.mark.parametrize("target", NEED_A_CRONJOB)
+def test_before_the_first_deploy_the_remedy_is_told(operate: Operate, target: str) -> None:
+    done = operate(target)
+    assert done.code == 1
+    assert f"make {target}: there is no CronJob habit-notifier in namespace habit-tracker of " in done.err
+    assert "Deploy it: make deploy" in done.err
+
+
+@pytest.mark.parametrize("target", script.TARGETS)
+def test_without_a_cluster_the_remedy_is_told(fake: FakeKubectl, operate: Operate, target: str) -> None:
+    fake.refusals["--raw /version"] = "The connection to the server localhost:8080 was refused"
+    done = operate(target)
+    assert done.code == 1
+    assert f"make {target}: kubectl reaches no cluster (The connection to the server localhost:8080" in done.err
+    assert "kubectl config use-context" in done.err
+
+
+def test_without_kubectl_the_remedy_is_told(operate: Operate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(transport, "run", REAL_RUN)
+    done = operate("status", PATH=str(tmp_path))
+    assert (done.code, "make status: kubectl is not here. Install it" in done.err) == (1, True)

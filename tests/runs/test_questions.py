@@ -1,0 +1,659 @@
+"""What may be asked without texting anybody: who would be texted, why somebody is or is not, and is all well."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+
+import pymysql
+import pytest
+
+from habit_notifier import CHECKS, GATES, LEDGER_DDL
+from tests.rules import oracle
+from tests.rules.oracle import SECOND
+from tests.runs import program
+from tests.runs.test_population import population, settle_in
+from tests.sandbox.database import LEDGER, Database, Server, make_certificates
+from tests.sandbox.fake_twilio import FakeTwilio, Operation, Request, refuse
+
+NOW = datetime(2026, 3, 30, 9, tzinfo=UTC)  # in Berlin, day 2 has 23 hours
+DAY = timedelta(days=1)
+ANA = "+4915112345678"
+
+
+def said(environ: dict[str, str], *argv: str, at: datetime = NOW) -> tuple[int, list[str]]:
+    """The exit code, and level and words of each line."""
+    code, written = program.said(environ, *argv, at=at)
+    return code, [line.split(" - ", 2)[2] for line in written.splitlines()]
+
+
+def create_ledger(database: Database) -> None:
+    database.execute(LEDGER_DDL.format(database=database.name, user_id="INT"))
+
+
+def row(database: Database, user: object, day: date, **differs: object) -> None:
+    """A row of the ledger: a text at nine in the morning that was delivered."""
+    at = datetime.combine(day, NOW.time())
+    values = {"user_id": user, "local_day": day, "phone_number": ANA, "rule": "no_logs", "state": "sent"}
+    values |= {"run_token": "token", "claimed_at": at, "finished_at": at, "final_status": "delivered"} | differs
+    database.execute(
+        f"INSERT INTO {LEDGER} ({', '.join(values)}) VALUES ({', '.join(['%s'] * len(values))})", list(values.values())
+    )
+
+
+# --- dry run ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """A moment, and settings that keep some from being texted."""
+
+    now: str
+    settings: dict[str, str]
+
+    def __str__(self) -> str:
+        return "-".join([self.now, *self.settings])
+
+
+WORLDS = [
+    World("2026-03-08T09:00:00Z", {}),
+    World("2026-03-29T01:00:00Z", {"SEND_WINDOW": "09:00-20:00"}),
+    World("2026-07-01T12:00:00Z", {"DAY_STARTS_AT": "04:00", "MAX_PER_WEEK": "1"}),
+    World("2026-10-25T12:34:56Z", {"DEFAULT_TIME_ZONE": "Asia/Tokyo", "QUIET_AFTER": "1"}),
+    World("2026-11-01T06:00:00Z", {"ONLY_USERS": ",".join(map(str, range(1, 300, 3)))}),
+]
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=str)
+def test_a_dry_run_names_whom_the_next_run_texts_and_with_what(
+    world: World, database: Database, twilio: FakeTwilio
+) -> None:
+    now = datetime.fromisoformat(world.now)
+    ids = settle_in(database, population(now, 400, SECOND, seed=WORLDS.index(world)))
+    residents = {str(user_id): resident for resident, user_id in ids.items()}
+    environ = database.environ() | twilio.environ()
+    twilio.hook = lambda request: refuse(21610) if (request.to or "").endswith("7") else None
+    for earlier in (now - 2 * DAY, now - timedelta(hours=10)):
+        assert program.run(environ, at=earlier) == 0
+    twilio.hook, asked, texted = None, len(twilio.requests), len(twilio.book)
+
+    code, lines = said(environ | world.settings, "--dry-run", at=now)
+    assert code == 0
+    assert len(twilio.requests) == asked, "Twilio is asked nothing"
+    line_of = re.compile(r"INFO - User .* \(ID: (\d+)\), (\+\d+), would be texted: [^:]*: (.*)")
+    named = [match.groups() for match in map(line_of.fullmatch, lines) if match]
+
+    assert program.run(environ | world.settings, at=now) == 0
+    book = Counter((message.to, message.body) for message in twilio.book[texted:])
+    assert Counter((phone, text) for _, phone, text in named) == book
+    assert len(named) > 4, "the population is worth the name"
+
+    zones = (oracle.zone_meant(residents[user].zone) or world.settings["DEFAULT_TIME_ZONE"] for user, *_ in named)
+    hours = sorted(Counter(now.astimezone(oracle.zone_named(zone)).hour for zone in zones).items())
+    assert f"INFO - Texts by local hour: {', '.join(f'{hour:02}:00 {n}' for hour, n in hours)}" in lines
+    assert f"nobody was texted. Texts that a run would send: {len(named)}, " in lines[-1]
+
+
+@pytest.fixture
+def readers(database: Database) -> dict[str, str]:
+    """The settings of an account that may read User, Habit and Log, without a word of Twilio."""
+    return database.environ() | database.least_account()
+
+
+def test_who_may_only_read_may_ask_and_a_missing_ledger_is_empty(database: Database, readers: dict[str, str]) -> None:
+    user = database.insert_user("Ana", ANA, "Europe/Berlin")
+    code, lines = said(readers, "--dry-run")
+    assert code == 0
+    assert sum("would be texted" in line for line in lines) == 1
+    assert any(line.startswith(f"WARNING - The ledger {LEDGER} is not there, or ") for line in lines)
+    create_ledger(database)
+    row(database, user, NOW.date())
+    database.execute(f"GRANT SELECT ON `{database.name}`.{LEDGER} TO %s@'%%'", (readers["DB_USER"],))
+    code, lines = said(readers, "--dry-run")
+    assert code == 0
+    assert not any("would be texted" in line or "ledger" in line.lower() for line in lines)
+    assert "INFO - Texts by local hour: none" in lines
+    assert said(readers, "--explain", str(user))[0] == 0
+
+
+def test_a_dry_run_of_more_than_max_texts_ends_as_the_run_would(database: Database) -> None:
+    database.insert_users((f"User {n}", f"+1202555{n:04}", "UTC") for n in range(4))
+    code, lines = said(database.environ() | {"MAX_TEXTS": "3"}, "--dry-run")
+    assert code == 2
+    assert not any("would be texted" in line for line in lines)
+    assert any(line.startswith("ERROR - 4 texts are due (") and "MAX_TEXTS=3" in line for line in lines)
+
+
+@pytest.mark.parametrize("question", [["--dry-run"], ["--explain", "1"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [({"DB_PORT": "1"}, 1), ({"DB_PASSWORD": "guessed"}, 2), ({"DB_NAME": "no_such"}, 2), ({"DB_PORT": "x"}, 2)],
+    ids=str,
+)
+def test_a_question_that_cannot_be_read_ends_as_a_run_would(
+    question: list[str], wrong: dict[str, str], code: int, database: Database
+) -> None:
+    assert said(database.environ() | wrong, *question)[0] == code
+
+
+# --- explain ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_explanation_tells_days_logs_rule_gates_and_ledger(database: Database) -> None:
+    logs = [datetime(2026, 3, 27, 23, tzinfo=UTC), datetime(2026, 3, 28, 22, 59, 59, tzinfo=UTC)]
+    user = database.insert_user("Ana", ANA, "Europe/Berlin", logs=[*logs, NOW - timedelta(hours=1)])
+    create_ledger(database)
+    row(database, user, date(2026, 3, 28))
+    row(database, user, date(2026, 3, 29), final_status="undelivered", error_code=30003)
+    row(database, user, date(2026, 3, 30), state="refused", final_status="refused", error_code=21610)
+    code, lines = said(database.environ(), "--explain", str(user))
+    page = "https://www.twilio.com/docs/api/errors"
+    off = f"the phone was off or out of reach, error 30003, {page}/30003"
+    opted_out = (
+        f"the recipient opted out (STOP); only they can opt in again, by texting START, error 21610, {page}/21610"
+    )
+    assert code == 0
+    told = [line.removeprefix("INFO - ") for line in lines if "Database" not in line and "verified" not in line]
+    assert told[1:] == [
+        f"User Ana (ID: {user}), {ANA}, time zone 'Europe/Berlin'",
+        "It is 2026-03-30 11:00 there, the local day 2026-03-30",
+        "Day 1 is 2026-03-27 23:00:00 to 2026-03-28 23:00:00 UTC",
+        "  logged at 2026-03-27 23:00:00: Read ten pages",
+        "  logged at 2026-03-28 22:59:59: Read ten pages",
+        "Day 2 is 2026-03-28 23:00:00 to 2026-03-29 22:00:00 UTC",
+        "Rule: Missed yesterday",
+        "If nothing is logged from now on, the next text is possible at the earliest: 2026-04-28 22:00 UTC",
+        "Gate listed: nothing against it",
+        "Gate placed: nothing against it",
+        "Gate numbered: nothing against it",
+        "Gate handled: no text, already handled today: refused today",
+        "Gate of_the_past: nothing against it",
+        f"Gate remembered: no text, refused earlier: Twilio refused {ANA} for good on 2026-03-30 (error 21610)",
+        "Gate delivered: nothing against it",
+        "Gate wanted: nothing against it",
+        "Gate within_week: nothing against it",
+        "Gate spaced: nothing against it",
+        "Gate in_window: nothing against it",
+        f"Ledger, 2026-03-28: sent to {ANA}, delivered",
+        f"Ledger, 2026-03-29: sent to {ANA}, undelivered ({off})",
+        f"Ledger, 2026-03-30: refused to {ANA}, refused ({opted_out})",
+    ]
+
+
+YESTERDAY, TODAY = NOW.date() - DAY, NOW.date()
+undelivered = partial(row, final_status="undelivered", error_code=30008)
+Arrange = Callable[[Database, object], object]
+AGAINST: dict[str, tuple[dict[str, str], Arrange]] = {
+    "listed": ({"ONLY_USERS": "999"}, lambda _database, _user: None),
+    "placed": ({}, lambda database, _user: database.execute("UPDATE User SET time_zone = 'Mars'")),
+    "numbered": ({}, lambda database, _user: database.execute("UPDATE User SET phone_number = 'call me'")),
+    "of_the_past": ({}, lambda database, user: row(database, user, TODAY + 9 * DAY)),
+    "handled": ({}, lambda database, user: row(database, user, TODAY)),
+    "remembered": (
+        {},
+        lambda database, user: row(
+            database, user, TODAY - 3 * DAY, state="refused", final_status="refused", error_code=21610
+        ),
+    ),
+    "delivered": (
+        {},
+        lambda database, user: [undelivered(database, user, TODAY - days * DAY) for days in (3, 4, 5)],
+    ),
+    "wanted": ({"QUIET_AFTER": "1"}, lambda database, user: row(database, user, TODAY - 5 * DAY)),
+    "within_week": ({"MAX_PER_WEEK": "1"}, lambda database, user: row(database, user, TODAY - 5 * DAY)),
+    "spaced": (
+        {},
+        lambda database, user: row(database, user, YESTERDAY, finished_at=NOW.replace(hour=8, tzinfo=None)),
+    ),
+    "in_window": ({"SEND_WINDOW": "12:00-20:00"}, lambda _database, _user: None),
+}
+
+
+@pytest.mark.parametrize("gate", [gate.__name__ for gate in GATES])
+def test_an_explanation_tells_the_gate_that_kept_a_text_back(
+    gate: str, database: Database, environ: dict[str, str], twilio: FakeTwilio
+) -> None:
+    user = database.insert_user("Ana", ANA, "Europe/Berlin")
+    create_ledger(database)
+    settings, arrange = AGAINST[gate]
+    arrange(database, user)
+    code, lines = said(environ | settings, "--explain", str(user))
+    assert code == 0
+    [first, *_] = [line for line in lines if line.startswith("INFO - Gate ") and "nothing against" not in line]
+    _, _, reason = first.partition(": no text, ")
+    assert first.startswith(f"INFO - Gate {gate}: no text, ")
+    assert reason
+    lines = said(environ | settings | {"LOG_LEVEL": "DEBUG"}, at=NOW)[1]
+    assert any(line.endswith(f" - User Ana (ID: {user}) gets no text, {reason}") for line in lines)
+    assert twilio.book == []
+
+
+@pytest.mark.parametrize(
+    "gate", ["of_the_past", "handled", "remembered", "delivered", "within_week", "spaced", "in_window"]
+)
+def test_the_earliest_next_text_is_the_first_that_a_run_would_send(gate: str, database: Database) -> None:
+    user = database.insert_user("Ana", ANA, "Europe/Berlin", logs=[NOW - timedelta(hours=1)])
+    create_ledger(database)
+    settings, arrange = AGAINST[gate]
+    arrange(database, user)
+    environ = database.environ() | settings
+    [told] = [line for line in said(environ, "--explain", str(user))[1] if "at the earliest: " in line]
+    earliest = datetime.fromisoformat(told.rpartition(": ")[2].replace(" UTC", "Z"))
+    assert earliest > NOW
+    for moment, texts in ((earliest - timedelta(minutes=15), 0), (earliest, 1)):
+        lines = said(environ, "--dry-run", "--now", moment.isoformat())[1]
+        assert sum("would be texted" in line for line in lines) == texts, moment
+
+
+def test_who_is_due_may_be_texted_now_and_who_cannot_be_texted_never(database: Database) -> None:
+    due = database.insert_user("Ana", ANA, "Europe/Berlin")
+    never = database.insert_user("Bad Number", "call me", "Europe/Berlin")
+    assert "at the earliest: 2026-03-30 09:00 UTC" in str(said(database.environ(), "--explain", str(due))[1])
+    assert "at the earliest: not within" in str(said(database.environ(), "--explain", str(never))[1])
+
+
+def test_an_explanation_of_nobody_fails(database: Database) -> None:
+    database.insert_user("Ana", ANA, "Europe/Berlin")
+    for nobody in ("2", "1x", "nobody", "", "0x1", "1 OR 1=1"):
+        code, lines = said(database.environ(), "--explain", nobody)
+        assert (code, lines[-1]) == (1, f"ERROR - there is no user {nobody} in User")
+
+
+@pytest.mark.parametrize(
+    ("phone", "zone", "words"),
+    [
+        (
+            ANA,
+            "Mars/Base",
+            ["time zone 'Mars/Base'", "Gate placed: no text, skipped (time zone): time zone 'Mars/Base'"],
+        ),
+        (ANA, None, ["time zone ''", "Gate placed: no text, skipped (time zone): there is no time zone"]),
+        (None, "Asia/Tokyo", ["no phone number, time zone 'Asia/Tokyo'", "Gate placed: nothing", "Rule: No logs"]),
+        ("", "Mars", ["no phone number", "Gate placed: no text", "Gate numbered: no text, skipped (phone number)"]),
+    ],
+)
+def test_users_who_cannot_be_texted_are_explained_too(
+    phone: str | None, zone: str | None, words: list[str], database: Database
+) -> None:
+    user = database.insert_user("Ana", phone, zone)
+    code, lines = said(database.environ(), "--explain", str(user))
+    assert code == 0
+    for word in words:
+        assert any(word in line for line in lines), (word, lines)
+
+
+def test_ids_may_be_uuids_or_binary(server: Server) -> None:
+    with server.database(id_type="CHAR(36)") as database:
+        user = str(database.insert_user("Ana", ANA, "Europe/Berlin"))
+        for spelled in (user, user.upper()):
+            assert (
+                f"INFO - User Ana (ID: {user}), {ANA}, time zone 'Europe/Berlin'"
+                in said(database.environ(), "--explain", spelled)[1]
+            )
+    with server.database() as database:
+        database.execute("DROP TABLE Log, Habit, User")
+        database.execute("CREATE TABLE User (id BINARY(16) PRIMARY KEY, name TEXT, phone_number TEXT, time_zone TEXT)")
+        database.execute("CREATE TABLE Habit (id INT PRIMARY KEY, user_id BINARY(16), name TEXT)")
+        database.execute("CREATE TABLE Log (id INT PRIMARY KEY, habit_id INT, created_at DATETIME)")
+        key = secrets.token_bytes(16)
+        database.execute("INSERT INTO User VALUES (%s, 'Ana', %s, 'UTC')", (key, ANA))
+        database.execute("INSERT INTO Habit VALUES (1, %s, 'Swim')", (key,))
+        database.execute("INSERT INTO Log VALUES (1, 1, '2026-03-28 10:00:00')")
+        code, lines = said(database.environ(), "--explain", key.hex())
+        assert code == 0
+        assert f"INFO - User Ana (ID: {key.hex()}), {ANA}, time zone 'UTC'" in lines
+        assert "INFO -   logged at 2026-03-28 10:00:00: Swim" in lines
+        assert said(database.environ(), "--explain", key.hex()[:-1])[0] == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--dry-run", "--now", "2026-03-29T09:00:00"],
+        ["--explain", "1", "--now", "yesterday"],
+        ["--dry-run", "--now", ""],
+        ["--now", "2026-03-29T09:00:00Z"],
+        ["--run", "--now", "2026-03-29T09:00:00Z"],
+        ["--settle", "--now", "2026-03-29T09:00:00Z"],
+        ["--check", "--now", "2026-03-29T09:00:00Z"],
+        ["--explain"],
+        ["--explain", "1", "--dry-run"],
+    ],
+    ids=" ".join,
+)
+def test_another_moment_needs_a_zone_and_is_for_questions_only(
+    argv: list[str], environ: dict[str, str], twilio: FakeTwilio
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.run(environ, argv)
+    assert ended.value.code == 2
+    assert twilio.requests == []
+
+
+def test_another_moment_is_what_days_are_judged_by(database: Database) -> None:
+    user = database.insert_user("Ana", ANA, "Europe/Berlin", logs=[NOW - DAY])
+    for moment, texts in (("2026-03-30T11:00:00+02:00", 0), ("2026-03-30T22:00:00Z", 1)):
+        lines = said(database.environ(), "--dry-run", "--now", moment)[1]
+        assert sum("would be texted" in line for line in lines) == texts
+    lines = said(database.environ(), "--explain", str(user), "--now", "2026-03-29T00:00:00+05:45")[1]
+    assert "INFO - It is 2026-03-28 19:15 there, the local day 2026-03-28" in lines
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+Verdicts = dict[str, list[str]]
+
+
+def verdicts(environ: dict[str, str], at: datetime = NOW) -> tuple[int, Verdicts]:
+    """The exit code, and of each check its lines."""
+    code, lines = said(environ, "--check", at=at)
+    found: Verdicts = {name: [] for name in CHECKS}
+    for line in lines:
+        level, _, words = line.partition(" - ")
+        name, _, verdict = words.partition(": ")
+        if name in found:
+            found[name].append(f"{level} {verdict}")
+    return code, found
+
+
+@pytest.fixture
+def ready(database: Database, environ: dict[str, str]) -> dict[str, str]:
+    """Settings with which nothing is to be said but that MySQL's server is not verified."""
+    create_ledger(database)
+    database.insert_user("Ana", ANA, "Europe/Berlin", logs=[NOW - DAY])
+    return environ | {"SEND_WINDOW": "09:00-20:00"}
+
+
+def test_when_all_is_well_each_line_says_ok(ready: dict[str, str]) -> None:
+    code, found = verdicts(ready)
+    unverified = ["WARNING the server is not verified: DB_SSL_CA would do that"]
+    assert code == 0
+    assert found == {name: ["INFO ok"] for name in CHECKS} | {"database": unverified}
+
+
+Break = Callable[[Database, FakeTwilio], object]
+NOBODY: Break = lambda _database, _twilio: None  # noqa: E731
+
+
+def sql(*statements: str) -> Break:
+    """What an administrator does to the database."""
+    return lambda database, _twilio: [database.execute(statement) for statement in statements]
+
+
+def many(name: str, phone: str, zone: str | None) -> Break:
+    """Seven users alike."""
+    return lambda database, _twilio: database.insert_users([(name, phone, zone)] * 7)
+
+
+def wrong_clock(_database: Database, twilio: FakeTwilio) -> None:
+    """Twilio's clock is six minutes ahead of the program's."""
+
+    def move(_request: Request) -> None:
+        twilio.clock = lambda: NOW + timedelta(minutes=6)
+
+    twilio.hook = move
+
+
+def future_logs(database: Database, _twilio: FakeTwilio) -> None:
+    habits = [habit for (habit,) in database.rows("SELECT id FROM Habit")]
+    database.insert_logs(zip(cycle(habits), [NOW + timedelta(hours=hour) for hour in (1, 2, 3)], strict=False))
+
+
+def twice(database: Database, _twilio: FakeTwilio) -> None:
+    database.execute("RENAME TABLE User TO Person")
+    database.execute("CREATE VIEW User AS SELECT * FROM Person UNION ALL SELECT * FROM Person")
+
+
+def claimed(**differs: object) -> Break:
+    return lambda database, _twilio: row(database, 1, TODAY - 2 * DAY, **differs)
+
+
+def unsigned(_database: Database, twilio: FakeTwilio) -> None:
+    twilio.senders.clear()
+
+
+def forbidden(status: int) -> Break:
+    """A key that may text, but not look into the account."""
+
+    def refuse_to_look(_database: Database, twilio: FakeTwilio) -> None:
+        for on in LOOKING:
+            twilio.script(then=refuse(20003 if status == 401 else 20403, status), on=on)
+
+    return refuse_to_look
+
+
+LOOKING: list[Operation] = ["numbers", "service"]
+SERVICE = {"TWILIO_FROM_NUMBER": "", "TWILIO_MESSAGING_SERVICE_SID": FakeTwilio.MESSAGING_SERVICE_SID}
+HOW = "WARNING "
+FAILS = "ERROR "
+# What is wrong: settings, what is broken, whose line says so and what, and the lines that then are not checked.
+BROKEN: dict[str, tuple[dict[str, str], Break, str, str]] = {
+    "database down": ({"DB_PORT": "1"}, NOBODY, "database", FAILS + "MySQL: it cannot be reached"),
+    "wrong password": ({"DB_PASSWORD": "guessed"}, NOBODY, "database", FAILS + "MySQL: it refused DB_USER or DB_PASS"),
+    "no database": ({"DB_NAME": "no_such"}, NOBODY, "database", FAILS + "MySQL: "),
+    "table": ({}, sql("DROP TABLE Log"), "database", FAILS + "MySQL: a table is missing"),
+    "column": ({}, sql("ALTER TABLE User DROP time_zone"), "database", FAILS + "MySQL: a column is missing"),
+    "type": ({}, sql("ALTER TABLE Log MODIFY created_at VARCHAR(32)"), "database", FAILS + "Log.created_at is varchar"),
+    "no ledger": ({}, sql(f"DROP TABLE {LEDGER}"), "ledger", HOW + "the ledger is not there yet. The first run makes"),
+    "its column": ({}, sql(f"ALTER TABLE {LEDGER} DROP segments"), "ledger", FAILS + "MySQL: a column is missing"),
+    "its type": (
+        {},
+        sql(f"ALTER TABLE {LEDGER} MODIFY user_id BIGINT"),
+        "ledger",
+        FAILS + f"{LEDGER}.user_id is bigint",
+    ),
+    "stuck rows": ({}, claimed(state="sending", final_status=None), "ledger", HOW + "1 rows were left at 'sending'"),
+    "future rows": (
+        {},
+        claimed(claimed_at=(NOW + DAY).replace(tzinfo=None)),
+        "ledger",
+        HOW + "1 rows were claimed in the future",
+    ),
+    "index": (
+        {},
+        sql("SET foreign_key_checks = 0", "ALTER TABLE Log DROP CONSTRAINT Log_ibfk_1, DROP INDEX habit_created"),
+        "speed and durability",
+        HOW + "no index of Log begins with habit_id: CREATE INDEX",
+    ),
+    "future logs": ({}, future_logs, "users and logs", HOW + "3 of the newest logs are still to come"),
+    "zones": (
+        {},
+        many("Z", ANA, "Mars"),
+        "users and logs",
+        HOW + "7 users have no time zone that is known: 2, 3, 4, 5, 6 .",
+    ),
+    "numbers": (
+        {},
+        many("N", "12", "UTC"),
+        "users and logs",
+        HOW + "7 users have a phone number that is not E.164: 2, 3,",
+    ),
+    "tidied": (
+        {},
+        many("N", "0049 151 1234567", "UTC"),
+        "users and logs",
+        HOW + "7 users have a phone number that is tidied: 2",
+    ),
+    "twice": ({}, twice, "users and logs", HOW + "1 users stand in User more than once: 1"),
+    "nobody": ({"ONLY_USERS": "99"}, NOBODY, "users and logs", HOW + "ONLY_USERS is set: of all users only these 1"),
+    "long text": (
+        {"MESSAGE_NO_LOGS": "{name}" + 154 * "x" + " STOP"},
+        NOBODY,
+        "users and logs",
+        HOW + "MESSAGE_NO_LOGS costs 2 segments with a name of 3 characters",
+    ),
+    "no STOP": ({"MESSAGE_NO_LOGS": "Hi {name}"}, NOBODY, "users and logs", HOW + "MESSAGE_NO_LOGS does not say how"),
+    "night": ({"SEND_WINDOW": "07:59-20:00"}, NOBODY, "hours", HOW + "texts may come between 21:00 and 8:00"),
+    "late": ({"SEND_WINDOW": "09:00-21:01"}, NOBODY, "hours", HOW + "texts may come between 21:00 and 8:00"),
+    "clock": ({}, wrong_clock, "Twilio", FAILS + "this node's clock is wrong"),
+    "no clock": (
+        {},
+        lambda _, twilio: setattr(twilio, "tells_date", False),
+        "Twilio",
+        HOW + "Twilio's answer has no Date",
+    ),
+    "token": ({"TWILIO_AUTH_TOKEN": "guessed"}, NOBODY, "Twilio", FAILS + "Twilio: the credentials were refused"),
+    "no Twilio": (
+        {"TWILIO_API_URL": "http://127.0.0.1:1"},
+        NOBODY,
+        "Twilio",
+        FAILS + "Twilio cannot be used: Twilio can",
+    ),
+    "number": ({}, unsigned, "sender", FAILS + f"the account has no sender {FakeTwilio.FROM_NUMBER}"),
+    "service": (SERVICE, unsigned, "sender", FAILS + f"the account has no sender {FakeTwilio.MESSAGING_SERVICE_SID}"),
+    "short code": ({"TWILIO_FROM_NUMBER": "12345"}, NOBODY, "sender", FAILS + "the account has no sender 12345"),
+    "number, 401": (
+        {},
+        forbidden(401),
+        "sender",
+        HOW + "whether the sender is the account's could not be told: the cre",
+    ),
+    "number, 403": (
+        {},
+        forbidden(403),
+        "sender",
+        HOW + "whether the sender is the account's could not be told: the Twi",
+    ),
+    "service, 403": (SERVICE, forbidden(403), "sender", HOW + "whether the sender is the account's could not be told"),
+}
+NEEDS = {"database": ["ledger", "speed and durability", "users and logs"], "Twilio": ["sender"]}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_what_is_broken_alone_is_what_its_line_tells(
+    broken: str, database: Database, twilio: FakeTwilio, ready: dict[str, str]
+) -> None:
+    settings, break_, name, words = BROKEN[broken]
+    expected = verdicts(ready)[1]
+    break_(database, twilio)
+    code, found = verdicts(ready | settings)
+    [verdict] = found[name][:1]
+    assert verdict.startswith(words)
+    fails = words.startswith(FAILS)
+    unchecked = {after: ["INFO not checked, see above"] for after in NEEDS.get(name, ()) if fails}
+    assert found | {name: []} == expected | unchecked | {name: []}
+    assert code == (2 if fails else 0)
+    assert twilio.book == []
+
+
+@pytest.mark.parametrize("sender", [SERVICE, {"TWILIO_FROM_NUMBER": "12345"}], ids=["service", "short code"])
+def test_other_senders_are_found_in_the_account(
+    sender: dict[str, str], ready: dict[str, str], twilio: FakeTwilio
+) -> None:
+    twilio.senders.add("12345")
+    assert verdicts(ready | sender)[1]["sender"] == ["INFO ok"]
+
+
+def test_wrong_settings_are_all_that_a_check_tells(ready: dict[str, str]) -> None:
+    code, lines = said(ready | {"DB_PORT": "mysql", "SEND_WINDOW": "x"}, "--check")
+    assert code == 2
+    assert [line[: line.index(" is ")] for line in lines] == ["ERROR - DB_PORT", "ERROR - SEND_WINDOW"]
+
+
+@pytest.mark.parametrize("lacking", ["SELECT", "INSERT", "UPDATE", "DELETE", "SELECT, INSERT, UPDATE, DELETE"])
+def test_a_grant_that_is_missing_on_the_ledger_fails_its_line_with_the_grant_to_paste(
+    lacking: str, database: Database, ready: dict[str, str]
+) -> None:
+    account = database.least_account()
+    all_is_well = verdicts(ready | account)
+    assert all_is_well[1]["ledger"] == ["INFO ok"]
+    database.execute(f"REVOKE {lacking} ON `{database.name}`.{LEDGER} FROM %s@'%%'", (account["DB_USER"],))
+    code, found = verdicts(ready | account)
+    assert code == 2
+    assert found["ledger"][0] == f"ERROR DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:"
+    assert found | {"ledger": []} == all_is_well[1] | {"ledger": []}
+    database.execute(found["ledger"][2].removeprefix("ERROR ").replace("%", "%%"), ())
+    assert verdicts(ready | account) == all_is_well
+
+
+def test_the_statement_for_a_missing_ledger_makes_it(database: Database, ready: dict[str, str]) -> None:
+    database.execute(f"DROP TABLE {LEDGER}")
+    [note] = verdicts(ready)[1]["ledger"]
+    database.execute(note[note.index("CREATE TABLE") :])
+    assert verdicts(ready)[1]["ledger"] == ["INFO ok"]
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_missing_ledger_fails_the_check_only_if_the_run_may_not_make_it(
+    create: bool, database: Database, ready: dict[str, str]
+) -> None:
+    database.execute(f"DROP TABLE {LEDGER}")
+    account = database.least_account(create=create)
+    code = verdicts(ready | account)[0]
+    assert code == (0 if create else 2)
+    assert program.run(ready | account, at=NOW) == code
+
+
+@pytest.mark.usefixtures("throwaway")
+def test_tls_durability_and_a_server_that_is_read_only(twilio: FakeTwilio, tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    with Server(tls=True, options=["--innodb-flush-log-at-trx-commit=2"]) as server, server.database() as database:
+        create_ledger(database)
+        environ = database.environ() | twilio.environ()
+        found = verdicts(environ)[1]
+        assert (found["database"], found["ledger"]) == (["INFO ok"], ["INFO ok"])
+        assert found["speed and durability"][0].startswith("WARNING innodb_flush_log_at_trx_commit is 2: a crash")
+        code, found = verdicts(environ | {"DB_SSL_CA": str(tmp_path / "ca.pem")})
+        assert code == 2
+        assert found["database"][0].startswith("ERROR MySQL: DB_SSL_CA does not vouch for its certificate")
+        database.execute("SET GLOBAL read_only = 1")
+        code, found = verdicts(environ)
+        assert (code, found["ledger"]) == (2, ["ERROR MySQL: it is read-only: set DB_HOST to the primary"])
+
+
+# --- no question writes -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def general_log(server: Server) -> Iterator[Callable[[str], list[str]]]:
+    """The statements that an account sends to the server from now on."""
+    with server.connect() as connection, connection.cursor() as cursor:
+
+        def statements(account: str) -> list[str]:
+            cursor.execute(
+                "SELECT CONVERT(argument USING utf8mb4) FROM mysql.general_log "
+                "WHERE user_host LIKE %s AND command_type NOT IN ('Connect', 'Quit', 'Init DB') ORDER BY event_time",
+                [f"%{account}%"],
+            )
+            return [statement for (statement,) in cursor.fetchall()]
+
+        try:
+            cursor.execute("SET GLOBAL log_output = 'TABLE', GLOBAL general_log = ON")
+        except pymysql.err.OperationalError as error:
+            pytest.skip(f"the account may not switch on the server's general log: {error}")
+        try:
+            yield statements
+        finally:
+            cursor.execute("SET GLOBAL general_log = OFF, GLOBAL log_output = 'FILE'")
+
+
+QUESTIONS = [["--dry-run"], ["--explain", "1"], ["--explain", "none"], ["--check"]]
+READING = re.compile(r"\s*(SELECT|SHOW|SET (time_zone|AUTOCOMMIT|NAMES)|EXPLAIN) ?", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("ledger", [False, True], ids=["no ledger", "ledger"])
+def test_no_question_writes_even_with_an_account_that_may(
+    ledger: bool, database: Database, environ: dict[str, str], server: Server, twilio: FakeTwilio
+) -> None:
+    ids = settle_in(database, population(NOW, 100, SECOND, seed=1))
+    if ledger:
+        create_ledger(database)
+        for user in list(ids.values())[::3]:
+            row(database, user, TODAY - 100 * DAY, state="sending", final_status=None)
+    with general_log(server) as statements:
+        for question in QUESTIONS:
+            said(environ, *question)
+        seen = statements(environ["DB_USER"])
+        assert len(seen) > 20
+        assert [statement for statement in seen if not READING.match(statement)] == []
+        assert {request.method for request in twilio.requests} == {"GET"}
+        program.run(environ, at=NOW)
+        assert any(statement.startswith("INSERT") for statement in statements(environ["DB_USER"])), "the log sees"

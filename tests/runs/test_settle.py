@@ -1,0 +1,632 @@
+"""What became of earlier texts: looked up by their SID alone, before the first claim; no day is freed by it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+import tracemalloc
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import habit_notifier
+from habit_notifier import Brake, Job, OneLine, Report, Row, Settings, State, Stop, utc_now
+from tests.runs import program
+from tests.sandbox.database import LEDGER, Database
+from tests.sandbox.fake_twilio import (
+    ACCEPT,
+    BROKEN_JSON,
+    RESET,
+    Answer,
+    Door,
+    FakeTwilio,
+    Message,
+    Request,
+    refuse,
+    server_error,
+    throttle,
+)
+
+NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+ANNA, BERT, CARA = "+12025550101", "+12025550102", "+12025550103"
+
+
+@dataclass
+class World:
+    """A database with its ledger, and Twilio with its book; rows and messages are put in as runs would leave them."""
+
+    database: Database
+    twilio: FakeTwilio
+    environ: dict[str, str]
+    caplog: pytest.LogCaptureFixture
+    ids: Iterator[int] = field(default_factory=lambda: itertools.count(1_000))
+
+    def run(self, *argv: str, at: datetime = NOON + HOUR, **settings: str | None) -> int:
+        """The program at that moment; the exit code. A setting that is None is left out."""
+        self.caplog.clear()
+        environ = {name: value for name, value in (self.environ | settings).items() if value is not None}
+        return program.run(environ, argv, at)
+
+    def settle(self, at: datetime = NOON + HOUR, /, **settings: str | None) -> int:
+        """--settle at that moment; the exit code."""
+        return self.run("--settle", at=at, **settings)
+
+    def row(
+        self,
+        phone: str = ANNA,
+        state: str = "uncertain",
+        claimed: datetime = NOON,
+        *,
+        finished: datetime | None = None,
+        day: date | None = None,
+        sid: str | None = None,
+        code: int | None = None,
+        final: str | None = None,
+        user: int | None = None,
+    ) -> int:
+        """A row of the ledger; its user's id. What is not in flight was finished after two seconds."""
+        user = user or next(self.ids)
+        finished = finished or (None if state == "sending" else claimed + timedelta(seconds=2))
+        values = {
+            "user_id": user,
+            "local_day": day or claimed.date(),
+            "phone_number": phone,
+            "rule": "no_logs",
+            "state": state,
+            "run_token": uuid.uuid4().hex,
+            "claimed_at": claimed.replace(tzinfo=None),
+            "finished_at": finished and finished.replace(tzinfo=None),
+            "message_sid": sid,
+            "error_code": code,
+            "final_status": final,
+        }
+        holes = ", ".join(["%s"] * len(values))
+        self.database.execute(f"INSERT INTO {LEDGER} ({', '.join(values)}) VALUES ({holes})", list(values.values()))
+        return user
+
+    def message(
+        self,
+        to: str = ANNA,
+        status: str = "delivered",
+        at: datetime = NOON + timedelta(seconds=1),
+        *,
+        code: int | None = None,
+        from_: str | None = FakeTwilio.FROM_NUMBER,
+    ) -> str:
+        """A text in Twilio's book; its SID."""
+        sid = "SM" + uuid.uuid4().hex
+        self.twilio.book.append(Message(sid, to, from_, None, "Hi", 14_400, at, status, code, 1))
+        return sid
+
+    def told(self, user: int) -> tuple[Any, ...]:
+        """State, SID, code and Twilio's last word, as a user's only row has them."""
+        columns = "state, message_sid, error_code, final_status"
+        [row] = self.database.rows(f"SELECT {columns} FROM {LEDGER} WHERE user_id = %s", (user,))
+        return row
+
+    @property
+    def log(self) -> list[str]:
+        line = OneLine("%(levelname)s %(message)s")
+        return [line.format(record) for record in self.caplog.records if record.name == "habit_notifier"]
+
+    @property
+    def lists(self) -> list[dict[str, str]]:
+        """What Twilio's list was asked for, the probes left out."""
+        asked = [request.params for request in self.twilio.requests if request.operation == "list"]
+        return [params for params in asked if params["PageSize"] != "1"]
+
+    @property
+    def fetches(self) -> list[str]:
+        """The SIDs that Twilio was asked for one by one."""
+        asked = [request.path for request in self.twilio.requests if request.operation == "fetch"]
+        return [path.rpartition("/")[2].removesuffix(".json") for path in asked]
+
+    @property
+    def sends(self) -> int:
+        return sum(request.operation == "send" for request in self.twilio.requests)
+
+
+@pytest.fixture
+def world(database: Database, twilio: FakeTwilio, environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> World:
+    made = World(database, twilio, environ, caplog)
+    assert made.run(at=NOON - 300 * DAY) == 0  # makes the ledger
+    twilio.requests.clear()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 0.1)
+    monkeypatch.setattr(habit_notifier, "OUTAGE_PAUSES", (0.05,))
+
+
+SERVICE: dict[str, str | None] = {
+    "TWILIO_FROM_NUMBER": None,
+    "TWILIO_MESSAGING_SERVICE_SID": FakeTwilio.MESSAGING_SERVICE_SID,
+}
+senders = pytest.mark.parametrize("sender", [{}, SERVICE], ids=["number", "service"])
+
+
+# --- found ------------------------------------------------------------------------------------------------------------
+
+
+@senders
+@pytest.mark.parametrize("state", ["sending", "sent", "uncertain"])
+def test_a_text_is_found_by_its_sid_whatever_its_row_says(
+    world: World, sender: dict[str, str | None], state: str
+) -> None:
+    sid = world.message()
+    user = world.row(state=state, sid=sid)
+    assert world.settle(**sender) == 0
+    assert world.told(user) == ("sent", sid, None, "delivered")
+
+
+@senders
+def test_what_has_not_ended_yet_stays_open_and_its_day_taken(world: World, sender: dict[str, str | None]) -> None:
+    world.database.insert_user("Anna", ANNA, "UTC")
+    assert world.run(at=NOON, **sender) == 0
+    [message] = world.twilio.book
+    assert world.run(at=NOON + 16 * MINUTE, **sender) == 0
+    assert "INFO Looked up 1 earlier texts, still open 1" in world.log
+    world.twilio.settle(ANNA, "delivered")
+    assert world.run(at=NOON + HOUR, **sender) == 0
+    assert world.database.rows(f"SELECT state, message_sid, final_status FROM {LEDGER}") == [
+        ("sent", message.sid, "delivered")
+    ]
+    assert world.sends == len(world.twilio.book) == 1
+
+
+def test_a_day_is_read_to_its_end_a_thousand_texts_at_a_time(world: World) -> None:
+    sids = [world.message(ANNA)]  # the list begins with the newest: it comes on the last page
+    for n in range(2_498):
+        world.message(f"+1303555{n:04}")
+    sids.append(world.message(BERT))
+    users = [world.row(ANNA, "sent", sid=sids[0]), world.row(BERT, "sent", sid=sids[1])]
+    assert world.settle() == 0
+    assert [world.told(user)[1:] for user in users] == [(sid, None, "delivered") for sid in sids]
+    assert [params["DateSent"] for params in world.lists] == ["2026-05-12"] * 3  # each day once, however many rows
+    assert {params["PageSize"] for params in world.lists} == {"1000"}
+    assert {params["From"] for params in world.lists} == {FakeTwilio.FROM_NUMBER}
+    assert not any("To" in params for params in world.lists)
+    assert world.fetches == []
+
+
+def test_a_services_texts_are_listed_by_day_alone(world: World) -> None:
+    sid = world.message(from_="+15005550099")
+    user = world.row(state="sent", sid=sid)
+    assert world.settle(**SERVICE) == 0
+    assert world.told(user)[3] == "delivered"
+    assert world.lists == [{"DateSent": "2026-05-12", "PageSize": "1000"}]
+    assert world.fetches == []
+
+
+def test_what_the_list_lacks_is_asked_for_by_its_sid(world: World) -> None:
+    """Sent on the day after its claim, or by another number: before a change of TWILIO_FROM_NUMBER."""
+    late, other = (
+        world.message(ANNA, at=NOON + DAY),
+        world.message(BERT, "undelivered", code=30003, from_="+15005550099"),
+    )
+    users = {sid: world.row(phone, "sent", sid=sid) for phone, sid in ((ANNA, late), (BERT, other))}
+    listed = world.message(CARA)
+    world.row(CARA, "sent", sid=listed)
+    assert world.settle(NOON + 2 * DAY) == 0
+    assert world.told(users[late]) == ("sent", late, None, "delivered")
+    assert world.told(users[other]) == ("sent", other, 30003, "undelivered")
+    assert world.fetches == sorted([late, other])
+
+
+@senders
+@pytest.mark.parametrize("state", ["sending", "uncertain"])
+def test_a_text_without_a_sid_is_never_matched_but_named_once_for_the_console(
+    world: World, sender: dict[str, str | None], state: str
+) -> None:
+    """Another program's login code to the same number in the same second would settle it."""
+    user = world.row(state=state)
+    world.message()
+    assert world.settle(NOON + 30 * MINUTE, **sender) == 0
+    assert world.told(user) == (state, None, None, None)
+    assert world.settle(**sender) == 0
+    assert world.told(user) == ("uncertain", None, None, "unknown")
+    assert world.lists == []
+    assert world.fetches == []
+    [warning] = (line for line in world.log if line.startswith("WARNING The text of "))
+    last = "12:30:00" if state == "sending" else "12:00:02"
+    assert warning == (
+        f"WARNING The text of 2026-05-12 to user {user}, uncertain: unknown. "
+        f"Look in Twilio's console for {ANNA}, 12:00:00 to {last} UTC"
+    )
+    assert world.settle(NOON + 2 * HOUR, **sender) == 0
+    assert not any("console" in line for line in world.log)
+
+
+def test_a_text_whose_answer_was_lost_bars_its_day_and_is_named_in_the_next_run(world: World) -> None:
+    user = world.database.insert_user("Anna", ANNA, "UTC")
+    assert isinstance(user, int)
+    world.twilio.script(server_error(accepted=True))
+    assert world.run(at=NOON) == 1
+    world.twilio.settle(ANNA, "delivered")
+    assert world.run() == 0
+    assert world.told(user) == ("uncertain", None, None, "unknown")
+    assert any("Look in Twilio's console for" in line for line in world.log)
+    assert world.sends == 1
+
+
+def test_each_shard_looks_up_its_own_users_texts(world: World) -> None:
+    sids = {world.row(f"+1202555{n:04}", "sent", sid=sid): sid for n in range(20) if (sid := world.message())}
+    for index in (0, 1):
+        assert world.settle(SHARD_COUNT="2", JOB_COMPLETION_INDEX=str(index)) == 0
+        ended = [user for user in sids if world.told(user)[3]]
+        assert len(ended) == 20 if index else 0 < len(ended) < 20
+    of_both = world.database.rows(f"SELECT CRC32(user_id) MOD 2, COUNT(*) FROM {LEDGER} GROUP BY 1")
+    assert len(of_both) == 2
+
+
+# --- Twilio's last word -----------------------------------------------------------------------------------------------
+
+
+@senders
+def test_the_end_of_every_text_is_recorded_and_each_that_did_not_arrive_is_named(
+    world: World, sender: dict[str, str | None]
+) -> None:
+    ends = {"delivered": None, "read": None, "undelivered": 30003, "failed": 30006, "canceled": None}
+    waiting = ["accepted", "queued", "sending", "sent"]
+    users = {}
+    for n, (status, code) in enumerate({**ends, **dict.fromkeys(waiting)}.items()):
+        sid = world.message(f"+1202555{n:04}", status, code=code)
+        users[status] = world.row(f"+1202555{n:04}", "sent", sid=sid), sid
+    assert world.settle(**sender) == 0
+    for status, (user, sid) in users.items():
+        final = status if status in ends else None
+        assert world.told(user) == ("sent", sid, ends.get(status), final)
+    told = re.sub(r" \(.*?/\d+\)", "", next(line for line in world.log if "Looked up" in line))
+    counts = ", ".join(f"{status} 1" for status in sorted(ends))
+    assert told == f"INFO Looked up 9 earlier texts, {counts}, still open 4"
+    warnings = [line for line in world.log if line.startswith("WARNING The text of ")]
+    meanings = {"undelivered": "the phone was off or out of reach", "failed": "a landline, or a carrier"}
+    assert len(warnings) == len(meanings)
+    for line, (status, words) in zip(warnings, meanings.items(), strict=True):
+        assert line.startswith(f"WARNING The text of 2026-05-12 to user {users[status][0]}: {status} ({words}")
+        assert line.endswith(f"error {ends[status]}, https://www.twilio.com/docs/api/errors/{ends[status]})")
+
+
+def test_what_is_settled_is_not_asked_for_again(world: World) -> None:
+    world.row(ANNA, "sent", sid=world.message(ANNA))
+    world.row(BERT, "refused", code=21610, final="refused")
+    world.row(CARA, "uncertain", final="unknown", claimed=NOON - DAY)
+    assert world.settle() == 0
+    assert len(world.lists) == 1
+    assert world.settle() == 0
+    assert len(world.lists) == 1
+    assert not any("Looked up" in line for line in world.log)
+
+
+def test_a_text_without_a_last_word_after_three_days_is_settled_with_what_twilio_says_then(world: World) -> None:
+    user = world.row(state="sent", sid=world.message(status="sent"))
+    assert world.settle(NOON + 72 * HOUR) == 0
+    assert world.told(user)[3] is None
+    assert world.settle(NOON + 72 * HOUR + MINUTE) == 0
+    assert world.told(user)[3] == "sent"
+
+
+def test_a_status_that_is_not_final_of_any_length_is_recorded_after_three_days_and_blocks_nobody(world: World) -> None:
+    users = [world.row(phone, "sent", sid=world.message(phone, status)) for phone, status in STATUSES.items()]
+    assert world.settle(NOON + 72 * HOUR + MINUTE) == 0
+    assert [world.told(user)[3] for user in users] == list(STATUSES.values())
+
+
+STATUSES = {ANNA: "partially_delivered", BERT: "delivered", CARA: "scheduled"}
+
+
+# --- not found --------------------------------------------------------------------------------------------------------
+
+
+@senders
+def test_a_sent_text_that_twilio_does_not_know_is_unknown_after_twelve_hours_and_stays_sent(
+    world: World, sender: dict[str, str | None]
+) -> None:
+    sid = "SM" + "0" * 32
+    user = world.row(state="sent", sid=sid)
+    world.message()  # another text to the same number
+    assert world.settle(NOON + 12 * HOUR, **sender) == 0
+    assert world.told(user) == ("sent", sid, None, None)
+    assert world.settle(NOON + 12 * HOUR + MINUTE, **sender) == 0
+    assert world.told(user) == ("sent", sid, None, "unknown")
+
+
+@senders
+@pytest.mark.parametrize("state", ["sending", "sent", "uncertain"])
+def test_rows_younger_than_a_quarter_of_an_hour_wait(world: World, sender: dict[str, str | None], state: str) -> None:
+    sid = world.message()
+    user = world.row(state=state, sid=sid)
+    assert world.settle(NOON + 15 * MINUTE, **sender) == 0
+    assert world.lists == []
+    assert world.told(user)[3] is None
+    assert world.settle(NOON + 15 * MINUTE + timedelta(seconds=1), **sender) == 0
+    assert world.told(user) == ("sent", sid, None, "delivered")
+
+
+# --- the sender is blocked --------------------------------------------------------------------------------------------
+
+
+def ended(world: World, ends: list[tuple[str, int | None]], at: datetime = NOON) -> None:
+    """Texts of an earlier day that ended so."""
+    for n, (status, code) in enumerate(ends):
+        sid = world.message(f"+1303555{n:04}", status, at=at, code=code)
+        world.row(f"+1303555{n:04}", "sent", at, sid=sid)
+
+
+FINE = ("delivered", None)
+
+
+@senders
+@pytest.mark.parametrize("code", [30007, 30024, 30032, 30034])
+def test_texts_that_carriers_block_need_a_person_before_anybody_is_claimed(
+    world: World, sender: dict[str, str | None], code: int
+) -> None:
+    world.database.insert_user("Due", BERT, "UTC")
+    ended(world, [("undelivered", code)] * 3 + [FINE] * 3)
+    assert world.run(at=NOON + DAY, **sender) == 2
+    assert world.sends == 0
+    [error] = {line for line in world.log if line.startswith("ERROR")}
+    assert error.startswith("ERROR Carriers block the sender: 3 of the last 6 texts did not arrive, ")
+    assert f"error {code}, https://www.twilio.com/docs/api/errors/{code}" in error
+    assert world.run(at=NOON + DAY + HOUR, **sender) == 0  # the next run tries again
+    assert world.sends == 1
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        [("undelivered", 30034)] * 2,
+        [("undelivered", 30034)] * 3 + [FINE] * 4,
+        [("undelivered", 30003)] * 9,
+        [("failed", 30006)] * 9,
+        [("sent", 30034)] * 9,
+    ],
+    ids=["two", "less than half", "out of reach", "landlines", "still open"],
+)
+def test_what_is_not_the_senders_fault_stops_nobody(world: World, ends: list[tuple[str, int | None]]) -> None:
+    world.database.insert_user("Due", BERT, "UTC")
+    ended(world, ends)
+    assert world.run(at=NOON + DAY) == 0
+    assert world.sends == 1
+
+
+def test_six_daily_runs_of_an_unregistered_sender_alarm_every_second_day(world: World) -> None:
+    for n in range(12):
+        world.database.insert_user(f"Due {n}", f"+1202555{n:04}", "UTC")
+    codes = []
+    for day in range(6):
+        codes.append(world.run(at=NOON + day * DAY))
+        for message in world.twilio.book:
+            message.status, message.error_code = "undelivered", 30034
+    assert codes == [0, 2, 0, 2, 0, 2]
+    assert world.sends == 36
+
+
+def test_what_was_learned_is_told_at_the_end_of_a_run_with_its_meaning(world: World) -> None:
+    world.database.insert_user("Due", BERT, "UTC")
+    ended(world, [FINE, FINE, ("undelivered", 30003), ("failed", 30006)])
+    assert world.run(at=NOON + DAY) == 0
+    *_, learned, looked_at, completed = world.log
+    assert learned.startswith("INFO What became of earlier texts, delivered 2, failed 1 (a landline, or a carrier")
+    assert ", undelivered 1 (the phone was off or out of reach, error 30003, https://" in learned
+    assert looked_at.startswith("INFO Looked at 1 of 1 users, sent 1")
+    assert completed == "INFO Job completed. Notifications sent: 1, Failed: 0"
+
+
+# --- Twilio fails, or time runs out -----------------------------------------------------------------------------------
+
+FAULTS = [server_error(503), throttle(5), refuse(20003, 401), refuse(99999), BROKEN_JSON, RESET]
+faults = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kind}-{fault.status}")
+
+
+@senders
+def test_when_twilio_fails_what_is_too_old_to_be_found_is_unknown_and_the_younger_waits(
+    world: World, sender: dict[str, str | None]
+) -> None:
+    old, young = (world.row(phone, "sent", NOON - age, sid=sid) for phone, age, sid in OLD_AND_YOUNG)
+    world.twilio.hook = lambda request: server_error() if request.params["PageSize"] == "1000" else None
+    assert world.settle(**sender) == 1
+    assert world.told(old)[3] == "unknown"
+    assert world.told(young)[3] is None
+    assert "INFO Looked up 2 earlier texts, unknown 1, still open 1" in world.log
+
+
+OLD_AND_YOUNG = [(BERT, 73 * HOUR, "SM" + "0" * 32), (CARA, 70 * HOUR, "SM" + "1" * 32)]
+
+
+def fail_on(world: World, day: str, fault: Answer) -> None:
+    """Twilio's list answers like this when it is asked for that day."""
+    world.twilio.hook = lambda request: fault if day in request.params.get("DateSent", "") else None
+
+
+@faults
+def test_when_twilio_fails_in_the_middle_what_was_found_is_kept_and_nobody_in_a_run_is_failed(
+    world: World, fault: Answer
+) -> None:
+    sids = [world.message(ANNA, at=NOON - 5 * DAY), world.message(BERT)]
+    early, late = world.row(ANNA, "sent", NOON - 5 * DAY, sid=sids[0]), world.row(BERT, "sent", sid=sids[1])
+    world.database.insert_user("Cara", CARA, "UTC")
+    fail_on(world, "2026-05-12", fault)
+    assert world.run() == 0
+    assert world.told(early) == ("sent", sids[0], None, "delivered")
+    assert world.told(late) == ("sent", sids[1], None, None)
+    assert [message.to for message in world.twilio.book][-1] == CARA
+    assert "INFO Looked up 2 earlier texts, delivered 1, still open 1" in world.log
+    words = "WARNING Not all earlier texts were looked up, the next run goes on: Twilio's list of messages could"
+    assert any(line.startswith(words) for line in world.log)
+    assert world.log[-1] == "INFO Job completed. Notifications sent: 1, Failed: 0"
+    world.twilio.hook = None
+    assert world.settle() == 0
+    assert world.told(late)[3] == "delivered"
+
+
+@faults
+def test_settling_alone_tells_a_twilio_that_fails_in_the_middle_by_its_exit_code(world: World, fault: Answer) -> None:
+    sids = [world.message(ANNA, at=NOON - 5 * DAY), world.message(BERT)]
+    early, late = world.row(ANNA, "sent", NOON - 5 * DAY, sid=sids[0]), world.row(BERT, "sent", sid=sids[1])
+    fail_on(world, "2026-05-12", fault)
+    assert world.settle() == (2 if fault.code == 20003 else 1)
+    assert world.told(early) == ("sent", sids[0], None, "delivered")
+    assert world.told(late)[3] is None
+    assert world.log[-1].startswith("ERROR Twilio's list of messages could not be read: ")
+
+
+def test_when_a_later_page_fails_the_day_stays_open(world: World) -> None:
+    user = world.row(state="sent", sid=world.message())
+    for n in range(1_000):
+        world.message(f"+1303555{n:04}")
+    world.twilio.hook = lambda request: server_error() if request.params.get("Page") == "1" else None
+    assert world.settle() == 1
+    assert world.told(user)[3] is None
+
+
+@pytest.mark.parametrize("status", ["x" * 33, "d\u00e9livr\u00e9", None, True, [], {}], ids=str)
+def test_a_status_or_code_that_no_column_holds_ends_no_run(world: World, status: object) -> None:
+    sid = world.message()
+    world.twilio.book[0].status = status  # type: ignore[assignment]
+    world.twilio.book[0].error_code = 10**9
+    user = world.row(state="sent", sid=sid)
+    world.database.insert_user("Cara", CARA, "UTC")
+    assert world.run(at=NOON + 4 * DAY) == 0
+    assert world.sends == 1
+    assert world.told(user)[2] is None
+    assert len(world.told(user)[3]) <= 32
+
+
+def slow_lists(world: World, seconds: float) -> None:
+    """Twilio takes its time for each page of a look-up; the probe's is quick."""
+    late = ACCEPT.delayed(after=seconds)
+    world.twilio.hook = lambda request: late if request.params.get("PageSize") == "1000" else None
+
+
+def test_the_look_up_of_a_run_has_a_budget_of_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(habit_notifier, "SETTLE_BUDGET", 0.5)
+    days = [NOON - n * DAY for n in range(40, 0, -2)]
+    users = [world.row(state="sent", claimed=day, sid=world.message(at=day)) for day in days]
+    slow_lists(world, 0.15)
+    start = time.monotonic()
+    assert world.run() == 0
+    assert time.monotonic() - start < 3
+    settled = [world.told(user)[3] == "delivered" for user in users]
+    assert settled == sorted(settled, reverse=True)  # the oldest first
+    assert 1 <= sum(settled) < 10
+    words = "looking up texts takes too long, the rest waits"
+    assert f"WARNING Not all earlier texts were looked up, the next run goes on: {words}" in world.log
+
+
+@senders
+def test_the_budget_holds_when_nothing_is_found(
+    world: World, sender: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "SETTLE_BUDGET", 0.3)
+    for n in range(20, 0, -1):
+        world.row(f"+1202555{n:04}", "sent", NOON - 2 * n * DAY, sid=f"SM{n:032}")
+    slow_lists(world, 0.1)
+    assert world.settle(**sender) == 1
+    assert len(world.lists) + len(world.fetches) <= 5
+
+
+def test_a_deadline_that_comes_while_texts_are_looked_up_fails_nobody(world: World) -> None:
+    for n in (4, 2):
+        world.row(state="sent", claimed=NOON - n * DAY, sid=world.message(at=NOON - n * DAY))
+    world.database.insert_user("Cara", CARA, "UTC")
+    slow_lists(world, 0.3)
+    assert world.run(RUN_DEADLINE="2") == 0
+    assert world.log[-1] == "INFO Job completed. Notifications sent: 1, Failed: 0"
+
+
+# --- many -------------------------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """Learns what became of so many texts of one day without a server; stands in for Store and Twilio's client."""
+
+    def __init__(self, rows: int) -> None:
+        sids = [f"SM{n:032}" for n in range(rows)]
+        self.rows = [
+            Row(n, NOON.date(), f"+1202{n:07}", "no_logs", State.SENT, "x", NOON, NOON, sid)
+            for n, sid in enumerate(sids)
+        ]
+        self.messages, self.settled, self.last = self, 0, None
+
+    def stream(self, **_: object) -> Iterator[SimpleNamespace]:
+        """The day's texts, as twilio-python would list them."""
+        for row in self.rows:
+            yield SimpleNamespace(sid=row.sid, status="delivered", error_code=None)
+
+    def unsettled(self, _now: datetime) -> list[Row]:
+        return self.rows
+
+    def settle(self, settled: list[Row]) -> None:
+        self.settled = len(settled)
+
+    def peak(self, settings: Settings) -> int:
+        """The most bytes in use at once."""
+        stand_in: Any = self
+        job = Job(settings, Report(), lambda: NOON + HOUR, Stop())
+        job.store, job.brake = stand_in, Brake(Stop(), utc_now, 60)
+        job.twilio._clients.pair = (stand_in, stand_in)
+        tracemalloc.start()
+        assert job.learn() is None
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert self.settled == len(self.rows)
+        return peak
+
+
+def test_the_memory_of_a_look_up_grows_with_the_texts_of_a_day_and_not_with_their_square(
+    twilio: FakeTwilio,
+) -> None:
+    database = {"DB_HOST": "-", "DB_NAME": "-", "DB_USER": "-", "DB_PASSWORD": "-"}
+    settings = Settings.read(database | twilio.environ())
+    assert Memory(3_000).peak(settings) < 10 * Memory(500).peak(settings)
+
+
+# --- alone ------------------------------------------------------------------------------------------------------------
+
+
+def test_settling_alone_texts_nobody_and_claims_nothing(world: World) -> None:
+    world.database.insert_user("Due", BERT, "UTC")
+    user = world.row(state="sent", sid=world.message())
+    assert world.settle() == 0
+    assert world.told(user)[3] == "delivered"
+    assert world.sends == 0
+    assert world.database.rows(f"SELECT COUNT(*) FROM {LEDGER}") == [(1,)]
+    assert not any("needs notification" in line or "Job completed" in line for line in world.log)
+
+
+def test_settling_alone_with_nothing_to_settle_says_so_and_is_done(world: World) -> None:
+    assert world.settle() == 0
+    assert world.lists == []
+    assert world.log[-1] == "INFO There are no earlier texts to look up"
+
+
+def test_settling_alone_needs_credentials_and_a_twilio_that_answers(world: World) -> None:
+    user = world.row()
+    assert world.settle(TWILIO_AUTH_TOKEN="wrong") == 2
+    world.twilio.door(Door.SHUT)
+    assert world.settle() == 1
+    assert world.told(user) == ("uncertain", None, None, None)
+
+
+def test_sigterm_ends_a_look_up_at_the_next_text(world: World) -> None:
+    stop = Stop()
+    days = [NOON - n * DAY for n in (4, 2)]
+    users = [world.row(state="sent", claimed=day, sid=world.message(at=day)) for day in days]
+
+    def terminate(request: Request) -> None:
+        if request.params.get("DateSent") == "2026-05-10":
+            stop.request()
+
+    world.twilio.hook = terminate
+    assert program.run(world.environ, ["--settle"], NOON + HOUR, stop) == 143
+    assert [world.told(user)[3] for user in users] == ["delivered", None]

@@ -1,0 +1,562 @@
+"""What others see of a run: a log without people in it, lines that are objects, a summary, a dead man's switch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+import habit_notifier
+from habit_notifier import Http, Job, OneLine, Outcome, Report, Settings, Stop, Twilio, phone_number
+from tests.runs import program
+from tests.runs.test_log import NASTY
+from tests.sandbox.database import LEDGER, Database
+from tests.sandbox.fake_twilio import (
+    BROKEN_JSON,
+    RESET_AFTER_ACCEPTING,
+    Answer,
+    FakeTwilio,
+    Request,
+    refuse,
+    server_error,
+)
+
+# Nothing here depends on the kind of server: one is enough.
+pytestmark = pytest.mark.parametrize("server", ["throwaway"], indirect=True, scope="session")
+
+NOW = datetime(2026, 3, 30, 9, tzinfo=UTC)
+ANA = "+4915112345678"
+
+
+def lines(environ: dict[str, str], *argv: str) -> tuple[int, list[dict[str, Any]]]:
+    """The exit code, and each line of the log as the object that it is."""
+    code, written = program.said(environ | {"LOG_FORMAT": "json"}, *argv, at=NOW)
+    return code, [json.loads(line) for line in written.splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Kubernetes would look for the summary of a run."""
+    path = tmp_path / "termination-log"
+    path.touch()
+    monkeypatch.setattr(habit_notifier, "TERMINATION_LOG", path)
+    return path
+
+
+# --- LOG_PII=off ------------------------------------------------------------------------------------------------------
+
+SCRIPTS = [
+    "abcdefghijklmnopqrstuvwxyz",
+    "абвгдежзиклмнопрстуфхцч",
+    "αβγδεζηθικλμνξοπρστυφχψω",
+    "אבגדהוזחטיכלמנסעפצקרשת",
+    "ابتثجحخدذرزسشصضطظعغفقكلمنهوي",
+    "कखगघचछजझटठडढतथदधनपफबभम",
+    "王小明李娜張偉陳靜劉洋黃磊",
+    "가나다라마바사아자차카타파하",
+    "กขคงจชซญดตถทธนบปผพฟมยรล",
+]
+NAMES = ["{} {}", "“{}” {}", '"{}" \\{}', "{}\n{}", "{} %s {}", "{}' OR '{}", "👩‍👧 {}\u200b {}", "{}\u0085{}"]
+PHONES = ["+1202{}", "+44 20 {}", "00491{}", "({})", "tel:+1{}", "+0{}", "+{0}{0}", "{} ext 5", "4\u00d7{}"]
+
+
+@dataclass
+class Population:
+    """People, and all that may not be said of them."""
+
+    ids: list[str] = field(default_factory=list)
+    secrets: set[str] = field(default_factory=set)
+
+    def leaks(self, text: str) -> set[str]:
+        """What a text says of them."""
+        plain = text.replace("\\\\", "\\")
+        return {secret for secret in self.secrets if secret in text or secret in plain}
+
+
+def populate(database: Database, seed: int) -> Population:
+    """People of several scripts, some with numbers that are none, all of whom are due but one."""
+    dice, people = random.Random(seed), Population()
+    for n in range(24):
+        words = ["".join(dice.choices(dice.choice(SCRIPTS), k=8)) for _ in range(3)]
+        digits = "".join(dice.choices("123456789", k=7))
+        phone = PHONES[n % 3 if n < 12 else n % len(PHONES)].format(digits)
+        logs = [NOW - timedelta(days=1)] if n == 0 else []
+        user = database.insert_user(NAMES[n % len(NAMES)].format(*words), phone, "UTC", logs=logs)
+        database.execute("UPDATE Habit SET name = %s WHERE user_id = %s", (words[2], user))
+        people.ids.append(str(user))
+        people.secrets |= {*words, phone, digits, phone_number(phone)}
+    return people
+
+
+def body_and_number(request: Request) -> str:
+    return f"{request.to} cannot get '{request.params['Body']}'"
+
+
+def quoting(code: int, *, rfc9457: bool = False) -> Callable[[Request], Answer | None]:
+    """Twilio refuses, and quotes whom and what."""
+
+    def hook(request: Request) -> Answer | None:
+        return refuse(code, 400, body_and_number(request), rfc9457=rfc9457) if request.operation == "send" else None
+
+    return hook
+
+
+Break = Callable[[Database, FakeTwilio, pytest.MonkeyPatch], object]
+
+
+def answering(answer: Answer) -> Break:
+    return lambda _database, twilio, _patch: twilio.script(then=answer)
+
+
+def mysql_quotes_names(database: Database, _twilio: FakeTwilio, _patch: pytest.MonkeyPatch) -> None:
+    """User is a view that fails with what is in it."""
+    database.execute("RENAME TABLE User TO Person")
+    database.execute(
+        "CREATE FUNCTION fail(name TEXT) RETURNS TEXT DETERMINISTIC "
+        "BEGIN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = name; RETURN name; END"
+    )
+    database.execute("CREATE VIEW User AS SELECT id, fail(name) AS name, phone_number, time_zone FROM Person")
+
+
+def mysql_quotes_numbers(database: Database, _twilio: FakeTwilio, _patch: pytest.MonkeyPatch) -> None:
+    """The ledger fails with the number that it should take."""
+    database.execute(habit_notifier.LEDGER_DDL.format(database=database.name, user_id="INT"))
+    database.execute(
+        f"CREATE TRIGGER fail BEFORE INSERT ON {LEDGER} FOR EACH ROW BEGIN "
+        "DECLARE words TEXT; SET words = NEW.phone_number; SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = words; END"
+    )
+
+
+def threads_fail(_database: Database, _twilio: FakeTwilio, patch: pytest.MonkeyPatch) -> None:
+    def post(_twilio: Twilio, reminder: Any, _validity: int) -> None:
+        raise ValueError(f"{reminder.user} {reminder.user.phone} {reminder!r}")
+
+    patch.setattr(Twilio, "post", post)
+
+
+def claims_fail(_database: Database, _twilio: FakeTwilio, patch: pytest.MonkeyPatch) -> None:
+    def claim(job: Job) -> None:
+        raise KeyError([(str(reminder.user), reminder.user.phone) for reminder in job.waiting])
+
+    patch.setattr(Job, "claim", claim)
+
+
+def requests_quotes_urls(_database: Database, _twilio: FakeTwilio, patch: pytest.MonkeyPatch) -> None:
+    request = Http.request
+
+    def fail(http: Http, method: str, url: str, *rest: Any, data: Any = None, **more: Any) -> Any:
+        if method != "POST":
+            return request(http, method, url, *rest, data=data, **more)
+        http.last = None
+        encoded = requests.Request("GET", url, params=data).prepare().url
+        raise requests.ConnectionError(f"Max retries exceeded with url: {encoded} ({data})")
+
+    patch.setattr(Http, "request", fail)
+
+
+WRONG: dict[str, Break] = {
+    "nothing": lambda *_: None,
+    "known refusals": lambda _database, twilio, _patch: setattr(twilio, "hook", quoting(21211)),
+    "unknown refusals": lambda _database, twilio, _patch: setattr(twilio, "hook", quoting(29999)),
+    "problem documents": lambda _database, twilio, _patch: setattr(twilio, "hook", quoting(29999, rfc9457=True)),
+    "server errors": answering(server_error()),
+    "resets": answering(RESET_AFTER_ACCEPTING),
+    "broken JSON": answering(BROKEN_JSON),
+    "MySQL quotes names": mysql_quotes_names,
+    "MySQL quotes numbers": mysql_quotes_numbers,
+    "threads fail": threads_fail,
+    "claims fail": claims_fail,
+    "requests quotes URLs": requests_quotes_urls,
+}
+LATE = {"HEARTBEAT_URL": "http://127.0.0.1:1/5c1b7a52-heartbeat", "LOG_LEVEL": "DEBUG", "LOG_PII": "off"}
+
+
+def all_that_is_said(environ: dict[str, str], people: Population, summary: Path) -> Iterator[str]:
+    """The log and the summary of every mode."""
+    for argv in (["--dry-run"], *(["--explain", user] for user in people.ids[:4]), ["--check"], [], ["--settle"]):
+        yield program.said(environ, *argv, at=NOW)[1]
+        yield summary.read_text()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_without_pii_no_name_number_or_secret_is_said_whatever_fails(
+    wrong: str,
+    form: str,
+    database: Database,
+    twilio: FakeTwilio,
+    environ: dict[str, str],
+    summary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    people = populate(database, seed=list(WRONG).index(wrong))
+    secrets = {environ["DB_PASSWORD"], environ["DB_USER"], FakeTwilio.AUTH_TOKEN, FakeTwilio.ACCOUNT_SID, "5c1b7a52"}
+    WRONG[wrong](database, twilio, monkeypatch)
+    texts = list(all_that_is_said(environ | LATE | {"LOG_FORMAT": form}, people, summary))
+    for text in texts:
+        said = "\n".join(map(str, map(json.loads, text.splitlines()))) if form == "json" else text
+        assert (people.leaks(text) | people.leaks(said)) == set()
+        assert not [secret for secret in secrets if secret in text]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_with_pii_the_same_is_said_and_the_summary_has_none_of_it(
+    wrong: str,
+    database: Database,
+    twilio: FakeTwilio,
+    environ: dict[str, str],
+    summary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So the test above can fail."""
+    people = populate(database, seed=list(WRONG).index(wrong))
+    WRONG[wrong](database, twilio, monkeypatch)
+    text = program.said(environ, at=NOW)[1]
+    last = text[text.rindex("ERROR") :] if "ERROR" in text else text
+    assert people.leaks(last if "quotes" in wrong or wrong == "unknown refusals" else text)
+    assert people.leaks(summary.read_text()) == set()
+
+
+def test_a_masked_number_keeps_its_country_and_its_end(database: Database, environ: dict[str, str]) -> None:
+    user = database.insert_user("Ana", ANA, "UTC")
+    text = program.said(environ | {"LOG_PII": "off"}, at=NOW)[1]
+    assert "Notification sent to (hidden) (+4******5678). Message SID: SM" in text
+    assert f"User (ID: {user}) needs notification: No logs in the past 2 days" in text
+
+
+# --- LOG_FORMAT=json --------------------------------------------------------------------------------------------------
+
+
+def test_each_line_is_an_object_whatever_it_holds(
+    database: Database, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n, name in enumerate([*NASTY, 'Eve "quoted" \\', "Eve\x7f", "👩‍👧", "“Eve”"]):
+        database.insert_user(name, f"+1202555{n:04}", "UTC")
+        database.insert_user(name, f"+1303555{n:04}", name[:60])
+
+    def post(*_: object) -> None:
+        raise ValueError("".join(NASTY))
+
+    monkeypatch.setattr(Twilio, "post", post)
+    code, found = lines(environ)
+    assert code == 1
+    assert all({"time", "level", "message", "run"} <= line.keys() for line in found)
+    assert len({line["run"] for line in found}) == 1
+    assert {line["level"] for line in found} >= {"INFO", "WARNING", "ERROR", "CRITICAL"}
+    assert all(datetime.fromisoformat(line["time"]).tzinfo for line in found)
+    [fault, *_] = [line for line in found if line["level"] == "CRITICAL"]
+    assert fault["trace"].startswith("Traceback (most recent call last):\n")
+
+
+def test_events_have_stable_fields(database: Database, twilio: FakeTwilio, environ: dict[str, str]) -> None:
+    sent, refused, skipped = (str(database.insert_user("Ana", phone, "UTC")) for phone in (ANA, "+12025550142", "12"))
+    twilio.script(refuse(21610), to="+12025550142")
+    common = {"time", "level", "message", "run"}
+    expected = {
+        ("would_text", sent): {"rule": "no_logs"},
+        ("would_text", refused): {"rule": "no_logs"},
+        ("skipped", skipped): {"outcome": "bad_phone"},
+        ("due", sent): {"rule": "no_logs"},
+        ("due", refused): {"rule": "no_logs"},
+        ("text", refused): {"rule": "no_logs", "outcome": "refused", "code": 21610},
+        ("completed", None): {},
+    }
+    found = {}
+    for line in [*lines(environ, "--dry-run")[1], *lines(environ)[1]]:
+        details = {key: line[key] for key in line.keys() - common}
+        if details:
+            user = details.pop("user_id", None)
+            found[details.pop("event"), user and str(user)] = details
+    [message] = twilio.book
+    assert found.pop(("text", sent)) == {"rule": "no_logs", "outcome": "sent", "sid": message.sid}
+    assert found == expected
+
+
+def test_wrong_settings_are_told_as_objects_too(environ: dict[str, str]) -> None:
+    code, found = lines(environ | {"DB_PORT": "x", "TWILIO_AUTH_TOKEN": ""})
+    assert code == 2
+    assert [line["level"] for line in found] == ["ERROR", "ERROR"]
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_a_secret_that_json_would_escape_is_hidden_where_a_library_says_it(
+    objects: bool, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = 'geheim"\\ñ'
+    monkeypatch.setattr(OneLine, "settings", Settings.read(environ | {"DB_PASSWORD": secret}))
+    monkeypatch.setattr(OneLine, "objects", objects)
+    log = logging.getLogger("library")
+    record = log.makeRecord("library", 40, "f", 1, "it is %s", (secret,), None)
+    record.exc_info = (ValueError, ValueError(secret), None)
+    line = OneLine("%(message)s").format(record)
+    assert "geheim" not in line
+    assert line.count("***") == 2
+
+
+# --- the summary ------------------------------------------------------------------------------------------------------
+
+
+def read(summary: Path) -> dict[str, Any]:
+    text = summary.read_bytes()
+    assert len(text) <= 4_096
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_a_run_leaves_its_counts(
+    database: Database, twilio: FakeTwilio, environ: dict[str, str], summary: Path
+) -> None:
+    database.insert_users([("Ana", ANA, "UTC"), ("Out", "+12025550142", "UTC"), ("Bad", "12", "UTC")])
+    twilio.script(refuse(21610), to="+12025550142")
+    assert program.run(environ, at=NOW) == 0
+    twilio.settle(ANA, "undelivered", 30003)
+    assert 0 < read(summary).pop("seconds") < 60
+    expected = {"run": "run", "exit_code": 0, "users": 3, "sent": 1, "failed": 1, "uncertain": 0}
+    counts = {"sent": 1, "refused": 1, "bad_phone": 1}
+    assert read(summary) | {"seconds": 0} == expected | {"counts": counts, "learned": {}, "error": None, "seconds": 0}
+    assert program.run(environ, ["--settle"], at=NOW + timedelta(hours=1)) == 0
+    assert (read(summary)["run"], read(summary)["learned"]) == ("settle", {"undelivered 30003": 1})
+
+
+Ends = Callable[[pytest.MonkeyPatch], Stop | None]
+
+
+def fault(patch: pytest.MonkeyPatch) -> None:
+    def fail(_job: Job) -> None:
+        raise ZeroDivisionError
+
+    patch.setattr(Job, "prove", fail)
+
+
+def sigterm(_patch: pytest.MonkeyPatch) -> Stop:
+    stop = Stop()
+    stop.request()
+    return stop
+
+
+@pytest.mark.parametrize(
+    ("wrong", "argv", "ends", "code", "error"),
+    [
+        ({"DB_NAME": ""}, [], None, 2, "DB_NAME is missing"),
+        ({"DB_PORT": "1"}, [], None, 1, "MySQL: it cannot be reached"),
+        ({"DB_PASSWORD": "guessed"}, [], None, 2, "MySQL: it refused DB_USER or DB_PASSWORD"),
+        ({"TWILIO_AUTH_TOKEN": "guessed"}, [], None, 2, "Twilio: the credentials were refused"),
+        ({}, [], sigterm, 143, "SIGTERM came"),
+        ({}, [], fault, 1, "a fault of the program"),
+        ({"DB_PORT": "1"}, ["--dry-run"], None, 1, "MySQL: it cannot be reached"),
+        ({}, ["--explain", "7"], None, 1, "there is no user 7"),
+        ({"TWILIO_AUTH_TOKEN": "guessed"}, ["--check"], None, 2, "Twilio: Twilio: the credentials were refused"),
+        ({"DB_PORT": "1"}, ["--settle"], None, 1, "MySQL: it cannot be reached"),
+    ],
+)
+def test_every_end_leaves_its_exit_code_and_first_error(
+    wrong: dict[str, str],
+    argv: list[str],
+    ends: Ends | None,
+    code: int,
+    error: str,
+    environ: dict[str, str],
+    summary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop = ends(monkeypatch) if ends else None
+    assert program.run(environ | wrong, argv, NOW, stop) == code
+    found = read(summary)
+    assert found["exit_code"] == code
+    assert found["error"].startswith(error)
+
+
+@pytest.mark.usefixtures("server")  # as all tests here do
+@pytest.mark.parametrize("letter", ["x", "é", "王", "🙂", '"', "\\", "a\x00", "a\udcff"])
+def test_the_longest_summary_is_whole(letter: str, summary: Path) -> None:
+    report = Report()
+    report.start(10**9)
+    report.error = letter * 9_000
+    report.counts.update(dict.fromkeys(Outcome, 10**9))
+    report.learned_ends.update({("undelivered", 30_000 + n): 10**9 for n in range(99)})
+    habit_notifier.leave_summary(report.summary("dry-run", 143))
+    assert len(read(summary)["error"]) > 100
+
+
+def test_a_summary_that_cannot_be_written_changes_nothing(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (tmp_path, tmp_path / "none", Path("/proc/self/status/none")):
+        monkeypatch.setattr(habit_notifier, "TERMINATION_LOG", path)
+        assert program.run(environ, at=NOW) == 0
+    assert not (tmp_path / "none").exists()
+
+
+# --- HEARTBEAT_URL ----------------------------------------------------------------------------------------------------
+
+SWITCH = "/b3f1c9d4-ping"
+
+
+class Switch:
+    """A dead man's switch on this machine: what it was told, and how it answers."""
+
+    def __init__(self) -> None:
+        self.pings: list[tuple[str, str]] = []
+        self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
+        self.seconds = 0.0  # after each byte
+        switch = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+                switch.pings.append((self.path, body))
+                for byte in switch.answer:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(switch.seconds)
+
+            do_GET = do_POST  # noqa: N815 - the name that the class knows
+
+            def log_message(self, *_args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the program may hang up
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}{SWITCH}"
+
+    @property
+    def ends(self) -> list[str]:
+        """What came after the URL, in order."""
+        return [path.removeprefix(SWITCH) for path, _ in self.pings]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def switch() -> Iterator[Switch]:
+    running = Switch()
+    yield running
+    running.close()
+
+
+def test_after_a_run_that_is_done_the_switch_gets_the_counts(
+    database: Database, environ: dict[str, str], switch: Switch
+) -> None:
+    database.insert_user("Ana", ANA, "UTC")
+    assert program.run(environ | {"HEARTBEAT_URL": switch.url + "/"}, at=NOW) == 0
+    assert switch.ends == ["/start", ""]
+    told = json.loads(switch.pings[1][1])
+    assert (told["exit_code"], told["sent"], told["counts"]) == (0, 1, {"sent": 1})
+    assert told.keys() == {"run", "exit_code", "seconds", "users", "sent", "failed", "uncertain", "counts", "learned"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "argv", "ends", "code", "pings"),
+    [
+        ({"DB_PASSWORD": "guessed"}, [], None, 2, ["/start", "/fail"]),
+        ({"DB_NAME": "", "SEND_WINDOW": "x"}, [], None, 2, ["/start", "/fail"]),
+        ({"DB_PORT": "1"}, [], None, 1, ["/start"]),
+        ({}, [], sigterm, 143, ["/start"]),
+        ({}, [], fault, 1, ["/start"]),
+        ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "0"}, [], None, 0, ["/start", ""]),
+        ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "1"}, [], None, 0, []),
+        ({}, ["--settle"], None, 0, []),
+        ({}, ["--dry-run"], None, 0, []),
+        ({}, ["--check"], None, 0, []),
+        ({}, ["--explain", "1"], None, 1, []),
+    ],
+)
+def test_the_switch_is_told_of_runs_that_are_done_or_need_a_person(
+    wrong: dict[str, str],
+    argv: list[str],
+    ends: Ends | None,
+    code: int,
+    pings: Sequence[str],
+    environ: dict[str, str],
+    switch: Switch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop = ends(monkeypatch) if ends else None
+    assert program.run(environ | {"HEARTBEAT_URL": switch.url} | wrong, argv, NOW, stop) == code
+    assert switch.ends == pings
+
+
+def test_the_url_may_come_from_a_file(environ: dict[str, str], switch: Switch, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(switch.url + "\n")
+    assert program.run(environ | {"HEARTBEAT_URL_FILE": str(tmp_path / "url")}, at=NOW) == 0
+    assert switch.ends == ["/start", ""]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 500 Oops\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /b3f1c9d4-elsewhere\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno header\r\n\r\nb3f1c9d4",
+        b"b3f1c9d4\r\n\r\n",
+        b"",
+    ],
+)
+def test_whatever_the_switch_answers_the_run_goes_on_and_its_url_is_not_told(
+    answer: bytes, form: str, environ: dict[str, str], switch: Switch
+) -> None:
+    switch.answer = answer
+    more = {"HEARTBEAT_URL": switch.url, "LOG_LEVEL": "DEBUG", "LOG_FORMAT": form}
+    code, text = program.said(environ | more, at=NOW)
+    assert code == 0
+    assert switch.ends == ["/start", ""]
+    assert "b3f1c9d4" not in text
+    for line in text.splitlines() if form == "json" else ():
+        json.loads(line)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/b3f1c9d4", "https://127.0.0.1:1/b3f1c9d4", "https://no.invalid/b3f1c9d4"]
+)
+def test_a_switch_that_is_away_is_named_without_its_url(url: str, environ: dict[str, str]) -> None:
+    code, text = program.said(environ | {"HEARTBEAT_URL": url, "LOG_LEVEL": "DEBUG"}, at=NOW)
+    assert code == 0
+    assert text.count("WARNING - HEARTBEAT_URL was not told: ConnectionError") == 2
+    assert "b3f1c9d4" not in text
+
+
+def test_a_slow_switch_holds_a_run_up_for_two_pings_at_most(
+    environ: dict[str, str], switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert habit_notifier.PING_SECONDS == 5
+    monkeypatch.setattr(habit_notifier, "PING_SECONDS", 0.3)
+    began = time.monotonic()
+    assert program.run(environ, at=NOW) == 0
+    alone = time.monotonic() - began
+    switch.seconds = 0.1
+    assert program.run(environ | {"HEARTBEAT_URL": switch.url}, at=NOW) == 0
+    assert time.monotonic() - began < 2 * alone + 2 * 0.3 + 2.0
+    assert switch.ends == ["/start", ""]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/x",
+        "http://localhost.example.com/x",
+        "http://127.0.0.1@example.com/x",
+        "https://a b",
+        "x",
+        "https://a/x?y",
+    ],
+)
+def test_a_url_that_would_be_told_to_the_network_is_refused_unseen(url: str, environ: dict[str, str]) -> None:
+    code, text = program.said(environ | {"HEARTBEAT_URL": url}, at=NOW)
+    assert code == 2
+    assert "ERROR - HEARTBEAT_URL has a value that cannot be right: write an https:// URL" in text
+    assert url not in text.replace("https://", "") or url == "x"
