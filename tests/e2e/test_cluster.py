@@ -627,7 +627,7 @@ def test_7_a_shard_that_fails_is_tried_again_alone_and_twice_at_most(
     said = user.does("make test", code=2)
     assert watch.exits_by_shard(job_in(said)) == [[0], [1, 0], [1, 1, 1], [0]]
     assert [said.count(f"--- shard {n}: ") for n in range(SHARDS)] == [1, 2, 3, 1]
-    assert "(FailedIndexes: Job has failed indexes: 2). Exit code 1" in said
+    assert "(FailedIndexes: 2). Exit code 1" in said
     texts = outside.texts()
     assert all(shard <= texts for n, shard in enumerate(shards) if n != 2)
     assert not shards[2] <= texts
