@@ -296,11 +296,11 @@ def summary_of(pod: Object) -> Object:
 
 
 def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
-    """Sent by all attempts; failed and uncertain as each shard's last attempt has it."""
+    """Sent by all attempts whose pods are left; failed and uncertain as each shard's last attempt has it."""
     words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
     if not outcome:
         waits = [start_of(cluster, pod)[1] for pod in pods] or [cluster.complaint(job.metadata.name, "FailedCreate")]
-        return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work")
+        return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work: make logs")
     last = {shard_of(pod): summary_of(pod) for pod in pods}.values()
     code = f"exit code {exit_code(pods)}" if pods else "its pods are gone"
     words += "complete" if outcome == "Complete" else f"failed ({outcome}), {code}"

@@ -158,6 +158,17 @@ def test_2_everybody_due_gets_one_text_and_nobody_a_second_one(
     assert outside.texts() == due
 
 
+def test_2_the_first_text_goes_to_one_number(due: Due, user: User, cluster: Cluster, outside: Outside) -> None:
+    patch = ["patch", "configmap", "habit-notifier-config", "--patch"]
+    cluster.here(*patch, json.dumps({"data": {"ONLY_USERS": str(outside.an_id())}}))
+    try:
+        assert "ONLY_USERS is set: of all users only these 1 may be texted" in user.does("make test")
+    finally:
+        cluster.here(*patch, '{"data": {"ONLY_USERS": null}}')
+    assert outside.texts().total() == 1
+    assert outside.texts() <= due
+
+
 def test_2_a_scheduled_run_texts_who_is_new_and_nobody_twice(
     due: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
 ) -> None:

@@ -798,7 +798,7 @@ def test_status_of_a_run_that_waits_says_why(fake: FakeKubectl, operate: Operate
     pod(fake, "b", container({"running": {}}), job="busy")
     lines = operate("status").out.splitlines()[3:]
     assert lines == [
-        "2026-05-09T07:00:00Z  busy  at work",
+        "2026-05-09T07:00:00Z  busy  at work: make logs",
         "2026-05-09T08:00:00Z  quota  waits: FailedCreate: exceeded quota",
         "Remedy: raise the namespace's ResourceQuota, or lower resources in k8s/cronjob.yaml.",
         f'2026-05-09T09:00:00Z  {JOB}  waits: CreateContainerConfigError: secret "habit-notifier-secrets" not found',
