@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.sandbox import database as sandbox
-from tests.sandbox.fake_twilio import Answer, FakeTwilio, refuse
+from tests.sandbox.fake_twilio import _CONTROLS, Answer, FakeTwilio, refuse
 from tests.sandbox.people import NO_LOGS, Outcome, Person, fill, next_midnight, people
 
 DATABASE = "habit_tracker"  # the name in k8s/configmap.yaml
@@ -88,6 +88,10 @@ class World:
         """The fake answers the next texts to each of them so, as in `Answer.from_json`; after that as usual."""
         for phone in phones:
             self._twilio.script(*map(Answer.from_json, answers), to=phone)
+
+    def twilio(self, control: str, told: dict[str, Any]) -> None:
+        """Anything else that the fake can be told from another process, such as `spoil_credentials`."""
+        _CONTROLS["POST", control](self._twilio, told)
 
     # --- the database
 

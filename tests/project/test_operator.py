@@ -578,7 +578,8 @@ def test_a_run_ends_with_the_code_of_the_shard_that_failed(
 
     started(fake, run, end(fake, FAILED))
     done = operate("test")
-    assert f"failed (FailedIndexes: Job has failed indexes: 1). Exit code {code or 'unknown'}: see" in done.out
+    told = f"Exit code {code}" if code else "Its log is gone"
+    assert f"failed (FailedIndexes: 1). {told}: see" in done.out
     assert done.code == (code or 1)
 
 
@@ -669,7 +670,7 @@ def test_a_shard_that_cannot_start_takes_no_other_back(
     done = operate("test")
     assert ("the run cannot start: StartError" in done.err) is given_up
     assert (not fake.of("Job")) is given_up
-    assert ("failed indexes: 1" in done.out) is not given_up
+    assert ("(FailedIndexes: 1)" in done.out) is not given_up
 
 
 def test_a_lost_connection_takes_no_run_back(fake: FakeKubectl, operate: Operate) -> None:
@@ -736,8 +737,24 @@ def test_a_pod_that_ended_before_it_started_is_told(fake: FakeKubectl, operate: 
 
 
 def test_a_run_that_hit_its_deadline_says_where_its_log_went(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
     job(fake, status=condition("Failed", "DeadlineExceeded", "active too long"))
-    assert 'See "A Job without a log" in DEPLOYMENT.md' in operate("logs").out
+    told = 'Its log is gone: see "A Job without a log" in DEPLOYMENT.md.'
+    assert f"failed (DeadlineExceeded). {told}" in operate("logs").out
+    assert operate("status").out.endswith("failed (DeadlineExceeded), its pods are gone\n")
+    pod(fake, "terminating", ended(143))
+    assert f"failed (DeadlineExceeded). {told}" in operate("logs").out
+
+
+def test_a_run_that_took_too_much_memory_is_named_with_the_remedy(fake: FakeKubectl, operate: Operate) -> None:
+    fake.objects.append(cronjob())
+    job(fake, status=condition("Failed", "BackoffLimitExceeded", "limit"))
+    pod(fake, "p", ended(137, "an unrelated line\n", reason="OOMKilled"))
+    named = r"OOMKilled: it took more memory than it may\nRemedy: raise limits\.memory"
+    assert re.search(f"^{named}", operate("logs").out, re.MULTILINE)
+    told = operate("status").out
+    assert re.search(f"exit code 137\n    {named}", told)
+    assert "unrelated" not in told
 
 
 # --- status -----------------------------------------------------------------------------------------------------------
@@ -749,7 +766,7 @@ def words(**more: Any) -> str:
 
 def test_status_tells_of_each_run_what_became_of_it(fake: FakeKubectl, operate: Operate) -> None:
     fake.objects.append(cronjob() | {"status": {"lastSuccessfulTime": "2026-05-09T08:00:14Z"}})
-    job(fake, "shards", status=condition("Failed", "FailedIndexes", "1"), age=3)
+    job(fake, "shards", status=FAILED, age=3)
     pod(fake, "s0", ended(0, words(sent=7)), "0", "shards")
     pod(fake, "s1", ended(1, words(sent=3, failed=9, uncertain=2, error="first try")), "1", "shards")
     pod(fake, "s1b", ended(1, words(sent=2, failed=4, uncertain=1, error="MySQL is away: start it")), "1", "shards")
@@ -765,7 +782,7 @@ def test_status_tells_of_each_run_what_became_of_it(fake: FakeKubectl, operate: 
         "2026-05-09T06:00:00Z  shards  failed (FailedIndexes: 1), exit code 1: 12 sent, 4 failed, 1 uncertain",
         "    MySQL is away: start it",
         "2026-05-09T07:00:00Z  well  complete: 12 sent, 1 failed, 0 uncertain",
-        "2026-05-09T08:00:00Z  log  failed (BackoffLimitExceeded: limit), exit code 137",
+        "2026-05-09T08:00:00Z  log  failed (BackoffLimitExceeded), exit code 137",
         "    Killed in the middle",
         "2026-05-09T09:00:00Z  gone  complete",
     ]
@@ -781,7 +798,7 @@ def test_status_of_a_run_that_waits_says_why(fake: FakeKubectl, operate: Operate
     pod(fake, "b", container({"running": {}}), job="busy")
     lines = operate("status").out.splitlines()[3:]
     assert lines == [
-        "2026-05-09T07:00:00Z  busy  at work",
+        "2026-05-09T07:00:00Z  busy  at work: make logs",
         "2026-05-09T08:00:00Z  quota  waits: FailedCreate: exceeded quota",
         "Remedy: raise the namespace's ResourceQuota, or lower resources in k8s/cronjob.yaml.",
         f'2026-05-09T09:00:00Z  {JOB}  waits: CreateContainerConfigError: secret "habit-notifier-secrets" not found',
