@@ -89,6 +89,7 @@ OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while 
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
 FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
+EXAMPLE = "+14155550123"  # of the numbers that belong to nobody
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
@@ -201,6 +202,11 @@ class User:
     logged_day1: bool
     rows_matter: bool = True  # whether a gate may have something to say of the user's rows in the ledger
 
+    @property
+    def shown_zone(self) -> str:
+        """The zone for the log; one that is none may be anything, a name in the wrong column, too."""
+        return self.zone if resolve_zone(self.zone) else Personal(self.zone)
+
     def __str__(self) -> str:
         return f"{self.name or '(no name)'} (ID: {shown_id(self.id)})"
 
@@ -300,14 +306,14 @@ def placed(case: Case) -> Skip | None:
         return Skip(Outcome.BAD_ZONE, "time zone %r came in use during this run: the next one serves", (user.zone,))
     wrong = "time zone %r is unknown" if user.zone else "there is no time zone"
     remedy = f"{wrong}: correct User.time_zone or set DEFAULT_TIME_ZONE"
-    return Skip(Outcome.BAD_ZONE, remedy, (user.zone,) if user.zone else ())
+    return Skip(Outcome.BAD_ZONE, remedy, (user.shown_zone,) if user.zone else ())
 
 
 def numbered(case: Case) -> Skip | None:
     """Only a number in E.164 can be texted."""
     if E164.fullmatch(case.user.phone):
         return None
-    reason = "phone number %r is not E.164, such as +14155550123: correct User.phone_number"
+    reason = f"phone number %r is not E.164, such as {EXAMPLE}: correct User.phone_number"
     return Skip(Outcome.BAD_PHONE, reason, (Personal(case.user.phone),))
 
 
@@ -521,16 +527,21 @@ class Job:
         self.report.start(sum(zone.users for zone in zones))
         self.store.judge_by(days_by_zone(zones, self.settings, self.now), self.now)
         yield from zone_doubts(zones, self.settings)
+        if not self.store.as_of:  # of another moment the newest logs say nothing
+            yield from self.log_doubts()
+        if only := self.settings.only_users:
+            yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
+            for user_id in sorted(only - self.store.known(only)):
+                yield f"ONLY_USERS names {user_id}: there is no such user"
+
+    def log_doubts(self) -> Iterator[str]:
+        """Whether the newest logs are as they should be, if they can be read."""
         try:
             yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users)
         except DatabaseError as failure:
             if failure.remedy is not Remedy.SMALLER:
                 raise
             yield f"the newest logs could not be read: {failure}"
-        if only := self.settings.only_users:
-            yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
-            for user_id in sorted(only - self.store.known(only)):
-                yield f"ONLY_USERS names {user_id}: there is no such user"
 
     def pages(self) -> Iterator[list[Reminder]]:
         """The reminders to claim, page by page; MAX_TEXTS holds them all back until their number is known."""
@@ -718,7 +729,7 @@ def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
     default = settings.default_time_zone
     for zone in zones:
         if default and zone.name and not resolve_zone(zone.name):
-            yield f"{zone.users} users have the unknown zone {zone.name!r}: DEFAULT_TIME_ZONE ({default}) serves for it"
+            yield f"{zone.users} users have the unknown zone {quoted(zone.name)}: DEFAULT_TIME_ZONE ({default}) serves"
 
 
 def log_doubts(logs: NewestLogs, users: int) -> Iterator[str]:
@@ -790,7 +801,12 @@ class Report:
         self.counts[skip.outcome] += 1
         words = f"User %s gets no text, %s: {skip.reason}"
         log.log(
-            skip.outcome.level, words, user, skip.outcome.words, *skip.args, extra=event("skipped", user, skip.outcome)
+            skip.outcome.level,
+            words,
+            user,
+            skip.outcome.words,
+            *skip.args,
+            extra=event("skipped", user.id, skip.outcome),
         )
 
     def not_tried(self, reminders: Iterable[Reminder]) -> None:
@@ -801,7 +817,7 @@ class Report:
     def claimed(self, reminders: Iterable[Reminder]) -> None:
         """Name whose turn it is."""
         for reminder in reminders:
-            details = event("due", reminder.user, rule=reminder.rule.key)
+            details = event("due", reminder.user.id, rule=reminder.rule.key)
             log.info("User %s needs notification: %s", reminder.user, reminder.rule.reason, extra=details)
 
     def finished(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
@@ -809,7 +825,7 @@ class Report:
         for reminder, answer in answers.items():
             user, outcome = reminder.user, answer.outcome
             self.counts[outcome] += 1
-            details = event("text", user, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
+            details = event("text", user.id, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
             if outcome is Outcome.SENT:
                 self._longest_name = max(self._longest_name, user.name, key=len)
                 self._at_night += not NIGHT_ENDS <= now.astimezone(reminder.days.zone).hour < NIGHT_STARTS
@@ -830,20 +846,25 @@ class Report:
             return
         log.info("Looked up %d earlier texts%s, still open %d", len(rows), told(ends), len(rows) - ends.total())
         for row in settled:
+            details = event("learned", row.user_id, row.final_status, rule=row.rule, code=row.code, sid=row.sid)
             if row.final_status in LOST:
-                words = "The text of %s to user %s: %s (%s)"
-                log.warning(words, row.local_day, shown_id(row.user_id), row.final_status, meaning(row.code))
+                words, end = "The text of %s to user %s: %s (%s)", (row.final_status, meaning(row.code))
+                log.warning(words, row.local_day, shown_id(row.user_id), *end, extra=details)
             elif row.final_status == UNKNOWN:
                 words = "The text of %s to user %s, %s: unknown. Look in Twilio's console for %s, %s to %s UTC"
                 first, last = row.claimed_at, row.finished_at or row.claimed_at + timedelta(minutes=30)
                 between = f"{first:%H:%M:%S}", f"{last:%H:%M:%S}"
-                log.warning(words, row.local_day, shown_id(row.user_id), row.state, Personal(row.phone), *between)
+                log.warning(
+                    words, row.local_day, shown_id(row.user_id), row.state, Personal(row.phone), *between, extra=details
+                )
 
     def verdict(self, shards: int) -> NotifierError | None:
         """What the counts say of the whole run. A shard's few people do not stop the others."""
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
         if self.counts[Outcome.TRIAL] or (setup >= (FEW if shards == 1 else STREAK) and not sent):
             return FixFirst(f"Twilio refuses texts for our set-up, the last one: {self._set_up}")
+        if barred := self.counts[Outcome.FUTURE]:
+            return FixFirst(f"{barred} users are barred by rows of the future: delete them, as their lines above say")
         if uncertain and not sent:
             return RetryLater(f"No text was surely sent, and {uncertain} may have been: see https://status.twilio.com")
         return None
@@ -857,6 +878,8 @@ class Report:
             if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
         brake.blame(unfinished=self.started and self.unfinished)
+        if self.started and self.unfinished and not brake.failure:
+            brake.pull(RetryLater("Not everybody was served: the lines above name each of them, and why"))
         if early and self.started and brake.failure is early:  # its first telling may stand above thousands of lines
             tell(early)
         return Exit.worst([*(outcome.exit_code for outcome in self.counts), *brake.exit_codes])
@@ -914,9 +937,10 @@ class Report:
         }
 
 
-def event(name: str, user: User, outcome: Outcome | None = None, **details: object) -> dict[str, object]:
+def event(name: str, user_id: UserId, outcome: Outcome | str | None = None, **details: object) -> dict[str, object]:
     """What LOG_FORMAT=json adds to a line."""
-    known = {"event": name, "user_id": shown_id(user.id), "outcome": outcome and outcome.name.lower(), **details}
+    word = outcome.name.lower() if isinstance(outcome, Outcome) else outcome
+    known = {"event": name, "user_id": shown_id(user_id), "outcome": word, **details}
     return {key: value for key, value in known.items() if value is not None}
 
 
@@ -1044,10 +1068,10 @@ def phone_number(value: object) -> str:
     text = clean(value)
     if E164.fullmatch(text):
         return text
-    text = unicodedata.normalize("NFKC", text)
+    text = "".join(unicodedata.normalize("NFKC", c) if unicodedata.east_asian_width(c) == "F" else c for c in text)
     digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
     number = re.sub("^00", "+", digits)
-    return number if E164.fullmatch(number) and not re.search(r"[(\[]\s*0\s*[)\]]", text) else text
+    return number if E164.fullmatch(number) and not re.search(r"[(\[]\s*0|[)\]]\s*$", text) else text
 
 
 def shown_id(user_id: UserId) -> int | str:
@@ -1060,9 +1084,13 @@ def literal(value: UserId) -> str:
     return f"X'{value.hex()}'" if isinstance(value, bytes) else repr(value)
 
 
+UUID = re.compile("[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
+
+
 def id_key(user_id: UserId) -> str:
-    """An id as ONLY_USERS names it."""
-    return str(shown_id(user_id)).lower()
+    """An id as ONLY_USERS names it: of a UUID the case says nothing."""
+    text = str(shown_id(user_id))
+    return text.lower() if UUID.fullmatch(text) else text
 
 
 def message_for(reminder: Reminder, settings: Settings) -> str:
@@ -1461,7 +1489,7 @@ class Twilio:
             for message in question(client):
                 check()
                 if message.sid in wanted:
-                    status = re.sub("[^ -~]", "?", str(message.status))[:32]  # as its column holds it
+                    status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
                     found.append(Message(message.sid, status, message.error_code))
 
         check()
@@ -1556,7 +1584,7 @@ def understand(error: Exception, response: Response | None) -> Answer:
     body = refusal(response)
     if body is None:
         what = "an answer that is not Twilio's, or a broken one" if status < 500 else "Twilio, or a proxy, failed"
-        kind = clean((response.headers or {}).get("Content-Type", "no content type"))
+        kind = quoted((response.headers or {}).get("Content-Type", "no content type"))
         return Answer(Action.UNCERTAIN, f"{what} (HTTP {status}, {kind})")
     code = int(body["code"])
     said = quoted(body.get("message") or body.get("title"))
@@ -1608,7 +1636,9 @@ def unanswered(error: Exception) -> Answer:
     never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
     if tunnel or isinstance(reason, never_connected):
         where = "check DNS, the proxy and the NetworkPolicy"
-        return Answer(Action.UNREACHED, f"Twilio cannot be reached ({type(error).__name__}: {cause(error)}): {where}")
+        return Answer(
+            Action.UNREACHED, f"Twilio cannot be reached ({type(error).__name__}: {quoted(cause(error))}): {where}"
+        )
     return Answer(Action.UNCERTAIN, f"no answer from Twilio ({type(error).__name__}: {quoted(cause(error))})")
 
 
@@ -1785,6 +1815,7 @@ READ_ONLY = "it is read-only: set DB_HOST to the primary"
 EXPIRED = "the password of DB_USER has expired: give the account a new one"
 LOCKED = "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK"
 AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
+BAD_JSON = "a view reads JSON that is none: see docs/your-tables.md"
 TOO_SLOW = "a statement took too long: index Log (habit_id, created_at), see DEPLOYMENT.md"
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "a column holds bytes that are no text"),
@@ -1812,11 +1843,13 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1205: (Remedy.REPEAT, "another transaction holds a lock"),
     1213: (Remedy.REPEAT, "a deadlock"),
     1226: (Remedy.RECONNECT, "the account has used up its hourly resources"),
+    1242: (Remedy.FIX, "a view asks for one value where there are several: see docs/your-tables.md"),
     1267: (Remedy.FIX, "columns that refer to each other have different collations: ALTER one of them to the other's"),
     1290: (Remedy.SWITCH_OVER, READ_ONLY),
     1317: (Remedy.REPEAT, "the statement was interrupted"),
     1356: (Remedy.FIX, "a view refers to what is missing, or its definer may not read it: see docs/your-tables.md"),
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
+    1690: (Remedy.FIX, "a view computes a number out of its type's range: see docs/your-tables.md"),
     1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
     1792: (Remedy.SWITCH_OVER, READ_ONLY),
     1820: (Remedy.FIX, EXPIRED),
@@ -1832,12 +1865,14 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     2061: (Remedy.FIX, AUTHENTICATION),
     3024: (Remedy.SMALLER, TOO_SLOW),
     3118: (Remedy.FIX, LOCKED),
+    3141: (Remedy.FIX, BAD_JSON),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
     3989: (Remedy.SWITCH_OVER, READ_ONLY),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
+    4038: (Remedy.FIX, BAD_JSON),
     4151: (Remedy.FIX, LOCKED),
 }
-SILENT = {0, 1698, 3118, 4151}  # what the server says of these helps nobody
+SILENT = {0, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these helps nobody, or quotes a value
 NO_SUCH_TABLE = 1146
 NO_SUCH_GRANT_OR_TABLE = {1142, NO_SUCH_TABLE}
 ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver, unwrapped
@@ -1915,7 +1950,7 @@ LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
   KEY `local_day` (`local_day`),
   KEY `unsettled` (`final_status`, `local_day`)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET ascii"""
-LEDGER_COLUMNS = tuple(re.findall(r"^  `(\w+)`", LEDGER_DDL, re.MULTILINE))
+LEDGER_COLUMNS = dict(re.findall(r"^  `(\w+)` (.*),$", LEDGER_DDL, re.MULTILINE))
 ROW = ", ".join(LEDGER_COLUMNS)
 
 HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
@@ -2078,7 +2113,7 @@ class Store:
         """
         id_type = self.look()
         self._open_ledger(id_type)
-        self._check_type(id_type)
+        self._check_shape(id_type)
         self._opened = self._has_ledger = True
         for warning in self.doubts():
             log.warning("%s", warning)
@@ -2168,15 +2203,26 @@ class Store:
             if error.number == NO_SUCH_TABLE:
                 return " ".join(ddl.split()) + ";"
             raise self._no_ledger(ddl) if error.number in NO_SUCH_GRANT_OR_TABLE else error from None
-        self._check_type(id_type)
+        self._check_shape(id_type)
         return ""
 
-    def _check_type(self, id_type: str) -> None:
-        if (ledger := self._type_of(LEDGER, "user_id")) != id_type:
-            raise FixFirst(
-                f"{LEDGER}.user_id is {ledger}, but User.id is {id_type}. Run as an administrator:",
-                f"ALTER TABLE `{self._settings.db_name}`.`{LEDGER}` MODIFY `user_id` {id_type} NOT NULL;",
+    def _check_shape(self, id_type: str) -> None:
+        """Whether a ledger that was made by hand holds what is written, one row for each user and day."""
+        alter = f"ALTER TABLE `{self._settings.db_name}`.`{LEDGER}`"
+        for column, kind, collation, *_ in self._run(f"SHOW FULL COLUMNS FROM `{LEDGER}`"):
+            there, wanted = f"{kind} COLLATE {collation}" if collation else kind, LEDGER_COLUMNS.get(column, kind)
+            if column == "user_id" and there != id_type:
+                reason = f"{LEDGER}.user_id is {there}, but User.id is {id_type}. Run as an administrator:"
+                raise FixFirst(reason, f"{alter} MODIFY `user_id` {id_type} NOT NULL;")
+            if column != "user_id" and not holds(kind, wanted):
+                reason = f"{LEDGER}.{column} is {kind}, too little for {wanted}. Run as an administrator:"
+                raise FixFirst(reason, f"{alter} MODIFY `{column}` {wanted};")
+        key = [column for _, _, _, _, column, *_ in self._run(f"SHOW INDEX FROM `{LEDGER}` WHERE Key_name = 'PRIMARY'")]
+        if key != ["user_id", "local_day"]:
+            reason = (
+                f"{LEDGER} lacks the primary key that keeps a day from being claimed twice. Run as an administrator:"
             )
+            raise FixFirst(reason, f"{alter} ADD PRIMARY KEY (`user_id`, `local_day`);")
 
     def ledger_doubts(self, now: datetime) -> Iterator[str]:
         """What of the ledger's rows wants a person's eye."""
@@ -2226,8 +2272,8 @@ class Store:
 
     def known(self, ids: Collection[str]) -> set[str]:
         """Those of the ids, as ONLY_USERS names them, that are in User."""
-        wanted = [bytes.fromhex(i) for i in ids if re.fullmatch("([0-9a-f]{2})+", i)] if self._binary_ids else list(ids)
-        found = self._run(f"SELECT id FROM `User` WHERE id IN ({holes(wanted)})", wanted) if wanted else []
+        wanted = list(map(self._stored_id, [*ids, *map(str.upper, ids)]))
+        found = self._run(f"SELECT id FROM `User` WHERE id IN ({holes(wanted)})", wanted)
         return {id_key(user_id) for (user_id,) in found}
 
     def judge_by(self, days: Mapping[bytes, Days], now: datetime) -> None:
@@ -2309,9 +2355,16 @@ class Store:
 
     def user(self, user_id: str) -> User | None:
         """One user, as ONLY_USERS would name them."""
-        key = bytes.fromhex(user_id) if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", user_id) else user_id
-        found = [user for user, _ in self._users_where("u.id = %s", [key]) if id_key(user.id) == user_id.lower()]
+        found = [
+            user
+            for user, _ in self._users_where("u.id = %s", [self._stored_id(user_id)])
+            if id_key(user.id) == id_key(user_id)
+        ]
         return found[0] if found else None
+
+    def _stored_id(self, text: str) -> UserId:
+        """An id that a person wrote, as the column holds it."""
+        return bytes.fromhex(text) if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", text) else text
 
     def everybody(self) -> Iterator[tuple[User, str]]:
         """All users with a phone number, each with the number as it stands."""
@@ -2348,7 +2401,7 @@ class Store:
     def history(self, users: Sequence[User]) -> tuple[dict[UserId, list[Row]], dict[UserId, date]]:
         """The rows of users whose days are known, and the last log of those whom QUIET_AFTER may concern."""
         rows: dict[UserId, list[Row]] = defaultdict(list)
-        ids = [user.id for user in users if user.days and user.rows_matter and self._has_ledger]
+        ids = [user.id for user in users if user.rows_matter and self._has_ledger]
         for part in chunks(ids, IN_LIST):
             for row in self._rows(part):
                 rows[row.user_id].append(row)
@@ -2368,8 +2421,9 @@ class Store:
         found = self._run(
             f"""SELECT u.id, MAX(l.created_at) FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
                 STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
-                WHERE u.id IN ({holes(user_ids)}) AND l.created_at >= %s GROUP BY u.id""",
-            [*user_ids, since - timedelta(days=1)],
+                WHERE u.id IN ({holes(user_ids)}) AND l.created_at >= %s AND l.created_at <= %s
+                GROUP BY u.id""",
+            [*user_ids, since - timedelta(days=1), naive(self.as_of) if self.as_of else date.max],
         )
         return {
             user_id: at.replace(tzinfo=UTC) if isinstance(at, datetime) else at
@@ -2450,6 +2504,13 @@ class Store:
         )
         self._delete(keys)
         return len(keys)
+
+
+def holds(there: str, wanted: str) -> bool:
+    """Whether a column of the one type can hold what one of the other does."""
+    parts = re.compile(r"(?:var|big|small|medium)?([a-z]+)(?:\((\d+)\))?")
+    [(kind, width), (least_kind, least)] = (parts.findall(text.lower())[0] for text in (there, wanted))
+    return kind == least_kind and int(width or 0) >= int(least or 0)
 
 
 def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[UserId]]:
@@ -2544,7 +2605,7 @@ def naive(instant: datetime) -> datetime:
     return instant.astimezone(UTC).replace(tzinfo=None)
 
 
-def holes(values: Sequence[object]) -> str:
+def holes(values: Collection[object]) -> str:
     """Placeholders for an IN list."""
     return ", ".join(["%s"] * len(values))
 
@@ -2641,7 +2702,7 @@ def dry_run(job: Job) -> Exit:
         job.last_call = True  # nobody is put aside
         for reminder in chain.from_iterable(job.pages()):
             user, text = reminder.user, Personal(message_for(reminder, job.settings))
-            details = event("would_text", user, rule=reminder.rule.key)
+            details = event("would_text", user.id, rule=reminder.rule.key)
             words = "User %s, %s, would be texted: %s: %s"
             log.info(words, user, Personal(user.phone), reminder.rule.reason, text, extra=details)
             hours[job.now.astimezone(reminder.days.zone).hour] += 1
@@ -2666,7 +2727,7 @@ def explain(job: Job) -> Exit:
             raise RetryLater(f"there is no user {job.about} in User")
         zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
         user = replace(user, days=days_of(job.now, zone, job.settings.day_starts_at) if zone else None)
-        log.info("User %s, %s, time zone %r", user, Personal(user.phone) or "no phone number", user.zone)
+        log.info("User %s, %s, time zone %r", user, Personal(user.phone) or "no phone number", user.shown_zone)
         rows, last_logs = job.store.history([user])
         case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
         if user.days:
@@ -2692,12 +2753,12 @@ def explain_days(job: Job, case: Case) -> None:
         log.info("Day %d is %s to %s UTC", number, f"{start:%Y-%m-%d %H:%M:%S}", f"{end:%Y-%m-%d %H:%M:%S}")
         for at, habit in logs:
             if days_with(at, days) == number:
-                log.info("  logged at %s: %s", f"{at:%Y-%m-%d %H:%M:%S}", Personal(habit))
+                log.info("  logged at %s: %s", str(at)[:19], Personal(habit))
     logged = {days_with(at, days) for at, _ in logs}
     rule = "nothing: logged on day 2" if 2 in logged else rule_for(logged_day1=1 in logged).reason
     log.info("Rule: %s", rule)
-    soonest = earliest(case, [at for at, _ in logs])
-    when = f"{soonest:%Y-%m-%d %H:%M} UTC" if soonest else "not within the ledger's memory"
+    soonest = earliest(case, [at for at, _ in logs if not isinstance(at, datetime) or at <= case.now])
+    when = f"{soonest:%Y-%m-%d %H:%M} UTC" if soonest else f"not within {RETENTION.days} days, see the gates"
     log.info("If nothing is logged from now on, the next text is possible at the earliest: %s", when)
 
 
@@ -2709,9 +2770,10 @@ def days_with(logged: date, days: Days) -> int | None:
 
 
 def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
-    """The first quarter of an hour in which a rule asks for a text and no gate speaks against it."""
+    """The first quarter of an hour, or now, at which a rule asks for a text and no gate speaks against it."""
+    hour = case.now.replace(minute=0, second=0, microsecond=0)
     for quarters in range(4 * 24 * RETENTION.days):
-        now = case.now + timedelta(minutes=15 * quarters)
+        now = max(case.now, hour + timedelta(minutes=15 * quarters))
         days = days_of(now, case.days.zone, case.settings.day_starts_at)
         later = replace(case, now=now, user=replace(case.user, days=days))
         if all(days_with(at, days) != 2 for at in logs) and not speaks_against(later):
@@ -2732,7 +2794,7 @@ def check(job: Job) -> Exit:
                 notes = list(question(job))
             except NotifierError as failure:
                 failed.add(name)
-                job.report.error = job.report.error or f"{name}: {failure.args[0]}"
+                job.report.error = job.report.error or f"{name}: {' '.join(failure.args)}"
                 for line in failure.args:
                     log.error("%s: %s", name, line)
             else:
@@ -2886,9 +2948,9 @@ def window(text: str) -> tuple[time_of_day, time_of_day]:
 
 
 def id_list(text: str) -> frozenset[str]:
-    """Ids, separated by commas, in lower case."""
-    ids = [part.strip().lower() for part in text.split(",")]
-    if len(ids) > 100 or not all(re.fullmatch("[0-9a-z-]{1,64}", user_id) for user_id in ids):
+    """Ids, separated by commas."""
+    ids = [id_key(part.strip()) for part in text.split(",")]
+    if len(ids) > 100 or not all(re.fullmatch("[!-~]{1,64}", user_id) for user_id in ids):
         raise ValueError
     return frozenset(ids)
 
@@ -2911,7 +2973,7 @@ HOST = matching(
     r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-fA-F]*(:[0-9a-fA-F.]*){2,7}",
     "a host name or an address, without scheme and port",
 )
-SENDER = matching(rf"{E164.pattern}|[0-9]{{3,8}}", "your Twilio number with its country code, such as +14155550123")
+SENDER = matching(rf"{E164.pattern}|[0-9]{{3,8}}", f"your Twilio number with its country code, such as {EXAMPLE}")
 ZONE = Kind(time_zone, "a tz database name such as Europe/Berlin")
 TEMPLATE = Kind(message_template, "a text of at most 1,600 characters, names included, with no braces but {name}")
 LEVEL = matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR")
@@ -3001,7 +3063,7 @@ class Settings:
     )
     only_users: frozenset[str] = setting(
         "for a first try: ids of the only users who may be texted, such as 42,43",
-        Kind(id_list, "at most 100 ids, separated by commas"),
+        Kind(id_list, "at most 100 ids without blanks, separated by commas"),
         "",
     )
     run_deadline: int = setting("seconds after which a run takes no more work", whole(1, 86_400), "1500")
@@ -3013,7 +3075,9 @@ class Settings:
     log_format: str = setting("text, or json: an object a line", matching("text|json", "text or json"), "text")
     heartbeat_url: str = setting(
         "a dead man's switch: pinged at URL/start, and at URL after exit code 0 or URL/fail after 2",
-        matching(r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?", "an https:// URL"),
+        matching(
+            r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?", "an https:// URL without ? and #"
+        ),
         "",
         secret=True,
     )
@@ -3084,6 +3148,8 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
         raise ValueError(f"{name} is missing: write {declared['help']}{kind.write and f', {kind.write}'}")
     if text == "":
         return ""
+    if re.search("[\ud800-\udfff]", text):  # how Python reads such bytes
+        raise ValueError(f"{name} holds bytes that are no UTF-8: write it anew")
     shown = "" if declared["secret"] or "@" in text else f" {text!r}"  # user:password@host, where a host was asked for
     if PLACEHOLDER.fullmatch(text):
         raise ValueError(f"{name} is still the placeholder{shown}: write {kind.write or declared['help']}")
@@ -3142,6 +3208,7 @@ MODES: dict[str, tuple[Callable[[Job], Exit], str]] = {
     "explain": (explain, "why a user is texted or not: days, logs, gates, ledger, the next possible text"),
     "check": (check, "say of all that a run needs whether it is there; send nothing, write nothing"),
 }
+WRITES = "run", "settle"
 READS_ONLY = "dry-run", "explain"  # they need the DB_ settings alone, and may be asked about another moment
 PINGS = {Exit.DONE: "", Exit.ACT: "/fail"}  # of HEARTBEAT_URL; after others the Job tries again
 PING_SECONDS = 5.0
@@ -3177,7 +3244,7 @@ class OneLine(logging.Formatter):
         said |= {"message": self.shown(record.getMessage(), record), "run": RUN}
         trace = {"trace": self.shown(self.formatException(record.exc_info), record)} if record.exc_info else {}
         known = {name: getattr(record, name) for name in JSON_FIELDS if hasattr(record, name)}
-        return json.dumps(said | known | trace)
+        return json.dumps(said | known | trace, default=str)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging knows
         """A traceback without secrets; with LOG_PII=off without the exception's words, which may hold anything."""
@@ -3206,7 +3273,9 @@ def masked(value: object) -> object:
 def impersonal(text: str) -> str:
     """A text without what others are quoted with, which may hold anything, and without people's numbers."""
     text = re.sub("“[^”]*”", "(hidden)", text)
-    return re.sub(r"(\+|%2B)([0-9]{7,15})(?![0-9])", lambda number: masked_number("+" + number[2]), text)
+    return re.sub(
+        rf"(?!\{EXAMPLE})(\+|%2B)([0-9]{{7,15}})(?![0-9])", lambda number: masked_number("+" + number[2]), text
+    )
 
 
 def masked_number(text: str) -> str:
@@ -3236,10 +3305,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def moment(text: str) -> datetime:
     """An instant, with its zone."""
-    instant = datetime.fromisoformat(text)
-    if instant.tzinfo is None:
-        raise argparse.ArgumentTypeError(f"{text} has no zone: write {text}Z")
-    return instant.astimezone(UTC)
+    with suppress(ValueError, OverflowError):
+        instant = datetime.fromisoformat(text)
+        if instant.tzinfo and 1970 < instant.year < 9000:
+            return instant.astimezone(UTC)
+    raise argparse.ArgumentTypeError(f"{text!r} is no moment with its zone: write it like 2026-03-29T09:00:00Z")
 
 
 def settings_help() -> str:
@@ -3282,16 +3352,17 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
     """What was asked for, and the exit code; whatever goes wrong is told."""
     try:
         OneLine.settings = settings = Settings.read(environ, without="TWILIO_" if asked.mode in READS_ONLY else "none")
-        log.setLevel(settings.log_level)
+        if asked.mode in WRITES or settings.log_level == "DEBUG":  # the lines of the others are their answer
+            log.setLevel(settings.log_level)
         job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
         job.about, job.store.as_of = asked.explain or "", asked.now
         with watchdog(job.brake):
             code = MODES[asked.mode][0](job)
         if job.brake.failure:
-            report.error = str(job.brake.failure.args[0])
+            report.error = " ".join(job.brake.failure.args)
     except NotifierError as failure:
         tell(failure)
-        report.error = str(failure.args[0])
+        report.error = " ".join(failure.args)
         return failure.exit_code
     except Exception:  # nobody is texted twice even so: the ledger has every claim
         log.critical("A fault of the program, please report it", exc_info=True)
@@ -3324,16 +3395,21 @@ def heartbeat(environ: Mapping[str, str]) -> str:
 def ping(url: str, end: str, summary: Mapping[str, Any] | None = None) -> None:
     """Tell the dead man's switch; whatever comes of it, for PING_SECONDS at most, is only logged."""
 
+    problem = [f"no answer within {PING_SECONDS:g} s"]
+
     def post() -> None:
         try:
-            requests.post(url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False).raise_for_status()
+            answer = requests.post(url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False)
+            problem[:] = [f"HTTP {answer.status_code}"] if answer.status_code >= 300 else []
         except Exception as error:  # noqa: BLE001 - a run does not depend on it
-            log.warning("HEARTBEAT_URL was not told: %s", type(error).__name__)
+            problem[:] = [type(error).__name__]
 
     if url:
         thread = threading.Thread(target=post, daemon=True)
         thread.start()
         thread.join(PING_SECONDS)
+        for words in problem:
+            log.warning("HEARTBEAT_URL was not told: %s", words)
 
 
 def leave_summary(summary: Mapping[str, Any]) -> None:
