@@ -19,9 +19,9 @@ import pytest
 from habit_notifier import FixFirst, Settings
 from tests import check
 from tests.e2e.stage import NEEDED
+from tests.environ import ENVIRON
 from tests.project import test_image
 from tests.project.manifests import ROOT
-from tests.sandbox.fake_twilio import FakeTwilio
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 SCRIPTS = [*sorted((ROOT / "hack").glob("*.sh")), ROOT / ".ci/run"]
@@ -183,15 +183,6 @@ def test_a_script_does_the_same_whether_its_variables_are_empty_or_not_set(tmp_p
 
 # --- the program's own settings
 
-ENVIRON = {
-    "DB_HOST": "db",
-    "DB_NAME": "habits",
-    "DB_USER": "app",
-    "DB_PASSWORD": "pw",
-    "TWILIO_ACCOUNT_SID": FakeTwilio.ACCOUNT_SID,
-    "TWILIO_AUTH_TOKEN": FakeTwilio.AUTH_TOKEN,
-    "TWILIO_FROM_NUMBER": FakeTwilio.FROM_NUMBER,
-}
 SETTINGS = [name for field in fields(Settings) for name in (field.name.upper(), f"{field.name.upper()}_FILE")]
 
 

@@ -11,11 +11,9 @@ import json
 import random
 import re
 import socket
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,12 +33,12 @@ from habit_notifier import (
     Outcome,
     Pause,
     Reminder,
-    Settings,
     Stop,
     Twilio,
     User,
     utc_now,
 )
+from tests.environ import settings_of
 from tests.sandbox import fake_twilio
 from tests.sandbox.fake_twilio import (
     ACCEPT,
@@ -51,13 +49,13 @@ from tests.sandbox.fake_twilio import (
     TRUNCATED,
     Door,
     FakeTwilio,
-    make_close_reset,
     refuse,
     self_signed_certificate,
     server_error,
     slow,
     throttle,
 )
+from tests.sandbox.sockets import Canned, ConnectProxy
 
 MIDNIGHT = datetime(2024, 5, 17, tzinfo=UTC)
 DAYS = Days(pytz.utc, MIDNIGHT.date(), *(MIDNIGHT - timedelta(days=n) for n in (2, 1, 0)))
@@ -88,14 +86,6 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (0.5, 0.5))
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may sit behind a proxy."""
-    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Certificate and key of 127.0.0.1."""
@@ -111,9 +101,7 @@ def secure(tls: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fa
 
 
 def client_of(url: str) -> Twilio:
-    environ = {"DB_HOST": "-", "DB_NAME": "-", "DB_USER": "-", "DB_PASSWORD": "-", "TWILIO_API_URL": url}
-    account = {"TWILIO_ACCOUNT_SID": FakeTwilio.ACCOUNT_SID, "TWILIO_AUTH_TOKEN": FakeTwilio.AUTH_TOKEN}
-    return Twilio(Settings.read(environ | account | {"TWILIO_FROM_NUMBER": FakeTwilio.FROM_NUMBER}))
+    return Twilio(settings_of(TWILIO_API_URL=url))
 
 
 def post(url: str, *, warm: bool = False) -> Answer:
@@ -541,7 +529,7 @@ def test_a_proxy_of_an_unknown_name_is_surely_not_sent(secure: FakeTwilio, monke
 def test_a_certificate_of_an_unknown_authority_is_surely_not_sent(
     secure: FakeTwilio, proxied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate(tmp_path, "DNS:localhost,IP:127.0.0.1")[0])
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", self_signed_certificate(tmp_path)[0])
     with ConnectProxy() as proxy:
         if proxied:
             monkeypatch.setenv("HTTPS_PROXY", proxy.url)
@@ -552,7 +540,7 @@ def test_a_certificate_of_an_unknown_authority_is_surely_not_sent(
 
 
 def test_a_certificate_of_another_name_is_surely_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = certificate(tmp_path, "DNS:elsewhere.example")
+    files = self_signed_certificate(tmp_path, "DNS:elsewhere.example")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", files[0])
     with FakeTwilio(tls=files) as elsewhere:
         answer = post(elsewhere.url)
@@ -627,61 +615,22 @@ DISTURBED = [
 ]
 
 
+@pytest.mark.parametrize("proxied", [False, True], ids=["straight", "behind a proxy"])
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("answer", [*CUT, *DISTURBED], ids=lambda answer: answer.kind)
 def test_an_accepted_text_whose_answer_is_lost_is_uncertain(
-    secure: FakeTwilio, answer: fake_twilio.Answer, warm: bool
-) -> None:
-    secure.script(answer, to=ANNA.user.phone)
-    assert post(secure.url, warm=warm).action is Action.UNCERTAIN
-    assert [request.to for request in secure.requests].count(ANNA.user.phone) == 1
-
-
-@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-@pytest.mark.parametrize("answer", [*CUT, *DISTURBED], ids=lambda answer: answer.kind)
-def test_an_accepted_text_whose_answer_is_lost_behind_a_proxy_is_uncertain(
-    secure: FakeTwilio, answer: fake_twilio.Answer, warm: bool, monkeypatch: pytest.MonkeyPatch
+    secure: FakeTwilio, answer: fake_twilio.Answer, warm: bool, proxied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secure.script(answer, to=ANNA.user.phone)
     with ConnectProxy() as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        if proxied:
+            monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         assert post(secure.url, warm=warm).action is Action.UNCERTAIN
-    assert proxy.targets == [f"127.0.0.1:{secure.port}"]
+    assert proxy.targets == [f"127.0.0.1:{secure.port}"] * proxied
     assert [request.to for request in secure.requests].count(ANNA.user.phone) == 1
 
 
 # --- servers that no fake Twilio is -----------------------------------------------------------------------------------
-
-
-class Canned:
-    """A server that answers whatever comes with the same bytes, drips the rest, and closes."""
-
-    def __init__(self, answer: bytes, *, drip: bytes = b"") -> None:
-        self._answer, self._drip = answer, drip
-        self.requests: list[bytes] = []
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve)
-
-    def __enter__(self) -> Canned:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._socket.close()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._socket.accept()
-                with client, suppress(ConnectionError):
-                    self.requests.append(_read_request(client))
-                    client.sendall(self._answer)
-                    for byte in self._drip:
-                        time.sleep(0.02)
-                        client.sendall(bytes([byte]))
 
 
 class Full:
@@ -704,71 +653,6 @@ class Full:
     def __exit__(self, *_: object) -> None:
         for each in (*self._waiting, self._socket):
             each.close()
-
-
-class ConnectProxy:
-    """A proxy for HTTPS: it learns the target of each CONNECT, and then passes bytes, ends and resets on."""
-
-    def __init__(self) -> None:
-        self.targets: list[str] = []
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._threads = [threading.Thread(target=self._serve)]
-        self._ends: list[socket.socket] = []
-
-    def __enter__(self) -> ConnectProxy:
-        self._threads[0].start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for end in (self._socket, *self._ends):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        for end in (self._socket, *self._ends):
-            end.close()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._socket.accept()
-                host, port = _read_request(client).split()[1].decode().split(":")
-                self.targets.append(f"{host}:{port}")
-                server = socket.create_connection((host, int(port)))
-                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                self._ends += (client, server)
-                for ends in ((client, server), (server, client)):
-                    self._threads.append(threading.Thread(target=_pass_on, args=ends))
-                    self._threads[-1].start()
-
-
-def _read_request(client: socket.socket) -> bytes:
-    """A request's head, and as much of its body as came with it."""
-    data = b""
-    while b"\r\n\r\n" not in data and (part := client.recv(65_536)):
-        data += part
-    return data
-
-
-def _pass_on(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(65_536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        make_close_reset(sink)
-        with suppress(OSError):
-            sink.shutdown(socket.SHUT_RDWR)
-
-
-def certificate(folder: Path, names: str) -> tuple[str, str]:
-    """Makes a certificate for these names that nobody vouches for but itself."""
-    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    files = str(folder / "cert.pem"), str(folder / "key.pem")
-    about = ["-subj", "/CN=test", "-addext", f"subjectAltName={names}", "-out", files[0], "-keyout", files[1]]
-    subprocess.run(["openssl", "req", *kind, *about], check=True, capture_output=True)
-    return files
 
 
 def test_the_tools_of_this_file_see_what_they_should(secure: FakeTwilio, monkeypatch: pytest.MonkeyPatch) -> None:

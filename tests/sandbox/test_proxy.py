@@ -4,8 +4,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pymysql
@@ -13,6 +13,7 @@ import pytest
 
 from tests.sandbox.database import Database, Server
 from tests.sandbox.proxy import Proxy, Verdict
+from tests.sandbox.sockets import SocketServer, wait_for
 
 CLIENT_SSL = 0x0800
 GREETING = b"\x0a5.5.5-fake\0" + bytes(4) + b"saltsalt" + b"\0" + struct.pack("<H", 0xFFFF) + bytes(20)
@@ -26,46 +27,29 @@ def query(text: str) -> bytes:
     return packet(0, b"\x03" + text.encode())
 
 
-class Echo:
+class Echo(SocketServer):
     """A server that greets like MySQL and then sends back whatever it gets; `received` is what reached it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.received = bytearray()
         self.ended: list[str] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address: tuple[str, int] = self._listener.getsockname()
-        threading.Thread(target=self._take, daemon=True).start()
 
-    def _take(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client.sendall(packet(0, GREETING))
-            try:
-                while data := client.recv(1 << 16):
-                    self.received += data
-                    client.sendall(data)
-                self.ended.append("closed")
-            except OSError:
-                self.ended.append("reset")
-
-    def close(self) -> None:
-        """Takes no more connections: they are refused."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+    def serve(self, client: socket.socket) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(packet(0, GREETING))
+        try:
+            while data := client.recv(1 << 16):
+                self.received += data
+                client.sendall(data)
+            self.ended.append("closed")
+        except OSError:
+            self.ended.append("reset")
 
 
 @pytest.fixture
 def echo() -> Iterator[Echo]:
-    with closing(Echo()) as server:
+    with Echo() as server:
         yield server
 
 
@@ -94,13 +78,6 @@ def read(client: socket.socket, count: int) -> bytes:
 def ask(client: socket.socket, message: bytes) -> bytes:
     client.sendall(message)
     return read(client, len(message))
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.002)
 
 
 def assert_silent(client: socket.socket) -> None:
