@@ -319,7 +319,7 @@ def of_the_past(case: Case) -> Skip | None:
                 Outcome.FUTURE,
                 "the ledger has a row of %s, claimed at %s UTC, from a clock that was ahead. Delete it: "
                 "DELETE FROM %s WHERE user_id = %s AND local_day = '%s';",
-                (row.local_day, f"{row.claimed_at:%Y-%m-%d %H:%M}", LEDGER, sql_id(row.user_id), row.local_day),
+                (row.local_day, f"{row.claimed_at:%Y-%m-%d %H:%M}", LEDGER, literal(row.user_id), row.local_day),
             )
     return None
 
@@ -419,11 +419,13 @@ GATES: tuple[Callable[[Case], Skip | None], ...] = (
     spaced,
     in_window,
 )
+READ_ROWS = {handled, of_the_past, remembered, delivered, wanted, within_week, spaced}
+WITHOUT_ROWS = tuple(gate for gate in GATES if gate not in READ_ROWS)  # most users have no rows that matter
 
 
 def speaks_against(case: Case) -> Skip | None:
     """The first reason not to text; None when there is none."""
-    return next((skip for gate in GATES if (skip := gate(case))), None)
+    return next((skip for gate in (GATES if case.rows else WITHOUT_ROWS) if (skip := gate(case))), None)
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
@@ -1042,9 +1044,9 @@ def shown_id(user_id: UserId) -> int | str:
     return user_id.hex() if isinstance(user_id, bytes) else user_id
 
 
-def sql_id(user_id: UserId) -> str:
-    """An id as a statement to paste has it."""
-    return f"X'{user_id.hex()}'" if isinstance(user_id, bytes) else repr(user_id)
+def literal(value: UserId) -> str:
+    """A value as a statement has it."""
+    return f"X'{value.hex()}'" if isinstance(value, bytes) else repr(value)
 
 
 def id_key(user_id: UserId) -> str:
@@ -1911,7 +1913,6 @@ LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id 
 # Rows of which `of_the_past`, `handled`, `remembered`, `delivered` or `spaced` may have something to say.
 ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR n.finished_at >= z.since
     OR n.state = 'refused' OR n.final_status IN ('undelivered', 'failed'))"""
-ZonesTable = tuple[str, list[object]]  # the SQL of a derived table, and its arguments
 # Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
 STATEMENT_SECONDS = DATABASE_TIMEOUT - 2
 STATEMENT_LIMIT = (
@@ -1961,7 +1962,7 @@ class Store:
         self._connection: pymysql.Connection[Any] | None = None
         self._opened = self._dates = self._binary_ids = self._fresh = self._has_ledger = False
         self._days: Mapping[bytes, Days] = {}
-        self._zones: ZonesTable = "", []
+        self._zones = ""
         self.as_of: datetime | None = None  # --now: the ledger as it stood then
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
         self._recorded: deque[tuple[float, Row]] = deque()
@@ -1985,13 +1986,6 @@ class Store:
         """Zones are compared as the bytes that are stored: a collation folds case and trailing blanks."""
         key = "CAST(u.time_zone AS BINARY)"
         return f"COALESCE({key}, '')" if self._settings.default_time_zone else key
-
-    @property
-    def _stranger(self) -> tuple[str, list[bytes]]:
-        """The condition for users whose zone is not among the known ones, and its arguments."""
-        known = list(self._days)
-        unknown = f"{self._zone_key} NOT IN ({holes(known)})" if known else "TRUE"
-        return f"({self._zone_key} IS NULL OR {unknown})", known
 
     # connection
 
@@ -2213,8 +2207,8 @@ class Store:
     def zones(self) -> list[Zone]:
         """The zones that this run's users with a phone number have."""
         rows = self._run(
-            f"""SELECT {self._zone_key}, {as_text("u.time_zone")}, COUNT(*)
-                FROM `User` u WHERE {self._users} GROUP BY 1, 2"""
+            f"""SELECT {self._zone_key}, {as_text("MIN(u.time_zone)")}, COUNT(*)
+                FROM `User` u WHERE {self._users} GROUP BY 1"""
         )
         return [Zone(key, zone_name(name), users) for key, name, users in rows]
 
@@ -2244,9 +2238,9 @@ class Store:
         """The pages of the ids in (low, through]; their size follows the time that they take."""
         size, last_range = min(FIRST_PAGE, PAGE_USERS), low is None
         while (slice_ := self._slice(low, through, size))[0]:
-            (count, high, strangers), began = slice_, time.monotonic()
+            (count, high), began = slice_, time.monotonic()
             try:
-                users, unread = [*self._due(low, high), *(self._strangers(low, high) if strangers else ())], []
+                users, unread = list(self._due(low, high)), []
             except DatabaseError as failure:
                 if failure.remedy is not Remedy.SMALLER:
                     raise
@@ -2259,33 +2253,32 @@ class Store:
             low, size = high, next_size(size, time.monotonic() - began)
             yield Page(count, users, unread, last)
 
-    def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId, int]:
-        """Of the next users with a phone number in (low, through]: how many, the last id, how many of unknown zones."""
+    def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId]:
+        """Of the next users with a phone number in (low, through]: how many, and the last id."""
         within, args = id_range(low, through)
-        unknown, keys = self._stranger
-        [(count, high, strangers)] = self._run(
-            f"""SELECT COUNT(*), MAX(id), COUNT(IF(stranger, 1, NULL))
-                FROM (SELECT u.id, {unknown} AS stranger FROM `User` u WHERE {within} AND {self._users}
-                      ORDER BY u.id LIMIT {size}) slice""",
-            [*keys, *args],
+        [(count, high)] = self._run(
+            f"""SELECT COUNT(*), MAX(id)
+                FROM (SELECT u.id FROM `User` u WHERE {within} AND {self._users} ORDER BY u.id LIMIT {size}) slice""",
+            args,
         )
-        return count, high, strangers
+        return count, high
 
     def _due(self, low: UserId | None, high: UserId) -> Iterator[User]:
-        """The users in (low, high] who have logged nothing on day 2."""
-        for user_id, name, phone, zone, day1, matter in self._run(*self._page_query(low, high)):
-            yield User(user_id, shown_name(name), phone_number(phone), "", self._days[zone], bool(day1), bool(matter))
+        """The users in (low, high] who have logged nothing on day 2, and those whose zone is unknown."""
+        for user_id, name, phone, zone, key, day1, matter in self._run(*self._page_query(low, high)):
+            days = self._days.get(key)
+            yield User(user_id, shown_name(name), phone_number(phone), zone_name(zone), days, bool(day1), bool(matter))
 
-    def _page_query(self, low: UserId | None, high: UserId | None, limit: str = "") -> tuple[str, list[object]]:
+    def _page_query(self, low: UserId | None, high: UserId | None, limit: str = "") -> tuple[str, list[UserId]]:
         within, args = id_range(low, high)
-        table, bounds = self._zones
         return (
-            f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")}, z.zone,
+            f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")},
+                       IF(z.zone IS NULL, {as_text("u.time_zone")}, NULL), z.zone,
                        {LOGGED.format(start="day1", end="day2")}, {self._rows_matter}
-                FROM `User` u JOIN ({table}) z ON z.zone = {self._zone_key}
+                FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {self._zone_key}
                 WHERE {within} AND {self._users} AND NOT {LOGGED.format(start="day2", end="day3")}
                 ORDER BY u.id {limit}""",
-            [*bounds, *args],
+            args,
         )
 
     @property
@@ -2301,13 +2294,6 @@ class Store:
             f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in {ROW_MATTERS: 1, **limits}.items() if limit
         ]
         return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
-
-    def _strangers(self, low: UserId | None, high: UserId) -> list[User]:
-        """The users in (low, high] whose zone is not among the known ones."""
-        within, args = id_range(low, high)
-        unknown, keys = self._stranger
-        where = f"{within} AND {self._users} AND {unknown} ORDER BY u.id"
-        return [user for user, _ in self._users_where(where, [*args, *keys])]
 
     def user(self, user_id: str) -> User | None:
         """One user, as ONLY_USERS would name them."""
@@ -2469,22 +2455,21 @@ def next_size(size: int, seconds: float) -> int:
     return min(size * 2, PAGE_USERS) if seconds < fast else size
 
 
-def zones_table(days: Mapping[bytes, Days], now: datetime, *, dates: bool) -> ZonesTable:
-    """Each zone's bounds, the day it is there, and since when another text would be too near.
+def zones_table(days: Mapping[bytes, Days], now: datetime, *, dates: bool) -> str:
+    """The SQL of a table of zones: the bounds of their days, the day it is there, since when a text would be too near.
 
     A first row, never matched, names the columns.
     """
-    column, literal = ("DATE", "DATE") if dates else ("DATETIME", "TIMESTAMP")
+    column, bound = ("DATE", "DATE") if dates else ("DATETIME", "TIMESTAMP")
     names = ", ".join(f"CAST(NULL AS {column}) AS {name}" for name in ("day1", "day2", "day3"))
-    first = (
+    rows = [
         f"SELECT CAST(NULL AS BINARY) AS zone, {names}, CAST(NULL AS DATE) AS today, CAST(NULL AS DATETIME) AS since"
-    )
-    row = f" UNION ALL SELECT %s, {literal} %s, {literal} %s, {literal} %s, DATE %s, TIMESTAMP %s"
-    bounds = (
-        (zone, *bounds_of(d, dates=dates), d.today, naive(min(d.end, now - SPACING)).replace(microsecond=0))
-        for zone, d in days.items()
-    )
-    return first + row * len(days), [v if isinstance(v, bytes) else str(v) for v in chain.from_iterable(bounds)]
+    ]
+    for zone, d in days.items():
+        bounds = ", ".join(f"{bound} '{at}'" for at in bounds_of(d, dates=dates))
+        since = naive(min(d.end, now - SPACING)).replace(microsecond=0)
+        rows.append(f"SELECT {literal(zone)}, {bounds}, DATE '{d.today}', TIMESTAMP '{since}'")
+    return " UNION ALL ".join(rows)
 
 
 def bounds_of(days: Days, *, dates: bool) -> tuple[date, ...]:
