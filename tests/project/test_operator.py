@@ -6,7 +6,6 @@ import base64
 import copy
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,8 @@ from hack import cluster as script
 from hack import credentials
 from hack import kubectl as transport
 from tests.project.fake_kubectl import START, FakeKubectl, condition, container, cronjob, ended, secret, text_of
-from tests.project.manifests import K8S, ROOT
+from tests.project.manifests import K8S
+from tests.project.shell import ROOT, project_in
 
 SECRETS = {
     "DB_USER": "notifier",
@@ -128,14 +128,7 @@ def keyboard(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 @pytest.fixture
 def ready(cluster: Cluster, tmp_path: Path) -> Cluster:
     """The cluster of a project whose placeholders are filled in, but for the image."""
-    copy = tmp_path / "project"
-    copy.mkdir()
-    for folder in ("hack", "k8s", "overlays"):
-        shutil.copytree(ROOT / folder, copy / folder)
-    config = copy / "k8s/configmap.yaml"
-    text = config.read_text().replace("your-mysql-host", "mysql.example.com")
-    config.write_text(re.sub("TWILIO_FROM_NUMBER: .*", 'TWILIO_FROM_NUMBER: "+15005550006"', text))
-    cluster.root = copy
+    cluster.root = project_in(tmp_path)
     return cluster
 
 

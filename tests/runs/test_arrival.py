@@ -86,7 +86,9 @@ def test_what_was_learned_stands_among_the_last_lines(town: Town) -> None:
     town.twilio.settle(second, "undelivered", 30003)
     town.twilio.settle(third, "failed", 30008)
     assert town.run(NOON + DAY) == 0
-    [learned] = [line for line in town.log[-3:] if "earlier texts" in line]
+    learned, looked_at, completed = town.log[-3:]
+    assert looked_at.startswith("INFO Looked at 3 of 3 users, sent 3")
+    assert completed == "INFO Job completed. Notifications sent: 3, Failed: 0"
     assert learned == (
         "INFO What became of earlier texts, delivered 1, "
         "failed 1 (for a reason that the carrier does not tell, error 30008, "

@@ -20,6 +20,7 @@ from tests.runs import program
 from tests.runs.plans import Step, explained
 from tests.runs.statements import OUTCOMES, PURGE
 from tests.runs.statements import ZONES as ZONES_READ
+from tests.runs.town import create_ledger
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 
@@ -75,7 +76,7 @@ def fill(database: Database) -> None:
     recent = [(habit, yesterday) for habit in habits[: USERS * 49 // 50]]
     older = ((chance.choice(habits), NOON - chance.random() * 60 * DAY - 2 * DAY) for _ in range(LOGS - len(recent)))
     database.insert_logs([*older, *recent])
-    database.execute(habit_notifier.LEDGER_DDL.format(database=database.name, user_id="INT"))
+    create_ledger(database)
     with database.connect(autocommit=False) as connection, connection.cursor() as cursor:
         cursor.executemany(
             f"INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, state, run_token, claimed_at, finished_at,"

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,7 +44,7 @@ def town(town: Town) -> Town:
     return town
 
 
-def process(environ: dict[str, str], at: datetime = NOON) -> Any:
+def process(environ: dict[str, str], at: datetime = NOON) -> AbstractContextManager[subprocess.Popen[str]]:
     """A whole run in a process of its own."""
     return started(environ, command=starting_at(at, OUTAGE_PATIENCE=60.0))
 

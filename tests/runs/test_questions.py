@@ -16,11 +16,12 @@ from pathlib import Path
 import pymysql
 import pytest
 
-from habit_notifier import CHECKS, GATES, LEDGER_DDL
+from habit_notifier import CHECKS, GATES
 from tests.rules import oracle
 from tests.rules.oracle import SECOND
 from tests.runs import program
 from tests.runs.test_population import population, settle_in
+from tests.runs.town import create_ledger
 from tests.sandbox.database import LEDGER, Database, Server, make_certificates
 from tests.sandbox.fake_twilio import FakeTwilio, Operation, Request, refuse
 
@@ -35,18 +36,10 @@ def said(environ: dict[str, str], *argv: str, at: datetime = NOW) -> tuple[int, 
     return code, [line.split(" - ", 2)[2] for line in written.splitlines()]
 
 
-def create_ledger(database: Database) -> None:
-    database.execute(LEDGER_DDL.format(database=database.name, user_id="INT"))
-
-
 def row(database: Database, user: object, day: date, **differs: object) -> None:
     """A row of the ledger: a text at nine in the morning that was delivered."""
-    at = datetime.combine(day, NOW.time())
-    values = {"user_id": user, "local_day": day, "phone_number": ANA, "rule": "no_logs", "state": "sent"}
-    values |= {"run_token": "token", "claimed_at": at, "finished_at": at, "final_status": "delivered"} | differs
-    database.execute(
-        f"INSERT INTO {LEDGER} ({', '.join(values)}) VALUES ({', '.join(['%s'] * len(values))})", list(values.values())
-    )
+    delivered = {"phone_number": ANA, "final_status": "delivered"}
+    database.insert_row(user, datetime.combine(day, NOW.time()), **delivered | differs)
 
 
 # --- dry run ----------------------------------------------------------------------------------------------------------

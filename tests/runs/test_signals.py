@@ -170,12 +170,7 @@ def test_while_texts_are_looked_up(town: Town, argv: tuple[str, ...]) -> None:
         assert process.wait(20) == 0
     now = datetime.now(UTC)
     for n in range(10):
-        claimed = (now - timedelta(days=2 * n + 1)).replace(tzinfo=None)
-        town.sql(
-            f"INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, state, run_token, claimed_at, message_sid)"
-            " VALUES (%s, %s, '+12025550000', 'no_logs', 'sent', 'x', %s, %s)",
-            (n, claimed.date(), claimed, f"SM{n:032}"),
-        )
+        town.database.insert_row(n, now - timedelta(days=2 * n + 1), message_sid=f"SM{n:032}")
     town.twilio.travel_to(now)
     late = ACCEPT.delayed(after=0.5)
     town.twilio.hook = lambda request: late if request.params.get("PageSize") == "1000" else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytz
 
 import habit_notifier
 from habit_notifier import NO_LOGS, Action, Answer, Exit, Reminder, Row, Settings, State, Stop, Store, User, utc_now
-from tests.runs.town import NOON, Town, judging, variants
+from tests.runs.town import NOON, Town, create_ledger, judging, variants
 from tests.sandbox.database import LEDGER, Server, make_certificates
 from tests.sandbox.fake_twilio import FakeTwilio, refuse
 from tests.sandbox.proxy import Proxy
@@ -34,12 +34,6 @@ def column(town: Town, table: str, name: str) -> tuple[Any, ...]:
         (town.database.name, table, name),
     )
     return found
-
-
-def create_ledger(town: Town, user_id: str = "") -> None:
-    """As an administrator would, or with ids of another type."""
-    own = column(town, "User", "id")[0]
-    town.sql(habit_notifier.LEDGER_DDL.format(database=town.database.name, user_id=user_id or own))
 
 
 def as_administrator(town: Town, lines: list[str]) -> None:
@@ -77,7 +71,7 @@ def test_the_ledger_takes_exactly_the_type_of_the_users_ids(town: Town) -> None:
 
 def test_a_ledger_whose_user_id_is_of_another_type_is_told_with_the_statement_that_mends_it(town: Town) -> None:
     town.people(3)
-    create_ledger(town, "BIGINT")
+    create_ledger(town.database, "BIGINT")
     assert town.run() == Exit.ACT
     problem, *remedy = town.lines("ERROR")
     assert f"{LEDGER}.user_id is bigint" in problem
@@ -91,7 +85,7 @@ def test_a_ledger_whose_user_id_is_of_another_type_is_told_with_the_statement_th
 @variants({"id_type": "CHAR(36)", "collation": "utf8mb4_bin"})
 def test_the_same_type_in_another_collation_is_another_type(town: Town) -> None:
     town.people(3)
-    create_ledger(town, "CHAR(36)")
+    create_ledger(town.database, "CHAR(36)")
     assert town.run() == Exit.ACT
     _, *remedy = town.lines("ERROR")
     as_administrator(town, remedy)
@@ -111,7 +105,7 @@ def test_an_account_that_may_create_just_the_ledger_needs_no_administrator(town:
 
 def test_an_account_that_may_not_create_works_with_a_ledger_made_for_it(town: Town) -> None:
     town.people(3)
-    create_ledger(town)
+    create_ledger(town.database)
     least = town.database.least_account()
     assert [town.run(**least), town.run(**least)] == [0, 0]
     assert len(town.twilio.book) == 3
@@ -135,7 +129,7 @@ def test_without_ledger_and_grant_the_log_holds_what_an_administrator_pastes(tow
 @pytest.mark.parametrize("verb", ["SELECT", "INSERT", "UPDATE", "DELETE"])
 def test_each_grant_on_the_ledger_is_checked_before_anybody_is_texted(town: Town, verb: str) -> None:
     town.people(3)
-    create_ledger(town)
+    create_ledger(town.database)
     account = town.database.least_account()
     town.sql(f"REVOKE {verb} ON `{town.database.name}`.{LEDGER} FROM %s@'%%'", (account["DB_USER"],))
     assert town.run(**account) == Exit.ACT
@@ -196,7 +190,7 @@ def test_tables_whose_names_differ_in_case_only_are_other_tables(town: Town) -> 
 
 def test_a_ledger_without_one_of_its_columns_is_told(town: Town) -> None:
     town.people(3)
-    create_ledger(town)
+    create_ledger(town.database)
     town.sql(f"ALTER TABLE {LEDGER} DROP COLUMN segments")
     assert town.run() == Exit.ACT
     assert "'segments'" in town.lines("ERROR")[0]
@@ -277,7 +271,7 @@ def test_a_read_only_server_is_told_to_be_replaced_by_the_primary(own: Town, swi
     if switch == "super_read_only" and own.database.server.kind == "mariadb":
         pytest.skip("MariaDB has no super_read_only")
     own.people(3)
-    create_ledger(own)
+    create_ledger(own.database)
     account = own.database.least_account()  # read_only spares administrators
     own.sql(f"SET GLOBAL {switch} = 1")
     try:
@@ -377,12 +371,9 @@ def test_the_servers_own_zone_moves_no_day(own: Town) -> None:
 
 
 def add_rows(town: Town, state: str, final_status: str | None, *keys: tuple[Any, date]) -> None:
+    said = {"state": state, "final_status": final_status, "error_code": OPTED_OUT if state == "refused" else None}
     for user, day in keys:
-        town.sql(
-            f"INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, state, run_token, claimed_at, finished_at,"
-            " final_status, error_code) VALUES (%s, %s, '+12025550100', 'no_logs', %s, 'token', %s, %s, %s, %s)",
-            (user, day, state, day, day, final_status, OPTED_OUT if state == "refused" else None),
-        )
+        town.database.insert_row(user, datetime.combine(day, time()), **said)
 
 
 def test_the_purge_deletes_whatever_is_older_a_few_rows_at_a_time(

@@ -19,7 +19,7 @@ import habit_notifier
 from habit_notifier import Http, Job, OneLine, Outcome, Report, Settings, Stop, Twilio, phone_number
 from tests.runs import program
 from tests.runs.test_log import NASTY
-from tests.runs.town import Town
+from tests.runs.town import Town, create_ledger
 from tests.sandbox.database import LEDGER
 from tests.sandbox.fake_twilio import (
     BROKEN_JSON,
@@ -131,7 +131,7 @@ def mysql_quotes_names(town: Town, _patch: pytest.MonkeyPatch) -> None:
 
 def mysql_quotes_numbers(town: Town, _patch: pytest.MonkeyPatch) -> None:
     """The ledger fails with the number that it should take."""
-    town.sql(habit_notifier.LEDGER_DDL.format(database=town.database.name, user_id="INT"))
+    create_ledger(town.database)
     town.sql(
         f"CREATE TRIGGER fail BEFORE INSERT ON {LEDGER} FOR EACH ROW BEGIN "
         "DECLARE words TEXT; SET words = NEW.phone_number; SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = words; END"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from habit_notifier import OneLine, Stop, Store, days_by_zone
+from habit_notifier import LEDGER_DDL, OneLine, Stop, Store, days_by_zone
 from tests.runs import program
 from tests.runs.program import Moment
 from tests.sandbox.database import LEDGER, Database, Id
@@ -41,6 +41,13 @@ def at_send(number: int, action: Callable[[], object]) -> Callable[[Request], No
 def variants(*options: dict[str, Any]) -> pytest.MarkDecorator:
     """A test on a database that is made with each of these options in turn."""
     return pytest.mark.parametrize("variant", options, ids=lambda chosen: "-".join(map(str, chosen.values())))
+
+
+def create_ledger(database: Database, user_id: str = "") -> None:
+    """As an administrator would; or with user ids of another type."""
+    own = "SELECT column_type FROM information_schema.columns WHERE table_schema = %s AND table_name = 'User'"
+    [(column_type,)] = database.rows(f"{own} AND column_name = 'id'", (database.name,))
+    database.execute(LEDGER_DDL.format(database=database.name, user_id=user_id or column_type))
 
 
 def judging(store: Store) -> int:

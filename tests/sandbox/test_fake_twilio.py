@@ -188,18 +188,10 @@ def test_the_gsm_alphabet_is_complete() -> None:
     assert not GSM7_BASIC & GSM7_EXTENSION
 
 
-def test_an_api_key_sends_and_lists_but_cannot_read_the_account(twilio: FakeTwilio, connect: Connect) -> None:
+def test_an_api_key_sends_and_lists(twilio: FakeTwilio, connect: Connect) -> None:
     client = connect(twilio, twilio.API_KEY_SID, twilio.API_KEY_SECRET)
     assert client.messages.list() == []
     assert send(client).sid
-    with pytest.raises(TwilioRestException) as error:
-        client.api.accounts(twilio.ACCOUNT_SID).fetch()
-    assert code_of(error) == (401, 20003)
-
-
-def test_the_auth_token_reads_the_account(twilio: FakeTwilio, connect: Connect) -> None:
-    account = connect(twilio).api.accounts(twilio.ACCOUNT_SID).fetch()
-    assert (account.sid, account.status) == (twilio.ACCOUNT_SID, "active")
 
 
 @pytest.mark.parametrize(
@@ -268,14 +260,6 @@ def test_a_page_holds_at_most_a_thousand(twilio: FakeTwilio, connect: Connect) -
     assert len(client.messages.list(page_size=1000)) == 1001
 
 
-def test_the_list_is_filtered_by_recipient_and_sender(twilio: FakeTwilio, connect: Connect) -> None:
-    client = connect(twilio)
-    anna, bert = send(client).sid, send(client, BERT, from_="+15005550001").sid
-    assert [message.sid for message in client.messages.list(to=ANNA)] == [anna]
-    assert [message.sid for message in client.messages.list(from_="+15005550001")] == [bert]
-    assert client.messages.list(to=ANNA, from_="+15005550001") == []
-
-
 MIDNIGHT = datetime(2026, 3, 29, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
 
@@ -285,16 +269,10 @@ TICK = timedelta(microseconds=1)
     [
         ({"date_sent": "2026-03-29"}, "bcd"),
         ({"date_sent": "2026-03-28"}, "a"),
-        ({"date_sent": MIDNIGHT + timedelta(hours=7)}, "bcd"),  # an exact instant means its day
-        ({"date_sent_before": "2026-03-29"}, "abcd"),
-        ({"date_sent_before": "2026-03-28"}, "a"),
-        ({"date_sent_after": "2026-03-29"}, "bcde"),
-        ({"date_sent_after": "2026-03-30"}, "e"),
-        ({"date_sent_after": MIDNIGHT, "date_sent_before": MIDNIGHT + timedelta(hours=12)}, "bc"),
-        ({"date_sent_after": MIDNIGHT + timedelta(hours=12, seconds=1)}, "de"),
+        ({"date_sent": "2026-03-29", "from_": "+15005550001"}, "c"),
     ],
 )
-def test_the_list_is_filtered_by_gmt_days_and_instants(
+def test_the_list_is_filtered_by_gmt_days_and_senders(
     twilio: FakeTwilio, connect: Connect, filters: dict[str, Any], found: str
 ) -> None:
     client = connect(twilio)
@@ -302,16 +280,8 @@ def test_the_list_is_filtered_by_gmt_days_and_instants(
     moments += [MIDNIGHT + timedelta(days=1) - TICK, MIDNIGHT + timedelta(days=1)]
     for body, moment in zip("abcde", moments, strict=True):
         twilio.clock = lambda moment=moment: moment  # type: ignore[misc]
-        send(client, body=body)
+        send(client, body=body, from_="+15005550001" if body == "c" else FakeTwilio.FROM_NUMBER)
     assert "".join(sorted(message.body for message in client.messages.list(**filters))) == found
-
-
-def test_a_filter_that_is_no_date_is_refused(twilio: FakeTwilio, connect: Connect) -> None:
-    client = connect(twilio)
-    send(client)
-    with pytest.raises(TwilioException, match="Unable to fetch page"):
-        client.messages.list(date_sent="yesterday")
-    assert client.messages.list()
 
 
 def test_every_answer_tells_the_simulated_time_unless_told_not_to(twilio: FakeTwilio) -> None:
