@@ -475,7 +475,7 @@ class Job:
         self.patiently(self.store.open)
         twilios = self.patiently(self.twilio.probe)
         log.info("Twilio client initialized")
-        check_clock(twilios, self.clock())
+        compare_clocks(twilios, self.clock())
 
     def patiently(self, step: Callable[[], T]) -> T:
         """Take a step, again and again while what it needs is away: nobody is claimed yet."""
@@ -507,7 +507,7 @@ class Job:
         settled = settled_rows(rows, messages, self.clock(), looked_up=failure is None)
         self.store.settle(settled)
         self.report.learned(rows, settled)
-        check_sender(settled)
+        stop_if_blocked(settled)
         return failure
 
     def look_around(self) -> None:
@@ -630,9 +630,18 @@ class Job:
 
     def claim(self) -> None:
         """Claim the next few, and hand those that are ours to the threads."""
-        room, now = 0 if self.brake.pulled else min(self.sender.room, len(self.waiting)), self.clock()
+        room = 0 if self.brake.pulled else min(self.sender.room, len(self.waiting))
         handful = [self.waiting.popleft() for _ in range(room)]
         self.unrecorded |= dict.fromkeys(handful, NOT_POSTED)
+        others = self.give_way(handful)
+        ours = [reminder for reminder in handful if reminder not in others]
+        self.report.claimed(ours)
+        self.unrecorded |= dict.fromkeys(ours, GIVEN_UP)  # until they are answered
+        self.sender.submit(ours)
+
+    def give_way(self, handful: Sequence[Reminder]) -> Collection[Reminder]:
+        """Write the claims; those that another run has a better right to are released, reported, and returned."""
+        now = self.clock()
         rows = self.store.claim(handful, now)
         cases = {r: Case(r.user, rows[r.user.id], None, self.settings, now) for r in handful}
         others = {r: skip for r, case in cases.items() if (skip := not_ours(self.store.claims[r], case))}
@@ -640,10 +649,7 @@ class Job:
         for reminder, skip in others.items():
             del self.unrecorded[reminder]
             self.skip(reminder.user, skip)
-        ours = [reminder for reminder in handful if reminder not in others]
-        self.report.claimed(ours)
-        self.unrecorded |= dict.fromkeys(ours, GIVEN_UP)  # until they are answered
-        self.sender.submit(ours)
+        return others
 
     def take(self, answers: Mapping[Reminder, Answer]) -> None:
         """Record what became of texts, then tell it."""
@@ -686,7 +692,7 @@ class Job:
         self.report.not_tried(self.waiting)
 
 
-def check_clock(twilios: datetime | None, now: datetime) -> None:
+def compare_clocks(twilios: datetime | None, now: datetime) -> None:
     """Days are judged, and the ledger is kept, by this clock.
 
     :raises RetryLater: when it is not Twilio's
@@ -839,18 +845,20 @@ class Report:
         if self.counts[Outcome.TRIAL] or (setup >= (FEW if shards == 1 else STREAK) and not sent):
             return FixFirst(f"Twilio refuses texts for our set-up, the last one: {self._set_up}")
         if uncertain and not sent:
-            return RetryLater(f"No text was surely sent, and {uncertain} may have been: is Twilio well?")
+            return RetryLater(f"No text was surely sent, and {uncertain} may have been: see https://status.twilio.com")
         return None
 
     def close(self, brake: Brake, settings: Settings) -> Exit:
         """Sum up; the exit code."""
+        early = brake.failure
         if self.started:
+            self._warn(settings)
+            self._sum_up()
             if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
-            brake.blame(unfinished=not self.walked or any(o.exit_code is Exit.RETRY for o in self.counts))
-            self._warn(settings)
-            self._sum_up(brake)
-        brake.blame(unfinished=False)
+        brake.blame(unfinished=self.started and self.unfinished)
+        if early and self.started and brake.failure is early:  # its first telling may stand above thousands of lines
+            tell(early)
         return Exit.worst([*(outcome.exit_code for outcome in self.counts), *brake.exit_codes])
 
     def _warn(self, settings: Settings) -> None:
@@ -864,7 +872,7 @@ class Report:
                 self._at_night,
             )
 
-    def _sum_up(self, brake: Brake) -> None:
+    def _sum_up(self) -> None:
         if not self.walked:
             log.warning(
                 "The run ended before the last page: %d of %d users were looked at", self._looked_at, self.users
@@ -879,8 +887,11 @@ class Report:
         self.tell_totals()
         sent, failed = self.counts[Outcome.SENT], self.failed
         log.info("Job completed. Notifications sent: %d, Failed: %d", sent, failed, extra={"event": "completed"})
-        if brake.failure:  # its first telling may stand above thousands of lines
-            tell(brake.failure)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a retry would find work that this run left."""
+        return not self.walked or any(outcome.exit_code is Exit.RETRY for outcome in self.counts)
 
     @property
     def failed(self) -> int:
@@ -1431,7 +1442,7 @@ class Twilio:
         """
         until, missing = time.monotonic() + SETTLE_BUDGET, {row.sid for row in rows if row.sid}
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
-        read = partial(self._messages, missing, partial(check_budget, brake, until))
+        read = partial(self._messages, missing, partial(keep_to_budget, brake, until))
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
             search = {"date_sent": str(day), "page_size": 1_000, **sender}
@@ -1460,7 +1471,7 @@ class Twilio:
             raise kind(f"Twilio's list of messages could not be read: {answer.words}")
         return found
 
-    def check_own_sender(self) -> Iterator[str]:
+    def find_sender(self) -> Iterator[str]:
         """Look for the sender in the account; why that could not be told.
 
         :raises FixFirst: when it is not there
@@ -1505,7 +1516,7 @@ class Twilio:
         return cast(tuple[Client, Http], self._clients.pair)
 
 
-def check_budget(brake: Brake, until: float) -> None:
+def keep_to_budget(brake: Brake, until: float) -> None:
     """Looking up may not keep a run from its work.
 
     :raises Terminated: when SIGTERM came
@@ -2113,18 +2124,18 @@ class Store:
         """Check the ledger by statements that touch no row but fail when a column or a grant is missing; make it."""
         ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
         try:
-            self.check_ledger()
+            self.try_ledger()
         except DatabaseError as error:
             if error.number not in NO_SUCH_GRANT_OR_TABLE:
                 raise
             try:
                 self._run(ddl)
-                self.check_ledger()
+                self.try_ledger()
             except DatabaseError as refused:
                 raise self._no_ledger(ddl) if refused.number in {1044, *NO_SUCH_GRANT_OR_TABLE} else refused from None
             log.info("Created the ledger %s", LEDGER)
 
-    def check_ledger(self, explain: str = "") -> None:
+    def try_ledger(self, explain: str = "") -> None:
         """Statements that touch no row, but fail when a column or a grant is missing or the server is read-only."""
         self._run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
         self._run(f"{explain}INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
@@ -2151,7 +2162,7 @@ class Store:
         id_type = self._type_of("User", "id")
         ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
         try:
-            self.check_ledger("EXPLAIN ")
+            self.try_ledger("EXPLAIN ")
         except DatabaseError as error:
             if error.number == NO_SUCH_TABLE:
                 return " ".join(ddl.split()) + ";"
@@ -2383,7 +2394,7 @@ class Store:
     def record(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
         """Write what became of claims: keep the row of a text that may have been sent, delete the others'."""
         kept = {
-            reminder: finished(self.claims[reminder], answer, now)
+            reminder: answered(self.claims[reminder], answer, now)
             for reminder, answer in answers.items()
             if answer.outcome in STATES and reminder in self.claims
         }
@@ -2495,7 +2506,7 @@ def claim_of(reminder: Reminder, token: str, now: datetime) -> Row:
     return Row(user.id, today, user.phone, reminder.rule.key, State.SENDING, token, now)
 
 
-def finished(claim: Row, answer: Answer, now: datetime) -> Row:
+def answered(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
     state = STATES[answer.outcome]
     refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
@@ -2597,7 +2608,7 @@ def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: date
     return settled
 
 
-def check_sender(settled: Sequence[Row]) -> None:
+def stop_if_blocked(settled: Sequence[Row]) -> None:
     """Texts that carriers block cost money and reach nobody.
 
     :raises FixFirst: when that is what most of the newly learned outcomes say
@@ -2772,7 +2783,7 @@ def check_twilio(job: Job) -> Iterator[str]:
     if twilios is None:
         yield "Twilio's answer has no Date: whether this node's clock is right is not known"
     else:
-        check_clock(twilios, job.clock())
+        compare_clocks(twilios, job.clock())
 
 
 def check_hours(job: Job) -> Iterator[str]:
@@ -2791,7 +2802,7 @@ CHECKS: dict[str, tuple[set[str], Callable[[Job], Iterable[str]]]] = {
     "users and logs": ({"database"}, check_users),
     "hours": (set(), check_hours),
     "Twilio": (set(), check_twilio),
-    "sender": ({"Twilio"}, lambda job: job.twilio.check_own_sender()),
+    "sender": ({"Twilio"}, lambda job: job.twilio.find_sender()),
 }
 
 

@@ -21,7 +21,6 @@ from habit_notifier import (
     Row,
     State,
     User,
-    check_sender,
     days_of,
     delivered,
     in_window,
@@ -34,6 +33,7 @@ from habit_notifier import (
     remembered,
     segments,
     speaks_against,
+    stop_if_blocked,
     text_problems,
     wanted,
     within_week,
@@ -173,7 +173,7 @@ def ends(blocked: int, others: int, code: int = 30034) -> list[Row]:
 @pytest.mark.parametrize(("blocked", "others"), [(3, 0), (3, 3), (50, 50), (12, 0)])
 def test_three_texts_and_half_of_all_say_that_the_sender_is_blocked(blocked: int, others: int, code: int) -> None:
     with pytest.raises(FixFirst) as caught:
-        check_sender(ends(blocked, others, code))
+        stop_if_blocked(ends(blocked, others, code))
     [line] = caught.value.args
     assert line.startswith(
         f"Carriers block the sender: {blocked} of the last {blocked + others} texts did not arrive, "
@@ -184,19 +184,19 @@ def test_three_texts_and_half_of_all_say_that_the_sender_is_blocked(blocked: int
 
 @pytest.mark.parametrize(("blocked", "others"), [(0, 0), (2, 0), (2, 1), (3, 4), (49, 51)])
 def test_fewer_do_not(blocked: int, others: int) -> None:
-    check_sender(ends(blocked, others))
+    stop_if_blocked(ends(blocked, others))
 
 
 def test_only_known_ends_say_anything_of_the_sender() -> None:
     still_open, unknown = [a_row(code=30034)] * 9, [a_row(final="unknown")] * 9
-    check_sender([*ends(2, 2), *still_open])
+    stop_if_blocked([*ends(2, 2), *still_open])
     with pytest.raises(FixFirst, match="3 of the last 6 texts"):
-        check_sender([*ends(3, 3), *unknown])
+        stop_if_blocked([*ends(3, 3), *unknown])
 
 
 @pytest.mark.parametrize("code", [30003, 30004, 30005, 30006, 30008])
 def test_what_the_recipients_are_to_blame_for_does_not_block_the_sender(code: int) -> None:
-    check_sender(ends(100, 0, code))
+    stop_if_blocked(ends(100, 0, code))
 
 
 # --- in peace
