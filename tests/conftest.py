@@ -36,12 +36,17 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy is in the way; what is away at the start of a run is waited for as long as a test can wait."""
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is away at the start of a run is waited for as long as a test can wait."""
+    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 2.0)
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may sit behind a proxy."""
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 2.0)
 
 
 @pytest.fixture(scope="session", params=["throwaway", *(["named"] if NAMED else [])])

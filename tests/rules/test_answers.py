@@ -81,6 +81,9 @@ ACTION_OF_CODE = [(code, action) for action, codes in CODES.items() for code in 
 ACTION_OF_STATUS = [(status, action) for action, statuses in STATUSES.items() for status in sorted(statuses)]
 
 
+pytestmark = pytest.mark.usefixtures("no_proxy")
+
+
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (0.5, 0.5))

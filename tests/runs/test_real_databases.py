@@ -25,6 +25,7 @@ from tests.runs.town import NOON, Town, at_send, variants
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 from tests.sandbox.proxy import Proxy
+from tests.sandbox.sockets import SocketServer
 
 DAY = timedelta(days=1)
 USERS = 10
@@ -272,27 +273,24 @@ GREETINGS = {
 }
 
 
+class Greeter(SocketServer):
+    """Says one thing to whoever comes, and closes."""
+
+    def __init__(self, words: bytes) -> None:
+        super().__init__()
+        self.words = words
+
+    def serve(self, client: socket.socket) -> None:
+        client.sendall(self.words)
+
+
 @pytest.mark.parametrize("greeting", GREETINGS)
 def test_whatever_else_answers_at_the_port_is_told_as_a_mistake_of_the_settings(town: Town, greeting: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as port:
-
-        def greet() -> None:
-            while True:
-                try:
-                    client, _ = port.accept()
-                except OSError:
-                    return
-                with client:
-                    client.sendall(GREETINGS[greeting])
-
-        thread = threading.Thread(target=greet, daemon=True)
-        thread.start()
-        code = town.run(DB_PORT=str(port.getsockname()[1]))
-        port.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
-    assert code in (Exit.RETRY, Exit.ACT)
-    said = town.problem
-    assert "DB_HOST" in said or "the connection was lost" in said
+    with Greeter(GREETINGS[greeting]) as server:
+        code = town.run(DB_PORT=server.port)
+    assert code == Exit.RETRY if greeting == "SSH" else code in (Exit.RETRY, Exit.ACT)
+    assert town.problem.startswith("MySQL: ")
+    assert "DB_HOST" in town.problem or "the connection was lost" in town.problem
     assert not town.twilio.requests
 
 

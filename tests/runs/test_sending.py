@@ -36,7 +36,10 @@ from tests.sandbox.fake_twilio import (
 from tests.sandbox.sockets import Canned, ConnectProxy
 
 # Nothing here depends on the kind of server: one is enough.
-pytestmark = pytest.mark.parametrize("server", ["throwaway"], indirect=True, scope="session")
+pytestmark = [
+    pytest.mark.parametrize("server", ["throwaway"], indirect=True, scope="session"),
+    pytest.mark.usefixtures("no_proxy"),
+]
 
 
 OUTAGE_PAUSES, ORIGINAL_PATIENCE = habit_notifier.OUTAGE_PAUSES, habit_notifier.OUTAGE_PATIENCE
