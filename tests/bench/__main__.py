@@ -35,7 +35,7 @@ def main() -> None:
     if "memory" in parts:
         results.memory = process.memory(bench, [sizes[0], sizes[-1]])
     if "evaluation" in parts:
-        results.cases = evaluation.run(bench, sizes, [] if told.users else OLD_LOGS)
+        results.cases, results.extras = evaluation.run(bench, sizes, [] if told.users else OLD_LOGS)
     text = report.table(results)
     print(text)
     if set(parts) == set(PARTS) and not told.users and told.app == ROOT / "app":

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pytz
 
-from tests.sandbox.database import Database
+from tests.sandbox.database import LEDGER, Database
 
 NOW = datetime(2026, 3, 3, 9, tzinfo=UTC)
 """When the runs of the benchmarks believe to be."""
@@ -67,6 +67,21 @@ class Population:
         self._add_users(f"n.n BETWEEN {self.users + 1} AND {self.users + users}", flawless=True)
         self.users += users
         self._finish()
+
+    def add_ledger(self) -> None:
+        """Give everybody who is due a text for each of seven days, all delivered."""
+        at = f"TIMESTAMP '{self.now:%Y-%m-%d %H:%M:%S}' - INTERVAL n.n DAY"
+        self._fill(
+            f"""INSERT INTO {LEDGER}
+                SELECT u.id, DATE({at}), u.phone_number, 'no_logs', 'sent', REPEAT('a', 32), {at}, {at},
+                       CONCAT('SM', LPAD(u.id, 32, '0')), NULL, 'delivered', 1
+                FROM User u JOIN BenchZone z ON z.zone = u.time_zone JOIN BenchNumber n ON n.n BETWEEN 2 AND 8
+                WHERE u.phone_number LIKE '+%' AND NOT EXISTS (
+                    SELECT 1 FROM Habit h JOIN Log l ON l.habit_id = h.id
+                    WHERE h.user_id = u.id AND l.created_at >= z.day2 AND l.created_at < z.day3)
+                ORDER BY u.id, n.n"""
+        )
+        self.database.execute(f"ANALYZE TABLE {LEDGER}")
 
     def _add_users(self, within: str, *, flawless: bool = False) -> None:
         phone, zone = "CONCAT('+1', 2000000000 + n.n)", "z.zone"

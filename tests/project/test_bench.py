@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.bench import process, report, sending, shards
-from tests.bench.evaluation import Case
+from tests.bench.evaluation import Case, Extra
 from tests.bench.measure import Bench
 from tests.bench.process import Memory, Start
 from tests.bench.sending import Speed
@@ -20,10 +20,11 @@ from tests.bench.shards import Shards
 from tests.project.shell import ROOT, ran
 
 CASE = Case(
-    index=True, users=1_000_000, old_logs=20, due=9, client_seconds=1, seconds=1.4, to_client=1.4, cpu_to_client=1.4,
+    index=True, users=1_000_000, old_logs=20, due=9, client_seconds=1, seconds=1.0, to_client=1.0, cpu_to_client=1.0,
     to_loop=30, mib=60,
 )  # fmt: skip
-WITHOUT = replace(CASE, index=False, to_client=1.1, cpu_to_client=1.1, to_loop=7)
+WITHOUT = replace(CASE, index=False, to_client=0.95, cpu_to_client=0.95, to_loop=7)
+EXTRA = Extra("all gates", seconds=1.2, times=1.25, to="the C client's", bound=1.25, users=1_000_000)
 SPEED = Speed(
     concurrency=32, round_trip=0, texts=300, without_ledger=303, bare=310, to_bare=0.97, price=0.01, cpu=0.001
 )
@@ -31,6 +32,7 @@ RESULTS = report.Results(
     "make bench FULL=1",
     "MariaDB 10.11",
     cases=[CASE, replace(CASE, users=10_000, to_client=9, to_loop=1), replace(WITHOUT, old_logs=0), WITHOUT],
+    extras=[EXTRA, replace(EXTRA, users=10_000, times=3)],
     starts=[Start(0.13, 0.11, 1.2)],
     memory=[Memory(10_000, 2_000, 64, 70), Memory(1_000_000, 200_000, 65, 75)],
     speeds=[SPEED, replace(SPEED, round_trip=0.005)],
@@ -50,6 +52,12 @@ def test_evaluation_finds_whom_the_reference_finds() -> None:
         (index, users, logs) for index in ("yes", "no") for users, logs in (("300", "6,000"), ("900", "18,000"))
     ]
     assert all(int(row[3]) > 50 for row in rows)
+    assert re.findall(r"^\| (views|seven|all) .* s \| [\d.]+ \| (.*?) \|", done.stdout, flags=re.MULTILINE) == [
+        ("views", "that of tables"),
+        ("seven", "the C client's"),
+        ("all", "the C client's"),
+        ("all", "that without them"),
+    ]
 
 
 def test_the_other_parts_measure_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,17 +94,18 @@ def test_what_is_out_of_its_bound_is_bold() -> None:
         "make bench",
         "MySQL 9",
         cases=[
-            replace(CASE, to_client=1.51), replace(CASE, cpu_to_client=1.51), replace(CASE, to_loop=24.9),
-            replace(WITHOUT, to_client=1.11), replace(WITHOUT, cpu_to_client=1.11), replace(WITHOUT, to_loop=6.9),
+            replace(CASE, to_client=1.01), replace(CASE, cpu_to_client=1.01), replace(CASE, to_loop=24.9),
+            replace(WITHOUT, to_client=0.96), replace(WITHOUT, cpu_to_client=0.96), replace(WITHOUT, to_loop=6.9),
         ],
+        extras=[replace(EXTRA, times=1.26)],
         starts=[Start(0.14, 0.1, 1.31)],
-        memory=[Memory(10_000, 2_000, 90.6, 90.6)],
+        memory=[Memory(10_000, 2_000, 70.6, 90.6)],
         speeds=[
-            replace(SPEED, concurrency=8, texts=71), replace(SPEED, concurrency=64, to_bare=0.79),
+            replace(SPEED, concurrency=8, texts=71), replace(SPEED, concurrency=64, to_bare=0.89),
             replace(SPEED, round_trip=0.005, price=0.11),
         ],
     )  # fmt: skip
-    assert len(re.findall(r"\| \*\*", report.table(bad))) == 6 + 1 + 2 + 3
+    assert len(re.findall(r"\| \*\*", report.table(bad))) == 6 + 1 + 1 + 2 + 3
 
 
 def test_the_picture_shows_time_memory_and_speed(tmp_path: Path) -> None:
