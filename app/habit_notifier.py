@@ -522,7 +522,7 @@ class Job:
         self.store.judge_by(days_by_zone(zones, self.settings, self.now), self.now)
         yield from zone_doubts(zones, self.settings)
         try:
-            yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users, self.now)
+            yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users)
         except DatabaseError as failure:
             if failure.remedy is not Remedy.SMALLER:
                 raise
@@ -721,15 +721,15 @@ def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
             yield f"{zone.users} users have the unknown zone {zone.name!r}: DEFAULT_TIME_ZONE ({default}) serves for it"
 
 
-def log_doubts(logs: NewestLogs, users: int, now: datetime) -> Iterator[str]:
+def log_doubts(logs: NewestLogs, users: int) -> Iterator[str]:
     """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more."""
     if logs.ahead >= min(FEW, logs.looked_at) > 0:
         yield (
-            f"{logs.ahead} of the newest logs are still to come, the last of {logs.newest:%Y-%m-%d %H:%M:%S} UTC: "
+            f"{logs.ahead} of the newest logs are still to come, the last of {logs.newest} UTC: "
             "Log.created_at must be in UTC. Does a server with another time_zone fill a DATETIME? Until that is "
             "mended, days are judged wrongly"
         )
-    if users >= MANY and (logs.newest is None or logs.newest < now - timedelta(days=3)):
+    if users >= MANY and logs.past:
         yield "there is no log of the last days at all: is what writes them broken? MAX_TEXTS guards against that"
 
 
@@ -1946,11 +1946,12 @@ class Zone(NamedTuple):
 
 
 class NewestLogs(NamedTuple):
-    """Of the logs with the highest ids: how many, the latest time stamp, and how many are still to come."""
+    """Of the logs with the highest ids: how many, the latest, how many are to come, whether all were before day 1."""
 
     looked_at: int
-    newest: datetime | None
+    newest: date | None
     ahead: int
+    past: bool
 
 
 class Page(NamedTuple):
@@ -2211,9 +2212,9 @@ class Store:
             [bound],
         )
         if not isinstance(newest, date):  # none, or a zero date
-            return NewestLogs(count, None, ahead)
-        at = newest if isinstance(newest, datetime) else datetime.combine(newest, time_of_day())
-        return NewestLogs(count, at.replace(tzinfo=UTC), ahead)
+            return NewestLogs(count, None, ahead, past=True)
+        first = min((bounds_of(days, dates=self._dates)[0] for days in self._days.values()), default=newest)
+        return NewestLogs(count, newest, ahead, past=newest < first)
 
     def zones(self) -> list[Zone]:
         """The zones that this run's users with a phone number have."""

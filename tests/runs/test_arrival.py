@@ -225,9 +225,20 @@ def test_each_shard_has_the_limit_for_itself(town: Town) -> None:
     assert len(town.twilio.book) == len(town.ledger) == min(share)
 
 
+DAY_1 = NOON - NOON.replace(hour=0) + 48 * HOUR  # ago: where it began in UTC
+SECOND = timedelta(seconds=1)
+
+
 @pytest.mark.parametrize(
     ("users", "newest", "told"),
-    [(100, None, True), (100, 73 * HOUR, True), (100, 71 * HOUR, False), (99, None, False), (99, 73 * HOUR, False)],
+    [
+        (100, None, True),
+        (100, DAY_1 + SECOND, True),
+        (100, DAY_1, False),
+        (100, DAY_1 - SECOND, False),
+        (99, None, False),
+        (99, DAY_1 + SECOND, False),
+    ],
 )
 def test_when_nobody_logs_any_more_a_run_says_so(town: Town, users: int, newest: timedelta | None, told: bool) -> None:
     ids = populate(town, users)

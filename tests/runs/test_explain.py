@@ -130,7 +130,9 @@ def test_the_newest_logs_are_found_without_reading_all_logs(
     database, twilio = filled
     with Store(Settings.read(database.environ() | twilio.environ()), Stop()) as store:
         before = rows_read(store)
-        assert store.newest_logs(NOON) == habit_notifier.NewestLogs(100, NOON - timedelta(hours=22), 0)
+        assert store.newest_logs(NOON) == habit_notifier.NewestLogs(
+            100, (NOON - timedelta(hours=22)).replace(tzinfo=None), 0, past=False
+        )
         assert rows_read(store) - before < 1_000
 
 
