@@ -26,6 +26,7 @@ from hack.kubectl import (
     container_of,
     exit_code,
     given,
+    killed,
     lines,
     missed_run,
     next_run,
@@ -187,9 +188,11 @@ def print_log(cluster: Cluster, pod: str) -> None:
         for line in islice(lines(*cluster.here("logs", "-f", pod, "-c", CRONJOB), quiet=printed > 0), printed, None):
             say(line, end="")
             printed += 1
-        if "running" not in state_of(cluster.get("pod", pod)):
-            return
+        if "running" not in state_of(found := cluster.get("pod", pod)):
+            break
         time.sleep(1)
+    if why := killed(found):
+        say(why)
 
 
 def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
@@ -238,11 +241,9 @@ def verdict(cluster: Cluster, job: str) -> int:
     if outcome == "Complete":
         say(f"The Job {job} is complete.")
         return 0
-    if "DeadlineExceeded" in outcome:
-        lost = 'which deletes its pod with the log. See "A Job without a log" in DEPLOYMENT.md.'
-        say(f"The Job {job} hit activeDeadlineSeconds, {lost}")
-    else:
-        say(f'The Job {job} failed ({outcome}). Exit code {code or "unknown"}: see "Exit codes" in DEPLOYMENT.md.')
+    told = f'Exit code {code}: see "Exit codes" in DEPLOYMENT.md.'
+    gone = 'Its log is gone: see "A Job without a log" in DEPLOYMENT.md.'
+    say(f"The Job {job} failed ({outcome}). {told if code and outcome != 'DeadlineExceeded' else gone}")
     return code or 1
 
 
@@ -291,17 +292,18 @@ def summary_of(pod: Object) -> Object:
     with suppress(ValueError):
         if isinstance(found := json.loads(message, object_hook=Object), Object):
             return found
-    return Object(error=message.rpartition("\n")[2])
+    return Object(error=killed(pod) or message.rpartition("\n")[2])
 
 
 def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
-    """Sent by all attempts; failed and uncertain as each shard's last attempt has it."""
+    """Sent by all attempts whose pods are left; failed and uncertain as each shard's last attempt has it."""
     words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
     if not outcome:
         waits = [start_of(cluster, pod)[1] for pod in pods] or [cluster.complaint(job.metadata.name, "FailedCreate")]
-        return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work")
+        return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work: make logs")
     last = {shard_of(pod): summary_of(pod) for pod in pods}.values()
-    words += "complete" if outcome == "Complete" else f"failed ({outcome}), exit code {exit_code(pods)}"
+    code = f"exit code {exit_code(pods)}" if pods else "its pods are gone"
+    words += "complete" if outcome == "Complete" else f"failed ({outcome}), {code}"
     if any("sent" in found for found in last):
         failed, uncertain = (sum(found.get(name, 0) for found in last) for name in ("failed", "uncertain"))
         words += f": {sum(summary_of(pod).sent or 0 for pod in pods)} sent, {failed} failed, {uncertain} uncertain"
@@ -323,10 +325,8 @@ def events(cluster: Cluster) -> None:
 
 
 def schedule_in_words(cronjob: Object) -> str:
-    words, now = (
-        f"Schedule: {cronjob.spec.schedule} ({cronjob.spec.timeZone})",
-        datetime.now(UTC).replace(microsecond=0),
-    )
+    words = f"Schedule: {cronjob.spec.schedule} ({cronjob.spec.timeZone})"
+    now = datetime.now(UTC).replace(microsecond=0)
     if cronjob.spec.suspend:
         return f"{words}. It is suspended: make resume"
     if coming := next_run(cronjob, now):

@@ -50,7 +50,7 @@ push() {
   esac
   "${docker[@]}" image inspect "$image" >/dev/null 2>&1 || fail "there is no image $image on this machine. Build it: make build IMAGE_NAME=$name IMAGE_TAG=$tag"
   "${docker[@]}" push "$image" || fail "the registry did not take $image: its message stands above. Logged in? ${docker[*]} login"
-  echo "Pushed $image. Next: make deploy IMAGE_NAME=$name IMAGE_TAG=$tag, or make update-image when it is deployed already."
+  echo "Pushed $image. Next: make deploy SUSPEND=yes IMAGE_NAME=$name IMAGE_TAG=$tag, or make update-image when it is deployed already."
 }
 
 case $TARGET in

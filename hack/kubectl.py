@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from typing import Any
 
 CRONJOB, SECRET, APP = "habit-notifier", "habit-notifier-secrets", "app=habit-notifier"
-REMEDIES = {  # of what keeps a pod from starting: the first that is found in it
+REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is found in it
     f'secret "{SECRET}" not found': "make secret",
     'configmap "habit-notifier-config" not found|serviceaccount': "make deploy",
     "CreateContainerConfigError|FailedMount": "make what it names, in the job's namespace.",
@@ -25,6 +25,7 @@ REMEDIES = {  # of what keeps a pod from starting: the first that is found in it
     "For a private registry see imagePullSecrets in k8s/serviceaccount.yaml.",
     "Unschedulable": "make room on a node, or lower resources.requests in k8s/cronjob.yaml.",
     "quota": "raise the namespace's ResourceQuota, or lower resources in k8s/cronjob.yaml.",
+    "OOMKilled": "raise limits.memory in k8s/cronjob.yaml, or lower SEND_CONCURRENCY, and make deploy.",
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
     "": "make events",
 }
@@ -158,6 +159,12 @@ def state_of(pod: Object) -> Object:
     return next((each.state for each in pod.status.containerStatuses if each.name == CRONJOB), Object())
 
 
+def killed(pod: Object) -> str:
+    """What the program could not tell of its end."""
+    took = "OOMKilled: it took more memory than it may"
+    return with_remedy(took) if state_of(pod).terminated.reason == "OOMKilled" else ""
+
+
 def shard_of(pod: Object) -> str:
     return str(pod.metadata.labels.get("batch.kubernetes.io/job-completion-index", ""))
 
@@ -166,8 +173,8 @@ def outcome_of(job: Object) -> str:
     """Complete, or why it failed; nothing while it is at work."""
     for each in job.status.conditions:
         if each.status == "True" and each.type in ("Complete", "Failed"):
-            words = [each.reason, each.message, job.status.failedIndexes]
-            return "Complete" if each.type == "Complete" else ": ".join(filter(None, words)) or "Failed"
+            words = filter(None, [each.reason, job.status.failedIndexes])
+            return "Complete" if each.type == "Complete" else ": ".join(words) or "Failed"
     return ""
 
 

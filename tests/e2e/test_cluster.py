@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.probe import PROBE
-from tests.e2e.stage import CREDENTIALS, NAMESPACE, ROOT, Cluster, Due, Outside, User, Watch, eventually
+from tests.e2e.stage import CREDENTIALS, NAMESPACE, ROOT, Cluster, Due, Outside, User, Watch, blocks, eventually
 from tests.sandbox.fake_twilio import FakeTwilio
 
 pytestmark = pytest.mark.timeout(600)
@@ -156,6 +156,17 @@ def test_2_everybody_due_gets_one_text_and_nobody_a_second_one(
     outside.call("administrator", "REVOKE CREATE ON habit_tracker.`HabitNotification` FROM 'habit_notifier'@'%'")
     assert summary(user.does("make test")) == (0, 0)
     assert outside.texts() == due
+
+
+def test_2_the_first_text_goes_to_one_number(due: Due, user: User, cluster: Cluster, outside: Outside) -> None:
+    patch = ["patch", "configmap", "habit-notifier-config", "--patch"]
+    cluster.here(*patch, json.dumps({"data": {"ONLY_USERS": str(outside.an_id())}}))
+    try:
+        assert "ONLY_USERS is set: of all users only these 1 may be texted" in user.does("make test")
+    finally:
+        cluster.here(*patch, '{"data": {"ONLY_USERS": null}}')
+    assert outside.texts().total() == 1
+    assert outside.texts() <= due
 
 
 def test_2_a_scheduled_run_texts_who_is_new_and_nobody_twice(
@@ -411,6 +422,72 @@ def test_5_a_run_that_waits_says_why_and_goes_on_by_itself(
     assert outside.texts() == due
 
 
+@pytest.mark.usefixtures("due")
+def test_5_a_password_is_rotated_as_the_documents_say(user: User, outside: Outside) -> None:
+    new, discard = (sql for sql in blocks("DEPLOYMENT.md", "sql") if re.search("(CURRENT|OLD) PASSWORD", sql))
+    (change,) = (steps for steps in blocks("DEPLOYMENT.md", "bash") if "New password" in steps)
+    keeps_old = "MariaDB" not in outside.call("rows", "SELECT VERSION()")[0][0]
+    try:
+        if not keeps_old:
+            user.does("make stop YES=yes")
+        outside.call("administrator", new if keeps_old else new.replace(" RETAIN CURRENT PASSWORD", ""))
+        assert "database" in user.does(change, typed="another-long-random-password\n")
+        outside.call("administrator", discard if keeps_old else "")
+        user.does("make resume")
+    finally:
+        old = f"ALTER USER '{CREDENTIALS['DB_USER']}'@'%' IDENTIFIED BY '{CREDENTIALS['DB_PASSWORD']}'"
+        outside.call("administrator", old)
+        user.does("make secret", environ=CREDENTIALS)
+
+
+def test_5_credentials_that_turn_wrong_are_named_and_the_rest_is_served_later(
+    due: Due, user: User, outside: Outside, watch: Watch
+) -> None:
+    remedy = r"0 uncertain\n    Twilio: the credentials were refused: correct TWILIO_ACCOUNT_SID and "
+    told = []
+    for good_requests, some in ((0, False), (8, True)):
+        outside.call("twilio", "spoil_credentials", {"after": good_requests})
+        job = job_in(user.does("make test", code=2))
+        sent = outside.texts().total()
+        assert (watch.exits(job), sent > 0, sent < due.total()) == ([2], some, True)
+        told.append(rf"  {job}  failed \(PodFailurePolicy\), exit code 2: {sent} sent, \d+ failed, {remedy}")
+    status = user.does("make status")
+    assert all(re.search(words, status) for words in told), status
+    outside.call("twilio", "spoil_credentials", {"after": 10**6})
+    user.does("make test")
+    assert outside.texts() == due
+
+
+def test_5_a_twilio_that_fails_for_everybody_fails_the_job_and_nobody_is_texted_twice(
+    due: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    before = cluster.get("cronjob", "habit-notifier")["status"].get("lastSuccessfulTime")
+    outside.call("twilio", "script", {"then": {"kind": "server_error_after_accepting"}})
+    job = job_in(user.does("make test", code=2))
+    watch.ended(job, [1, 1, 1])
+    assert cluster.outcome(job) == "Failed: BackoffLimitExceeded"
+    assert cluster.get("cronjob", "habit-notifier")["status"].get("lastSuccessfulTime") == before
+    assert outside.texts() == due
+    count = due.total()
+    words = rf"  {job}  failed \(BackoffLimitExceeded\), exit code 1: 0 sent, {count} failed, {count} uncertain\n    "
+    assert re.search(f"{words}.*is Twilio well", user.does("make status"))
+
+
+def test_5_a_clock_that_is_wrong_keeps_a_run_from_texting_until_it_is_mended(
+    due: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    outside.call("twilio", "travel_to", {"instant": str(datetime.now(UTC) - timedelta(hours=5))})
+    run = user.start("make test")
+    (job,) = eventually(lambda: working(cluster), 30, "the Job is there")
+    watch.ended(job, [1], seconds=60)
+    assert not outside.texts()
+    outside.call("twilio", "travel_to", {"instant": str(datetime.now(UTC))})
+    done = user.ends(run)
+    assert (done.code, cluster.outcome(job)) == (0, "Complete"), done.said
+    assert re.search("ERROR - this node's clock is wrong: .* mend its time synchronisation", done.said)
+    assert outside.texts() == due
+
+
 @pytest.mark.usefixtures("deployed")
 def test_5_resume_says_that_a_missed_run_starts_at_once(user: User, cluster: Cluster) -> None:
     jobs = cluster.names("jobs")
@@ -566,6 +643,40 @@ def test_6_a_run_ends_itself_at_its_deadline_and_the_next_attempt_goes_on(
     assert outside.ledger() == {"sent": slow.total(), "refused": 1}
 
 
+TOO_LITTLE = {"name": "habit-notifier", "resources": {"limits": {"memory": "20Mi"}, "requests": {"memory": "20Mi"}}}
+
+
+@pytest.mark.parametrize(
+    ("patch", "told", "status"),
+    [
+        pytest.param(
+            {"activeDeadlineSeconds": 6},
+            r'failed \(DeadlineExceeded\)\. Its log is gone: see "A Job without a log"',
+            r"failed \(DeadlineExceeded\), its pods are gone$",
+            id="deadline",
+        ),
+        pytest.param(
+            {"backoffLimit": 0, "template": {"spec": {"containers": [TOO_LITTLE]}}},
+            r"^OOMKilled: .*\nRemedy: raise limits\.memory",
+            r"failed \(BackoffLimitExceeded\), exit code 137\n    OOMKilled: .*\nRemedy: raise limits\.memory",
+            id="memory",
+        ),
+    ],
+)
+def test_6_what_the_program_cannot_tell_of_its_end_is_told_with_the_remedy(
+    patch: dict[str, Any], told: str, status: str, slow: Due, user: User, cluster: Cluster, outside: Outside
+) -> None:
+    spec = json.dumps({"spec": {"jobTemplate": {"spec": patch}}})
+    cluster.here("patch", "cronjob", "habit-notifier", "--patch", spec)
+    try:
+        said = user.does("make test", code=2)
+        assert re.search(told, said, re.MULTILINE), said
+        assert re.search(f"  {job_in(said)}  {status}", user.does("make status"), re.MULTILINE)
+    finally:
+        user.does("make deploy")
+    assert outside.texts() <= slow
+
+
 # --- 7. shards -------------------------------------------------------------------------------------------------------
 
 
@@ -627,7 +738,7 @@ def test_7_a_shard_that_fails_is_tried_again_alone_and_twice_at_most(
     said = user.does("make test", code=2)
     assert watch.exits_by_shard(job_in(said)) == [[0], [1, 0], [1, 1, 1], [0]]
     assert [said.count(f"--- shard {n}: ") for n in range(SHARDS)] == [1, 2, 3, 1]
-    assert "(FailedIndexes: Job has failed indexes: 2). Exit code 1" in said
+    assert "(FailedIndexes: 2). Exit code 1" in said
     texts = outside.texts()
     assert all(shard <= texts for n, shard in enumerate(shards) if n != 2)
     assert not shards[2] <= texts

@@ -72,14 +72,8 @@ HERE = """
     make secret OVERLAY=overlays/staging
     make deploy OVERLAY=overlays/staging IMAGE_NAME=your-registry/habit-notifier IMAGE_TAG=v1.0.0
     make status OVERLAY=overlays/staging
-    export DB_HOST=localhost
-    export DB_PORT=3306
-    export DB_NAME=habit_tracker
-    export DB_USER=root
-    export DB_PASSWORD=password
-    export TWILIO_ACCOUNT_SID=your-sid
-    export TWILIO_AUTH_TOKEN=your-token
-    export TWILIO_FROM_NUMBER=+1234567890
+    export DB_HOST=localhost DB_PORT=3306 DB_NAME=habit_tracker DB_USER=root DB_PASSWORD=password
+    export TWILIO_ACCOUNT_SID=your-sid TWILIO_AUTH_TOKEN=your-token TWILIO_FROM_NUMBER=+1234567890
     python app/habit_notifier.py
     .venv/bin/python -m pytest tests/e2e -k drained
 """

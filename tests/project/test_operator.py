@@ -542,7 +542,8 @@ def test_a_run_ends_with_the_code_of_the_shard_that_failed(
 
     started(cluster, run, end(cluster, FAILED))
     done = cluster.operate("test")
-    assert f"failed (FailedIndexes: Job has failed indexes: 1). Exit code {code or 'unknown'}: see" in done.out
+    told = f"Exit code {code}" if code else "Its log is gone"
+    assert f"failed (FailedIndexes: 1). {told}: see" in done.out
     assert done.code == (code or 1)
 
 
@@ -628,7 +629,7 @@ def test_a_shard_that_cannot_start_takes_no_other_back(cluster: Cluster, shard: 
     done = cluster.operate("test")
     assert ("the run cannot start: StartError" in done.err) is given_up
     assert (not cluster.of("Job")) is given_up
-    assert ("failed indexes: 1" in done.out) is not given_up
+    assert ("(FailedIndexes: 1)" in done.out) is not given_up
 
 
 def test_a_lost_connection_takes_no_run_back(cluster: Cluster) -> None:
@@ -695,8 +696,24 @@ def test_a_pod_that_ended_before_it_started_is_told(cluster: Cluster) -> None:
 
 
 def test_a_run_that_hit_its_deadline_says_where_its_log_went(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
     job(cluster, status=condition("Failed", "DeadlineExceeded", "active too long"))
-    assert 'See "A Job without a log" in DEPLOYMENT.md' in cluster.operate("logs").out
+    told = 'Its log is gone: see "A Job without a log" in DEPLOYMENT.md.'
+    assert f"failed (DeadlineExceeded). {told}" in cluster.operate("logs").out
+    assert cluster.operate("status").out.endswith("failed (DeadlineExceeded), its pods are gone\n")
+    pod(cluster, "terminating", ended(143))
+    assert f"failed (DeadlineExceeded). {told}" in cluster.operate("logs").out
+
+
+def test_a_run_that_took_too_much_memory_is_named_with_the_remedy(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    job(cluster, status=condition("Failed", "BackoffLimitExceeded", "limit"))
+    pod(cluster, "p", ended(137, "an unrelated line\n", reason="OOMKilled"))
+    named = r"OOMKilled: it took more memory than it may\nRemedy: raise limits\.memory"
+    assert re.search(f"^{named}", cluster.operate("logs").out, re.MULTILINE)
+    told = cluster.operate("status").out
+    assert re.search(f"exit code 137\n    {named}", told)
+    assert "unrelated" not in told
 
 
 # --- status -----------------------------------------------------------------------------------------------------------
@@ -708,7 +725,7 @@ def words(**more: Any) -> str:
 
 def test_status_tells_of_each_run_what_became_of_it(cluster: Cluster) -> None:
     cluster.objects.append(cronjob() | {"status": {"lastSuccessfulTime": "2026-05-09T08:00:14Z"}})
-    job(cluster, "shards", status=condition("Failed", "FailedIndexes", "1"), age=3)
+    job(cluster, "shards", status=FAILED, age=3)
     pod(cluster, "s0", ended(0, words(sent=7)), "0", "shards")
     pod(cluster, "s1", ended(1, words(sent=3, failed=9, uncertain=2, error="first try")), "1", "shards")
     pod(cluster, "s1b", ended(1, words(sent=2, failed=4, uncertain=1, error="MySQL is away: start it")), "1", "shards")
@@ -723,7 +740,7 @@ def test_status_tells_of_each_run_what_became_of_it(cluster: Cluster) -> None:
         "2026-05-09T06:00:00Z  shards  failed (FailedIndexes: 1), exit code 1: 12 sent, 4 failed, 1 uncertain",
         "    MySQL is away: start it",
         "2026-05-09T07:00:00Z  well  complete: 12 sent, 1 failed, 0 uncertain",
-        "2026-05-09T08:00:00Z  log  failed (BackoffLimitExceeded: limit), exit code 137",
+        "2026-05-09T08:00:00Z  log  failed (BackoffLimitExceeded), exit code 137",
         "    Killed in the middle",
         "2026-05-09T09:00:00Z  gone  complete",
     ]
@@ -739,7 +756,7 @@ def test_status_of_a_run_that_waits_says_why(cluster: Cluster) -> None:
     pod(cluster, "b", container({"running": {}}), job="busy")
     lines = cluster.operate("status").out.splitlines()[3:]
     assert lines == [
-        "2026-05-09T07:00:00Z  busy  at work",
+        "2026-05-09T07:00:00Z  busy  at work: make logs",
         "2026-05-09T08:00:00Z  quota  waits: FailedCreate: exceeded quota",
         "Remedy: raise the namespace's ResourceQuota, or lower resources in k8s/cronjob.yaml.",
         f'2026-05-09T09:00:00Z  {JOB}  waits: CreateContainerConfigError: secret "habit-notifier-secrets" not found',
