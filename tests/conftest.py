@@ -10,6 +10,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -19,6 +20,7 @@ from tests.full import FULL
 from tests.runs.town import Town
 from tests.sandbox.database import Database, NoServerError, Server
 from tests.sandbox.fake_twilio import FakeTwilio
+from tests.sandbox.proxy import Proxy
 
 NAMED = os.environ.get("TEST_MYSQL_URL", "")
 
@@ -37,6 +39,14 @@ def pytest_configure() -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is away at the start of a run is waited for as long as a test can wait."""
     monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 2.0)
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may sit behind a proxy."""
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
 
 
 @pytest.fixture(scope="session", params=["throwaway", *(["named"] if NAMED else [])])
@@ -61,10 +71,23 @@ def throwaway() -> None:
 
 
 @pytest.fixture
-def database(server: Server) -> Iterator[Database]:
-    """A fresh database with empty tables; for another variant say `with server.database(…)`."""
-    with server.database() as fresh:
+def variant() -> dict[str, Any]:
+    """How the database is made; `variants` asks for others."""
+    return {}
+
+
+@pytest.fixture
+def database(server: Server, variant: dict[str, Any]) -> Iterator[Database]:
+    """A fresh database with empty tables."""
+    with server.database(**variant) as fresh:
         yield fresh
+
+
+@pytest.fixture
+def proxy(database: Database) -> Iterator[Proxy]:
+    """A proxy in front of the database."""
+    with Proxy((database.server.host, database.server.port)) as running:
+        yield running
 
 
 @pytest.fixture
@@ -81,9 +104,9 @@ def environ(database: Database, twilio: FakeTwilio) -> dict[str, str]:
 
 
 @pytest.fixture
-def town(database: Database, twilio: FakeTwilio, environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> Town:
+def town(database: Database, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture) -> Town:
     """A town without users."""
-    return Town(database, twilio, environ, caplog)
+    return Town(database, twilio, caplog)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

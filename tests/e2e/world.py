@@ -14,17 +14,24 @@ import re
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.sandbox import database as sandbox
-from tests.sandbox.fake_twilio import _CONTROLS, Answer, FakeTwilio, refuse
+from tests.sandbox.fake_twilio import Answer, FakeTwilio, refuse
 from tests.sandbox.people import NO_LOGS, Outcome, Person, fill, next_midnight, people
 
 DATABASE = "habit_tracker"  # the name in k8s/configmap.yaml
 STAND = timedelta(minutes=15)
 """Whose midnight is nearer than this is left out: by the time of the run they may be due for another rule."""
+
+CONTROLS: dict[str, Callable[..., None]] = {
+    "script": lambda fake, then: fake.script(then=Answer.from_json(then)),
+    "spoil_credentials": FakeTwilio.spoil_credentials,
+    "travel_to": lambda fake, instant: fake.travel_to(datetime.fromisoformat(instant)),
+}
 
 
 class World:
@@ -90,8 +97,8 @@ class World:
             self._twilio.script(*map(Answer.from_json, answers), to=phone)
 
     def twilio(self, control: str, told: dict[str, Any]) -> None:
-        """Anything else that the fake can be told from another process, such as `spoil_credentials`."""
-        _CONTROLS["POST", control](self._twilio, told)
+        """Anything else that the fake is told."""
+        CONTROLS[control](self._twilio, **told)
 
     # --- the database
 

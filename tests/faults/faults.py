@@ -21,15 +21,15 @@ import pymysql
 
 from tests.faults.program import Actor, ProcessActor
 from tests.faults.scene import SceneClock
-from tests.runs.statements import CLAIM, CLAIM_CHECK, HISTORY, OUTCOMES, PAGE, RECORD, RELEASE, SLICE
+from tests.runs.statements import CLAIM, CLAIM_CHECK, HISTORY, OUTCOMES, PAGE, RECORD, RELEASE, SETTLE, SLICE, ZONES
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import Answer, Door, FakeTwilio, Request
 from tests.sandbox.proxy import Proxy, Rule, Verdict
 
 TARGETS = {
     "learn": OUTCOMES,
-    "settle": "SET state = '",
-    "zones": "GROUP BY 1, 2",
+    "settle": SETTLE,
+    "zones": ZONES,
     "slice": SLICE,
     "page": PAGE,
     "history": HISTORY,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.project.shell import ROOT, ran
+
 K8S = ROOT / "k8s"
 COMPONENTS = sorted(folder for folder in (K8S / "components").iterdir() if folder.is_dir())
 OVERLAYS = sorted(folder for folder in (ROOT / "overlays").iterdir() if folder.is_dir())
@@ -47,9 +47,7 @@ def promtool() -> str:
 
 def load(text: str) -> list[Document]:
     """The documents of a YAML text."""
-    done = subprocess.run(
-        [scanner("python"), "-c", TO_JSON], input=text, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = ran(scanner("python"), "-c", TO_JSON, input=text)
     assert done.returncode == 0, done.stderr
     documents: list[Document] = json.loads(done.stdout)
     return documents
@@ -63,9 +61,7 @@ def read(path: Path) -> Document:
 
 def build(folder: Path) -> str:
     """What kustomize makes of a folder."""
-    done = subprocess.run(
-        [kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = ran(kubectl(), "kustomize", str(folder))
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,7 @@ from tests.bench.measure import Bench
 from tests.bench.process import Memory, Start
 from tests.bench.sending import Speed
 from tests.bench.shards import Shards
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.project.shell import ROOT, ran
 
 CASE = Case(
     index=True, users=1_000_000, old_logs=20, due=9, client_seconds=1, seconds=1.0, to_client=1.0, cpu_to_client=1.0,
@@ -47,7 +45,7 @@ def test_evaluation_finds_whom_the_reference_finds() -> None:
     if not (shutil.which("mariadb") or shutil.which("mysql")):
         pytest.skip("no mariadb or mysql client to measure against")
     command = [sys.executable, "-m", "tests.bench", "evaluation", "--users", "300", "900"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+    done = ran(*command, seconds=200)
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^\| (yes|no) \| (300|900) \| ([\d,]+) \| (\d+) ", done.stdout, flags=re.MULTILINE)
     assert [row[:3] for row in rows] == [
@@ -84,7 +82,7 @@ def test_the_other_parts_measure_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_not_a_part_is_told() -> None:
     command = [sys.executable, "-m", "tests.bench", "evaluation", "speed"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = ran(*command)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.endswith("error: unknown: speed\n")
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tests.e2e.stage import NEEDED
 from tests.project.fake_kubectl import cronjob, secret
-from tests.project.manifests import ROOT, kubectl
+from tests.project.manifests import kubectl
+from tests.project.shell import ROOT, project_in, ran
 from tests.project.test_makefile import Cluster
 from tests.project.test_operator import SECRETS
 from tests.sandbox.database import Database
@@ -142,10 +143,7 @@ def test_the_readme_s_values_are_told_to_be_placeholders(tmp_path: Path) -> None
     shutil.copytree(ROOT / "app", tmp_path / "app")
     (tmp_path / "python").symlink_to(sys.executable)
     script = block.replace("pip install -r app/requirements.txt", "").replace("python app", "./python app")
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": PACKAGES},
-    )  # fmt: skip
+    done = ran("bash", "-c", script, cwd=tmp_path, env={"PATH": os.environ["PATH"], "PYTHONPATH": PACKAGES})
     assert done.returncode == 2
     told = re.findall(r" - ERROR - (\w+) is still the placeholder", done.stderr)
     assert told == ["TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "TWILIO_FROM_NUMBER"]
@@ -154,11 +152,14 @@ def test_the_readme_s_values_are_told_to_be_placeholders(tmp_path: Path) -> None
 def test_the_database_s_authority_becomes_what_the_component_mounts(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
     command = "kubectl create configmap habit-notifier-mysql-ca --from-file=ca.pem -n habit-tracker"
-    done = subprocess.run(
-        [kubectl(), *command.split()[1:], "--dry-run=client", "--output=jsonpath={.metadata.name} {.data}"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+    done = ran(
+        kubectl(),
+        *command.split()[1:],
+        "--dry-run=client",
+        "--output=jsonpath={.metadata.name} {.data}",
+        cwd=tmp_path,
         env={"PATH": os.environ["PATH"], "KUBECONFIG": "/dev/null"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     name, data = done.stdout.split(" ", 1)
     component = (ROOT / "k8s/components/mysql-tls/kustomization.yaml").read_text()
@@ -171,10 +172,8 @@ def test_mysql_can_be_tried_by_hand(database: Database, tmp_path: Path) -> None:
     (tmp_path / "python").symlink_to(sys.executable)
 
     def said(**environ: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["sh", "-c", " ".join(TRY_MYSQL.split())], capture_output=True, text=True, check=False, timeout=60,
-            env=database.environ() | environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": PACKAGES},
-        )  # fmt: skip
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": PACKAGES}
+        return ran("sh", "-c", " ".join(TRY_MYSQL.split()), env=database.environ() | environ | path)
 
     assert re.match(r"\d+\.\d+\.\d+", said().stdout)
     assert "Access denied" in said(DB_PASSWORD="wrong").stderr
@@ -182,11 +181,7 @@ def test_mysql_can_be_tried_by_hand(database: Database, tmp_path: Path) -> None:
 
 def test_another_environment_is_made_as_the_manifests_readme_says(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
-    project = tmp_path / "project"
-    project.mkdir()
-    shutil.copy(ROOT / "Makefile", project)
-    for folder in ("hack", "k8s", "overlays"):
-        shutil.copytree(ROOT / folder, project / folder)
+    project = project_in(tmp_path)
     overlay = project / "overlays/staging/kustomization.yaml"
     filled = overlay.read_text().replace("your-staging-mysql-host", "mysql.staging.example.com")
     overlay.write_text(filled.replace("your-staging-twilio-number", "+15005550006"))
@@ -206,10 +201,7 @@ def test_another_environment_is_made_as_the_manifests_readme_says(tmp_path: Path
 
 
 def test_one_part_of_the_cluster_test_can_be_chosen_as_its_readme_says() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/e2e", "-k", "drained", "--collect-only", "-q"],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    done = ran(sys.executable, "-m", "pytest", "tests/e2e", "-k", "drained", "--collect-only", "-q", seconds=120)
     assert re.findall(r"^tests/e2e/\S+::(\w+)$", done.stdout, re.M) == [
         "test_6_a_drained_node_ends_the_run_in_order_and_the_replacement_goes_on"
     ], done.stdout

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pymysql
 import pytest
 
 from habit_notifier import Exit, Settings
+from tests.project.shell import ROOT
 from tests.runs import program
 from tests.sandbox.database import Database
 from tests.sandbox.fake_twilio import FakeTwilio
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "DEPLOYMENT.md").read_text()
 SCALE = (ROOT / "docs/scale.md").read_text()
 ACCOUNT, PASSWORD, NEW_PASSWORD = "'habit_notifier'@'%'", "a-long-random-password", "another-long-random-password"

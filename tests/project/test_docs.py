@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import habit_notifier as hn
+from tests.project.shell import ROOT
 from tests.runs import program
 from tests.sandbox.database import Database
 from tests.sandbox.fake_twilio import FakeTwilio
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "CRONJOB_README.md").read_text()
 FOUR = ["README.md", "CRONJOB_README.md", "DEPLOYMENT.md", "k8s/README.md"]
 DOCUMENTS = [*(ROOT / name for name in FOUR), *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +13,7 @@ from tests.faults import mutants, program
 from tests.faults.draw import draw
 from tests.faults.program import MovedError, mutate
 from tests.full import sample
+from tests.project.shell import ran
 
 RUNS, SEED, SECONDS = sample(300, 80), 20240115, sample(45, 15)
 ENOUGH = sample(30, 8)  # runs that even a busy machine plays in those seconds
@@ -22,7 +22,7 @@ ENOUGH = sample(30, 8)  # runs that even a busy machine plays in those seconds
 def faults(*arguments: object) -> tuple[int, str]:
     """Exit code and output of the driver."""
     command = [sys.executable, "-m", "tests.faults", *map(str, arguments)]
-    done = subprocess.run(command, cwd=program.ROOT, capture_output=True, text=True, timeout=280)
+    done = ran(*command, seconds=280)
     return done.returncode, done.stdout + done.stderr
 
 

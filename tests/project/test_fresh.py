@@ -9,7 +9,6 @@ import ast
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -19,9 +18,9 @@ import pytest
 from habit_notifier import FixFirst, Settings
 from tests import check
 from tests.e2e.stage import NEEDED
+from tests.environ import ENVIRON
 from tests.project import test_image
-from tests.project.manifests import ROOT
-from tests.sandbox.fake_twilio import FakeTwilio
+from tests.project.shell import ROOT, ran
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 SCRIPTS = [*sorted((ROOT / "hack").glob("*.sh")), ROOT / ".ci/run"]
@@ -142,12 +141,11 @@ def handed_on(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[str
         "set": (dict.fromkeys(NAMES, "$(false) $x"), []),
     }
     return {
-        run: subprocess.run(
-            ["make", "-f", str(probe), "seen", *arguments],
-            cwd=ROOT, env={"PATH": os.environ["PATH"]} | given, capture_output=True, text=True, check=True, timeout=60,
+        run: ran(
+            "make", "-f", str(probe), "seen", *arguments, env={"PATH": os.environ["PATH"]} | given, check=True
         ).stdout.splitlines()
         for run, (given, arguments) in runs.items()
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -167,31 +165,17 @@ def test_a_script_does_the_same_whether_its_variables_are_empty_or_not_set(tmp_p
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    recipe = subprocess.run(
-        ["make", "-n", target], cwd=ROOT, env={"PATH": path}, capture_output=True, text=True, check=True, timeout=60
-    ).stdout
+    recipe = ran("make", "-n", target, env={"PATH": path}, check=True).stdout
     unset, empty = (
-        subprocess.run(
-            ["bash", "-c", recipe], cwd=ROOT, env={"PATH": path, "HOME": str(tmp_path)} | given, capture_output=True,
-            text=True, check=False, timeout=60, stdin=subprocess.DEVNULL,
-        )
+        ran("bash", "-c", recipe, env={"PATH": path, "HOME": str(tmp_path)} | given)
         for given in ({}, dict.fromkeys(NAMES, ""))
-    )  # fmt: skip
+    )
     assert (empty.returncode, empty.stdout, empty.stderr) == (unset.returncode, unset.stdout, unset.stderr)
     assert unset.stdout + unset.stderr
 
 
 # --- the program's own settings
 
-ENVIRON = {
-    "DB_HOST": "db",
-    "DB_NAME": "habits",
-    "DB_USER": "app",
-    "DB_PASSWORD": "pw",
-    "TWILIO_ACCOUNT_SID": FakeTwilio.ACCOUNT_SID,
-    "TWILIO_AUTH_TOKEN": FakeTwilio.AUTH_TOKEN,
-    "TWILIO_FROM_NUMBER": FakeTwilio.FROM_NUMBER,
-}
 SETTINGS = [name for field in fields(Settings) for name in (field.name.upper(), f"{field.name.upper()}_FILE")]
 
 
@@ -270,10 +254,7 @@ def test_only_what_needs_an_environment_makes_it(tmp_path: Path, targets: str, m
     for path in (ROOT / "Makefile", *ROOT.glob("requirements*.txt")):
         shutil.copy(path, tmp_path)
     for target in targets.split():
-        done = subprocess.run(
-            ["make", "-n", target], cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True,
-            check=True, timeout=60,
-        )  # fmt: skip
+        done = ran("make", "-n", target, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, check=True)
         assert {*re.findall(r" into (\.venv\S*)\. ", done.stdout)} == made, target
 
 

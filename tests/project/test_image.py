@@ -19,7 +19,9 @@ from functools import cache
 
 import pytest
 
-from tests.project.manifests import K8S, ROOT, read
+from tests.environ import ENVIRON
+from tests.project.manifests import K8S, read
+from tests.project.shell import ROOT, ran
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 BASE = "python:3.13-slim"
@@ -82,7 +84,7 @@ def test_podman_4_can_build_it() -> None:
 
 def docker(*arguments: str, check: bool = True) -> str:
     """What the command says; tests that need it are skipped without it."""
-    done = subprocess.run([*command(), *arguments], capture_output=True, text=True, check=False, timeout=600, cwd=ROOT)
+    done = ran(*command(), *arguments, seconds=600)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -111,9 +113,7 @@ def why_not(*words: str) -> str:
     )
     for question, answer in questions:
         try:
-            done = subprocess.run(
-                [*words, *question], input=DOWNLOAD, cwd=ROOT, capture_output=True, text=True, check=False, timeout=90
-            )
+            done = ran(*words, *question, input=DOWNLOAD, seconds=90)
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"does not work ({error})"
         if done.returncode:
@@ -126,7 +126,7 @@ def image() -> Iterator[str]:
     """The image, built as `make build` builds it."""
     name, tag = TAG.rsplit(":", 1)
     told = [f"DOCKER={shlex.join(command())}", f"IMAGE_NAME={name}", f"IMAGE_TAG={tag}"]
-    done = subprocess.run(["make", "build", *told], cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    done = ran("make", "build", *told, seconds=600)
     assert done.returncode == 0, done.stdout + done.stderr
     yield TAG
     docker("rmi", "--force", TAG, PROBE, check=False)
@@ -147,13 +147,7 @@ def test_help_lists_every_setting(image: str) -> None:
 
 
 def test_without_settings_all_that_is_missing_is_told_and_a_person_must_act(image: str) -> None:
-    done = subprocess.run(
-        [*command(), "run", "--rm", "--read-only", "--network=none", image],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = ran(*command(), "run", "--rm", "--read-only", "--network=none", image)
     assert done.returncode == 2
     assert done.stderr.count(" is missing: ") >= 5
 
@@ -212,10 +206,7 @@ def test_labels_tell_what_it_is(image: str) -> None:
 
 def test_sigterm_arrives(image: str) -> None:
     # DB_HOST is an address that never answers: the program waits for the database until SIGTERM comes.
-    settings = {
-        "DB_HOST": "192.0.2.1", "DB_NAME": "n", "DB_USER": "u", "DB_PASSWORD": "p",
-        "TWILIO_ACCOUNT_SID": "AC" + "0" * 32, "TWILIO_AUTH_TOKEN": "t", "TWILIO_FROM_NUMBER": "+15005550006",
-    }  # fmt: skip
+    settings = ENVIRON | {"DB_HOST": "192.0.2.1"}
     options = [f"--env={name}={value}" for name, value in settings.items()]
     running = docker("run", "--detach", "--read-only", "--network=none", *options, image).strip()
     try:

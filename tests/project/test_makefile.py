@@ -19,7 +19,8 @@ import pytest
 
 from hack import cluster as script
 from tests.project.fake_kubectl import condition, cronjob, ended
-from tests.project.manifests import ROOT, kubectl, scanner
+from tests.project.manifests import kubectl, scanner
+from tests.project.shell import ROOT, project_in, ran
 from tests.project.test_operator import SECRETS
 
 SEED = (
@@ -80,10 +81,7 @@ class Cluster:
 
 
 def run_make(*arguments: str, environ: Mapping[str, str], root: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["make", *arguments], cwd=root, env=dict(environ), capture_output=True, text=True, check=False, timeout=60,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    return ran("make", *arguments, cwd=root, env=dict(environ))
 
 
 @pytest.fixture
@@ -93,16 +91,7 @@ def cluster(tmp_path: Path) -> Cluster:
 
 @pytest.fixture
 def ready(tmp_path: Path) -> Path:
-    """A copy of the project with its placeholders filled in, but for the image."""
-    copy = tmp_path / "project"
-    copy.mkdir()
-    shutil.copy(ROOT / "Makefile", copy)
-    for folder in ("hack", "k8s", "overlays"):
-        shutil.copytree(ROOT / folder, copy / folder)
-    config = copy / "k8s/configmap.yaml"
-    text = config.read_text().replace("your-mysql-host", "mysql.example.com")
-    config.write_text(re.sub("TWILIO_FROM_NUMBER: .*", 'TWILIO_FROM_NUMBER: "+15005550006"', text))
-    return copy
+    return project_in(tmp_path)
 
 
 # --- the list ---------------------------------------------------------------------------------------------------------
@@ -298,8 +287,6 @@ def test_a_python_that_is_too_old_is_told(cluster: Cluster, tmp_path: Path) -> N
 def test_a_scan_that_could_not_run_is_not_a_clean_one() -> None:
     scanner("bandit")
     environ = os.environ | {"SKIP": "code dockerfile manifests dependencies", "IMAGE_NAME": "", "IMAGE_TAG": ""}
-    done = subprocess.run(
-        ["hack/security-scan.sh"], cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = ran("hack/security-scan.sh", env=environ)
     assert done.returncode == 3
     assert "DID NOT RUN, so nothing is known:\n  image: name the image" in done.stdout

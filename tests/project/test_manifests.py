@@ -6,7 +6,6 @@ import ipaddress
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -19,7 +18,6 @@ from tests.project.manifests import (
     COMPONENTS,
     K8S,
     OVERLAYS,
-    ROOT,
     Document,
     build,
     build_with,
@@ -29,6 +27,7 @@ from tests.project.manifests import (
     scanner,
     uncommented,
 )
+from tests.project.shell import ROOT, ran
 
 OLDEST = "1.29.0"
 VERSIONS = [OLDEST, "newest"]
@@ -121,13 +120,7 @@ def test_every_build_is_valid_for_the_oldest_and_the_newest_kubernetes(
     file = tmp_path / "all.yaml"
     file.write_text(built)
     options = [] if version == "newest" else ["-k", version]
-    done = subprocess.run(
-        [scanner("kubernetes-validate"), "--strict", *options, str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = ran(scanner("kubernetes-validate"), "--strict", *options, str(file), seconds=120)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     unknown = re.findall(r"find schema for kind (\S+) with api version (\S+)", said)
@@ -162,9 +155,7 @@ def closed(schema: Any) -> Any:
 def validate(document: Document, schema: Any) -> None:
     code = "import json, sys, jsonschema; jsonschema.validate(*json.load(sys.stdin))"
     text = json.dumps([document, schema])
-    done = subprocess.run(
-        [scanner("python"), "-c", code], input=text, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = ran(scanner("python"), "-c", code, input=text)
     assert done.returncode == 0, done.stderr
 
 
@@ -174,12 +165,16 @@ def test_checkov_finds_exactly_what_we_waived(tmp_path: Path) -> None:
     for name, text in (("base", build(K8S)), ("everything", build_with(COMPONENTS, tmp_path))):
         file = tmp_path / f"{name}.yaml"
         file.write_text(text)
-        done = subprocess.run(
-            [scanner("checkov"), "--framework", "kubernetes", "--skip-download", "-o", "json", "-f", str(file)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=200,
+        done = ran(
+            scanner("checkov"),
+            "--framework",
+            "kubernetes",
+            "--skip-download",
+            "-o",
+            "json",
+            "-f",
+            str(file),
+            seconds=200,
         )
         report = json.loads(done.stdout)
         assert report["summary"]["passed"] > 50, done.stderr
@@ -501,14 +496,7 @@ def test_the_alerts_speak_when_they_must(tmp_path: Path) -> None:
     rules = read(K8S / "components/monitoring/prometheusrule.yaml")["spec"]
     (tmp_path / "rules.yaml").write_text(json.dumps(rules))
     shutil.copy(ALERTS, tmp_path)
-    done = subprocess.run(
-        [promtool(), "test", "rules", "alerts.yaml"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = ran(promtool(), "test", "rules", "alerts.yaml", cwd=tmp_path, seconds=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -568,14 +556,7 @@ def test_the_readme_names_every_file_and_component() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_shell_blocks_are_shell(document: Path) -> None:
     for block in blocks(document, "bash"):
-        done = subprocess.run(
-            [scanner("shellcheck"), "--shell=bash", "-"],
-            input=block,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        done = ran(scanner("shellcheck"), "--shell=bash", "-", input=block)
         assert done.returncode == 0, done.stdout
 
 

@@ -6,7 +6,6 @@ import base64
 import copy
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,8 @@ from hack import cluster as script
 from hack import credentials
 from hack import kubectl as transport
 from tests.project.fake_kubectl import START, FakeKubectl, condition, container, cronjob, ended, secret, text_of
-from tests.project.manifests import K8S, ROOT
+from tests.project.manifests import K8S
+from tests.project.shell import ROOT, project_in
 
 SECRETS = {
     "DB_USER": "notifier",
@@ -43,7 +43,34 @@ class Done:
     err: str
 
 
-Operate = Callable[..., Done]
+@dataclass
+class Cluster(FakeKubectl):
+    """A cluster, and who works on it with make."""
+
+    capsys: Any = None
+    root: Path = ROOT
+
+    def operate(self, target: str, **variables: str) -> Done:
+        """Run a target with variables; what it said."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            patch.setattr(script, "__file__", str(self.root / "hack/cluster.py"))
+            code = script.main(target)
+        said = self.capsys.readouterr()
+        return Done(code, said.out, said.err)
+
+    def does(self, target: str, **variables: str) -> str:
+        """The same, and it goes well; what it printed."""
+        done = self.operate(target, **variables)
+        assert done.code == 0, done.err
+        return done.out
+
+    def refuses(self, target: str, **variables: str) -> str:
+        """The same, and it is refused; why."""
+        done = self.operate(target, **variables)
+        assert done.code == 1, done.out
+        return done.err
 
 
 class Clock(datetime):
@@ -57,9 +84,9 @@ class Clock(datetime):
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubectl]:
+def cluster(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cluster]:
     """A cluster with nothing in it but the namespace; nobody is at the keyboard."""
-    fake = FakeKubectl()
+    fake = Cluster(capsys=capsys)
     fake.add("Namespace", "habit-tracker")
     for module in (transport, script):
         monkeypatch.setattr(module, "run", fake.run)
@@ -77,26 +104,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubectl]:
     yield fake
     for each, handler in handlers.items():
         signal.signal(each, handler)
-
-
-@pytest.fixture
-def operate(
-    fake: FakeKubectl,  # noqa: ARG001 - what it runs on
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Operate:
-    """Run a target with variables; what it said."""
-
-    def run(target: str, root: Path = ROOT, **variables: str) -> Done:
-        with monkeypatch.context() as patch:
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            patch.setattr(script, "__file__", str(root / "hack/cluster.py"))
-            code = script.main(target)
-        said = capsys.readouterr()
-        return Done(code, said.out, said.err)
-
-    return run
 
 
 @pytest.fixture
@@ -119,21 +126,15 @@ def keyboard(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def ready(tmp_path: Path) -> Path:
-    """A copy of the project with its placeholders filled in, but for the image."""
-    copy = tmp_path / "project"
-    copy.mkdir()
-    for folder in ("hack", "k8s", "overlays"):
-        shutil.copytree(ROOT / folder, copy / folder)
-    config = copy / "k8s/configmap.yaml"
-    text = config.read_text().replace("your-mysql-host", "mysql.example.com")
-    config.write_text(re.sub("TWILIO_FROM_NUMBER: .*", 'TWILIO_FROM_NUMBER: "+15005550006"', text))
-    return copy
+def ready(cluster: Cluster, tmp_path: Path) -> Cluster:
+    """The cluster of a project whose placeholders are filled in, but for the image."""
+    cluster.root = project_in(tmp_path)
+    return cluster
 
 
-def configure(project: Path, line: str) -> None:
-    """One more value in the ConfigMap."""
-    config = project / "k8s/configmap.yaml"
+def configure(cluster: Cluster, line: str) -> None:
+    """One more value in the project's ConfigMap."""
+    config = cluster.root / "k8s/configmap.yaml"
     config.write_text(config.read_text().replace("\ndata:\n", f"\ndata:\n  {line}\n"))
 
 
@@ -146,36 +147,34 @@ def sent_values(fake: FakeKubectl) -> dict[str, str]:
 # --- secret -----------------------------------------------------------------------------------------------------------
 
 
-def test_secret_takes_the_environment_and_shows_nothing(fake: FakeKubectl, operate: Operate) -> None:
-    done = operate("secret", **SECRETS)
+def test_secret_takes_the_environment_and_shows_nothing(cluster: Cluster) -> None:
+    done = cluster.operate("secret", **SECRETS)
     assert done.code == 0, done.err
-    assert sent_values(fake) == SECRETS
+    assert sent_values(cluster) == SECRETS
     for value in (SECRETS["DB_PASSWORD"], SECRETS["TWILIO_AUTH_TOKEN"]):
-        shown = done.out + done.err + "".join(fake.calls)
+        shown = done.out + done.err + "".join(cluster.calls)
         assert value not in shown
         assert base64.b64encode(value.encode()).decode() not in shown
 
 
 @pytest.mark.parametrize("quote", ["", "'", '"'])
-def test_secret_takes_a_file_of_variables(fake: FakeKubectl, operate: Operate, tmp_path: Path, quote: str) -> None:
+def test_secret_takes_a_file_of_variables(cluster: Cluster, tmp_path: Path, quote: str) -> None:
     file = tmp_path / "filled.env"
     lines = [f"export {name}={quote}{value}{quote}" for name, value in SECRETS.items()]
     file.write_text("# comment\n\n" + "\r\n".join(lines), newline="")
-    done = operate("secret", FILE=str(file), DB_PASSWORD="not this one")
-    assert done.code == 0, done.err
-    assert sent_values(fake) == SECRETS
+    cluster.does("secret", FILE=str(file), DB_PASSWORD="not this one")
+    assert sent_values(cluster) == SECRETS
 
 
-def test_secret_takes_the_filled_template(fake: FakeKubectl, operate: Operate, tmp_path: Path) -> None:
+def test_secret_takes_the_filled_template(cluster: Cluster, tmp_path: Path) -> None:
     text = (K8S / "secret.yaml").read_text()
     text = re.sub(r"^# ?", "", text[text.index("# apiVersion:") :], flags=re.MULTILINE)
     for name, value in SECRETS.items():
         text = re.sub(rf"(?<=\n  {name}: ).*", json.dumps(value).replace("\\", r"\\"), text)
     file = tmp_path / "secret.yaml"
     file.write_text(text)
-    done = operate("secret", FILE=str(file))
-    assert done.code == 0, done.err
-    assert sent_values(fake) == SECRETS
+    cluster.does("secret", FILE=str(file))
+    assert sent_values(cluster) == SECRETS
 
 
 @pytest.mark.parametrize(
@@ -187,28 +186,24 @@ def test_secret_takes_the_filled_template(fake: FakeKubectl, operate: Operate, t
         ("kind: Secret\nstringData: [\n", "kubectl does not understand it"),
     ],
 )
-def test_secret_refuses_a_file_with_anything_else(
-    fake: FakeKubectl, operate: Operate, tmp_path: Path, text: str, told: str
-) -> None:
+def test_secret_refuses_a_file_with_anything_else(cluster: Cluster, tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "file").write_text(text)
-    done = operate("secret", FILE=str(tmp_path / "file"))
-    assert done.code == 1
-    assert told in done.err
-    assert not fake.sent
+    err = cluster.refuses("secret", FILE=str(tmp_path / "file"))
+    assert told in err
+    assert not cluster.sent
 
 
-def test_secret_says_that_there_is_no_such_file(operate: Operate) -> None:
-    assert "there is no file /nowhere that can be read" in operate("secret", FILE="/nowhere").err
+def test_secret_says_that_there_is_no_such_file(cluster: Cluster) -> None:
+    assert "there is no file /nowhere that can be read" in cluster.operate("secret", FILE="/nowhere").err
 
 
-def test_secret_changes_only_what_is_new(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(secret({**SECRETS, "HEARTBEAT_URL": "https://example.com"}))
-    done = operate("secret", DB_PASSWORD="new")
-    assert done.code == 0, done.err
-    assert sent_values(fake) == {"DB_PASSWORD": "new"}
-    assert "patch secret habit-notifier-secrets --type=merge --patch-file=/dev/stdin" in fake.calls[-1]
-    assert set(fake.of("Secret")[0]["data"]) == {*SECRETS, "HEARTBEAT_URL"}
-    assert "set DB_PASSWORD. What else it holds stays." in done.out
+def test_secret_changes_only_what_is_new(cluster: Cluster) -> None:
+    cluster.objects.append(secret({**SECRETS, "HEARTBEAT_URL": "https://example.com"}))
+    out = cluster.does("secret", DB_PASSWORD="new")
+    assert sent_values(cluster) == {"DB_PASSWORD": "new"}
+    assert "patch secret habit-notifier-secrets --type=merge --patch-file=/dev/stdin" in cluster.calls[-1]
+    assert set(cluster.of("Secret")[0]["data"]) == {*SECRETS, "HEARTBEAT_URL"}
+    assert "set DB_PASSWORD. What else it holds stays." in out
 
 
 @pytest.mark.parametrize(
@@ -220,46 +215,42 @@ def test_secret_changes_only_what_is_new(fake: FakeKubectl, operate: Operate) ->
     ],
 )
 def test_one_kind_of_credentials_replaces_the_other_and_says_so(
-    fake: FakeKubectl, operate: Operate, before: dict[str, str], given: dict[str, str], removed: dict[str, None]
+    cluster: Cluster, before: dict[str, str], given: dict[str, str], removed: dict[str, None]
 ) -> None:
-    fake.objects.append(secret(before))
-    done = operate("secret", **given)
-    assert done.code == 0, done.err
-    assert {name: value for name, value in fake.sent[-1]["data"].items() if value is None} == removed
-    assert ("Removed " + " ".join(removed) + ":" in done.out) is bool(removed)
+    cluster.objects.append(secret(before))
+    out = cluster.does("secret", **given)
+    assert {name: value for name, value in cluster.sent[-1]["data"].items() if value is None} == removed
+    assert ("Removed " + " ".join(removed) + ":" in out) is bool(removed)
 
 
 @pytest.mark.parametrize("half", API_KEY)
-def test_half_an_api_key_is_refused(fake: FakeKubectl, operate: Operate, half: str) -> None:
-    fake.objects.append(secret(SECRETS))
-    done = operate("secret", **{half: API_KEY[half]})
-    assert done.code == 1
-    assert "two halves: set TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET, or none" in done.err
-    assert not fake.sent
+def test_half_an_api_key_is_refused(cluster: Cluster, half: str) -> None:
+    cluster.objects.append(secret(SECRETS))
+    err = cluster.refuses("secret", **{half: API_KEY[half]})
+    assert "two halves: set TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET, or none" in err
+    assert not cluster.sent
 
 
-def test_both_kinds_of_credentials_are_refused(fake: FakeKubectl, operate: Operate) -> None:
-    done = operate("secret", **SECRETS, **API_KEY)
-    assert done.code == 1
-    assert "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SECRET are both set" in done.err
-    assert not fake.sent
+def test_both_kinds_of_credentials_are_refused(cluster: Cluster) -> None:
+    err = cluster.refuses("secret", **SECRETS, **API_KEY)
+    assert "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SECRET are both set" in err
+    assert not cluster.sent
 
 
-def test_secret_names_all_that_is_missing(operate: Operate) -> None:
-    done = operate("secret", DB_USER="u", DB_PASSWORD="")
-    assert done.code == 1
-    assert "missing: DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN." in done.err
-    assert "FILE=" in done.err
+def test_secret_names_all_that_is_missing(cluster: Cluster) -> None:
+    err = cluster.refuses("secret", DB_USER="u", DB_PASSWORD="")
+    assert "missing: DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN." in err
+    assert "FILE=" in err
 
 
-def test_what_stands_in_the_cluster_as_a_placeholder_is_missing(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(secret(SECRETS | {"DB_USER": "your-db-user"}))
-    assert "missing: DB_USER." in operate("secret", DB_PASSWORD="new").err
+def test_what_stands_in_the_cluster_as_a_placeholder_is_missing(cluster: Cluster) -> None:
+    cluster.objects.append(secret(SECRETS | {"DB_USER": "your-db-user"}))
+    assert "missing: DB_USER." in cluster.operate("secret", DB_PASSWORD="new").err
 
 
-def test_secret_has_nothing_to_change(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(secret(SECRETS))
-    assert "nothing to change: set the variables that are new" in operate("secret").err
+def test_secret_has_nothing_to_change(cluster: Cluster) -> None:
+    cluster.objects.append(secret(SECRETS))
+    assert "nothing to change: set the variables that are new" in cluster.operate("secret").err
 
 
 @pytest.mark.parametrize(
@@ -271,38 +262,31 @@ def test_secret_has_nothing_to_change(fake: FakeKubectl, operate: Operate) -> No
         ("TWILIO_API_KEY_SID", "AC" + "0" * 32, "TWILIO_API_KEY_SID is not SK and 32 hexadecimal digits"),
     ],
 )
-def test_secret_checks_formats_as_the_program_does(
-    fake: FakeKubectl, operate: Operate, name: str, value: str, told: str
-) -> None:
-    done = operate("secret", **SECRETS | {name: value})
-    assert done.code == 1
-    assert told in done.err
-    assert not fake.sent
+def test_secret_checks_formats_as_the_program_does(cluster: Cluster, name: str, value: str, told: str) -> None:
+    err = cluster.refuses("secret", **SECRETS | {name: value})
+    assert told in err
+    assert not cluster.sent
 
 
 def test_typing_offers_the_api_key_and_asks_again_for_what_is_wrong(
-    fake: FakeKubectl, operate: Operate, keyboard: Callable[..., list[str]]
+    cluster: Cluster, keyboard: Callable[..., list[str]]
 ) -> None:
     sid, key = SECRETS["TWILIO_ACCOUNT_SID"], API_KEY["TWILIO_API_KEY_SID"]
     asked = keyboard("u", "", "p", "your-sid", "AC1", sid, "SK1", key, "s3cret")
-    done = operate("secret")
-    assert done.code == 0, done.err
-    assert sent_values(fake) == {"DB_USER": "u", "DB_PASSWORD": "p", "TWILIO_ACCOUNT_SID": sid, **API_KEY}
+    out = cluster.does("secret")
+    assert sent_values(cluster) == {"DB_USER": "u", "DB_PASSWORD": "p", "TWILIO_ACCOUNT_SID": sid, **API_KEY}
     assert [question.split()[0].rstrip(":") for question in asked] == [
         "DB_USER", "DB_PASSWORD", "DB_PASSWORD", *["TWILIO_ACCOUNT_SID"] * 3, *["TWILIO_API_KEY_SID"] * 2,
         "TWILIO_API_KEY_SECRET",
     ]  # fmt: skip
-    assert "DB_PASSWORD is needed. Once more." in done.out
+    assert "DB_PASSWORD is needed. Once more." in out
 
 
-def test_no_api_key_typed_is_the_auth_token(
-    fake: FakeKubectl, operate: Operate, keyboard: Callable[..., list[str]]
-) -> None:
+def test_no_api_key_typed_is_the_auth_token(cluster: Cluster, keyboard: Callable[..., list[str]]) -> None:
     asked = keyboard("", "t0ken")
     rest = {name: value for name, value in SECRETS.items() if name != "TWILIO_AUTH_TOKEN"}
-    done = operate("secret", **rest)
-    assert done.code == 0, done.err
-    assert sent_values(fake) == SECRETS
+    cluster.does("secret", **rest)
+    assert sent_values(cluster) == SECRETS
     assert "empty: the auth token" in asked[0]
 
 
@@ -314,23 +298,21 @@ def applied(fake: FakeKubectl) -> dict[str, Any]:
     return {each["kind"]: each for each in fake.sent[-1]["items"]}
 
 
-def test_deploy_tells_all_that_is_missing_at_once_and_applies_nothing(fake: FakeKubectl, operate: Operate) -> None:
-    done = operate("deploy")
-    assert done.code == 1
+def test_deploy_tells_all_that_is_missing_at_once_and_applies_nothing(cluster: Cluster) -> None:
+    err = cluster.refuses("deploy")
     for said in (
         "DB_HOST (your-mysql-host)", "TWILIO_FROM_NUMBER (your-twilio-number)", "k8s/configmap.yaml",
         "still the placeholder your-registry/habit-notifier", "no Secret habit-notifier-secrets", "make secret",
     ):  # fmt: skip
-        assert said in done.err
-    assert not fake.sent
+        assert said in err
+    assert not cluster.sent
 
 
-def test_deploy_tells_placeholders_and_gaps_in_the_secret(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
-    fake.objects.append(secret({**SECRETS, "DB_USER": "your-db-user", "TWILIO_AUTH_TOKEN": ""}))
-    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
-    assert done.code == 1
-    assert "still has placeholders: DB_USER." in done.err
-    assert "has no TWILIO_AUTH_TOKEN." in done.err
+def test_deploy_tells_placeholders_and_gaps_in_the_secret(ready: Cluster) -> None:
+    ready.objects.append(secret({**SECRETS, "DB_USER": "your-db-user", "TWILIO_AUTH_TOKEN": ""}))
+    err = ready.refuses("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert "still has placeholders: DB_USER." in err
+    assert "has no TWILIO_AUTH_TOKEN." in err
 
 
 @pytest.mark.parametrize(
@@ -340,33 +322,29 @@ def test_deploy_tells_placeholders_and_gaps_in_the_secret(fake: FakeKubectl, ope
         ({**SECRETS, "TWILIO_AUTH_TOKEN": "", "TWILIO_API_KEY_SID": "SK"}, "TWILIO_API_KEY_SECRET"),
     ],
 )
-def test_deploy_wants_both_halves_of_an_api_key(
-    fake: FakeKubectl, operate: Operate, ready: Path, held: dict[str, str], missing: str
-) -> None:
-    fake.objects.append(secret(held))
-    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
+def test_deploy_wants_both_halves_of_an_api_key(ready: Cluster, held: dict[str, str], missing: str) -> None:
+    ready.objects.append(secret(held))
+    done = ready.operate("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
     assert (done.code, f"has no {missing}. Add it" in done.err) == ((1, True) if missing else (0, False)), done.err
 
 
-def test_deploy_asks_for_no_secret_that_comes_from_a_vault(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
-    with (ready / "k8s/kustomization.yaml").open("a") as file:
+def test_deploy_asks_for_no_secret_that_comes_from_a_vault(ready: Cluster) -> None:
+    with (ready.root / "k8s/kustomization.yaml").open("a") as file:
         file.write("components: [components/external-secrets]\n")
-    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
-    assert done.code == 0, done.err
-    assert "ExternalSecret" in applied(fake)
+    ready.does("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert "ExternalSecret" in applied(ready)
 
 
-def test_deploy_asks_for_no_value_that_comes_from_a_file(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
-    fake.objects.append(secret({name: value for name, value in SECRETS.items() if name != "DB_PASSWORD"}))
+def test_deploy_asks_for_no_value_that_comes_from_a_file(ready: Cluster) -> None:
+    ready.objects.append(secret({name: value for name, value in SECRETS.items() if name != "DB_PASSWORD"}))
     configure(ready, "DB_PASSWORD_FILE: /vault/password")
-    assert operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1").code == 0
+    assert ready.operate("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1").code == 0
 
 
-def test_deploy_goes_on_where_secrets_may_not_be_read(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
-    fake.refusals["get secret"] = "Error from server (Forbidden): secrets is forbidden"
-    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
-    assert done.code == 0, done.err
-    assert "you may not read Secrets here" in done.out
+def test_deploy_goes_on_where_secrets_may_not_be_read(ready: Cluster) -> None:
+    ready.refusals["get secret"] = "Error from server (Forbidden): secrets is forbidden"
+    out = ready.does("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert "you may not read Secrets here" in out
 
 
 @pytest.mark.parametrize(
@@ -376,11 +354,9 @@ def test_deploy_goes_on_where_secrets_may_not_be_read(fake: FakeKubectl, operate
         'template: {spec: {containers: [{name: habit-notifier, env: [{name: SHARD_COUNT, value: "2"}]}]}}',
     ],
 )
-def test_deploy_refuses_shards_that_would_leave_users_out(
-    fake: FakeKubectl, operate: Operate, ready: Path, patched: str
-) -> None:
-    fake.objects.append(secret(SECRETS))
-    overlay = ready / "overlays/mine"
+def test_deploy_refuses_shards_that_would_leave_users_out(ready: Cluster, patched: str) -> None:
+    ready.objects.append(secret(SECRETS))
+    overlay = ready.root / "overlays/mine"
     overlay.mkdir()
     (overlay / "kustomization.yaml").write_text(
         f"""
@@ -394,10 +370,9 @@ def test_deploy_refuses_shards_that_would_leave_users_out(
               spec: {{jobTemplate: {{spec: {{{patched}}}}}}}
         """
     )
-    done = operate("deploy", ready, OVERLAY="overlays/mine", IMAGE_NAME="r/n", IMAGE_TAG="v1")
-    assert done.code == 1
-    assert re.search(r"The Job has (4|8) pods \(completions\), and SHARD_COUNT is (2|4): users would be", done.err)
-    assert not fake.sent
+    err = ready.refuses("deploy", OVERLAY="overlays/mine", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert re.search(r"The Job has (4|8) pods \(completions\), and SHARD_COUNT is (2|4): users would be", err)
+    assert not ready.sent
 
 
 @pytest.mark.parametrize(
@@ -416,112 +391,101 @@ def test_deploy_refuses_shards_that_would_leave_users_out(
     ],
 )
 def test_deploy_keeps_the_image_that_runs_unless_told(
-    fake: FakeKubectl, operate: Operate, ready: Path, running: str, given: dict[str, str], image: str, told: str
+    ready: Cluster, running: str, given: dict[str, str], image: str, told: str
 ) -> None:
-    before = (ready / "k8s/cronjob.yaml").read_text()
-    fake.objects += [secret(SECRETS), *([cronjob(running)] if running else [])]
-    done = operate("deploy", ready, **given)
-    assert done.code == 0, done.err
-    assert told in done.out.splitlines()
-    (container,) = applied(fake)["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    before = (ready.root / "k8s/cronjob.yaml").read_text()
+    ready.objects += [secret(SECRETS), *([cronjob(running)] if running else [])]
+    out = ready.does("deploy", **given)
+    assert told in out.splitlines()
+    (container,) = applied(ready)["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert container["image"] == image
-    assert (ready / "k8s/cronjob.yaml").read_text() == before
+    assert (ready.root / "k8s/cronjob.yaml").read_text() == before
 
 
-def test_deploy_says_that_the_files_name_another_image(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
-    fake.objects += [secret(SECRETS), cronjob("r/n:v2")]
-    file = ready / "k8s/cronjob.yaml"
+def test_deploy_says_that_the_files_name_another_image(ready: Cluster) -> None:
+    ready.objects += [secret(SECRETS), cronjob("r/n:v2")]
+    file = ready.root / "k8s/cronjob.yaml"
     file.write_text(file.read_text().replace("your-registry/habit-notifier:v1.0.0", "r/n@sha256:abc"))
-    done = operate("deploy", ready)
+    done = ready.operate("deploy")
     assert "The files name r/n@sha256:abc; the cluster's image was kept." in done.out
     again = dict(each.split("=") for each in re.findall(r"IMAGE_\w+=\S+", done.out))
-    assert "r/n:v2 -> r/n@sha256:abc" in operate("update-image", ready, **again).out
+    assert "r/n:v2 -> r/n@sha256:abc" in ready.operate("update-image", **again).out
 
 
-def test_deploy_asks_the_server_first_and_applies_nothing_by_halves(
-    fake: FakeKubectl, operate: Operate, ready: Path
-) -> None:
-    fake.objects = [secret(SECRETS)]
-    fake.refusals["--dry-run=server"] = "ConfigMap in version v1 cannot be handled"
-    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
-    assert done.code == 1
-    assert "nothing was applied, as the cluster would refuse a part: ConfigMap in version" in done.err
-    assert [each["kind"] for each in fake.objects] == ["Secret", "Namespace"]
+def test_deploy_asks_the_server_first_and_applies_nothing_by_halves(ready: Cluster) -> None:
+    ready.objects = [secret(SECRETS)]
+    ready.refusals["--dry-run=server"] = "ConfigMap in version v1 cannot be handled"
+    err = ready.refuses("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert "nothing was applied, as the cluster would refuse a part: ConfigMap in version" in err
+    assert [each["kind"] for each in ready.objects] == ["Secret", "Namespace"]
 
 
 @pytest.mark.parametrize("value", ["+15005550006", "0049", "true", "1.5", "null"])
-def test_deploy_names_the_value_that_wants_quotes(fake: FakeKubectl, operate: Operate, ready: Path, value: str) -> None:
-    fake.objects.append(secret(SECRETS))
-    config = ready / "k8s/configmap.yaml"
+def test_deploy_names_the_value_that_wants_quotes(ready: Cluster, value: str) -> None:
+    ready.objects.append(secret(SECRETS))
+    config = ready.root / "k8s/configmap.yaml"
     config.write_text(re.sub("TWILIO_FROM_NUMBER: .*", f"TWILIO_FROM_NUMBER: {value}", config.read_text()))
-    done = operate("deploy", ready, IMAGE_NAME="r/n", IMAGE_TAG="v1")
-    assert done.code == 1
-    assert re.search("Put quotes around .* TWILIO_FROM_NUMBER", done.err)
-    assert not fake.sent
+    err = ready.refuses("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert re.search("Put quotes around .* TWILIO_FROM_NUMBER", err)
+    assert not ready.sent
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_deploy_suspended_never_lets_a_run_start(
-    fake: FakeKubectl, operate: Operate, ready: Path, is_there: bool
-) -> None:
-    fake.objects += [secret(SECRETS), *([cronjob()] if is_there else [])]
-    done = operate("deploy", ready, SUSPEND="yes", IMAGE_NAME="r/n", IMAGE_TAG="v2")
-    assert done.code == 0, done.err
-    assert "It is suspended: make resume" in done.out
-    assert "suspend" not in applied(fake)["CronJob"]["spec"], "the next apply would take it back"
-    first = next(each for each in fake.sent if each.get("kind") == "CronJob") if not is_there else fake.of("CronJob")[0]
+def test_deploy_suspended_never_lets_a_run_start(ready: Cluster, is_there: bool) -> None:
+    ready.objects += [secret(SECRETS), *([cronjob()] if is_there else [])]
+    out = ready.does("deploy", SUSPEND="yes", IMAGE_NAME="r/n", IMAGE_TAG="v2")
+    assert "It is suspended: make resume" in out
+    assert "suspend" not in applied(ready)["CronJob"]["spec"], "the next apply would take it back"
+    first = (
+        next(each for each in ready.sent if each.get("kind") == "CronJob") if not is_there else ready.of("CronJob")[0]
+    )
     assert first["spec"]["suspend"] is True
-    operate("deploy", ready)
-    assert fake.of("CronJob")[0]["spec"]["suspend"] is True
+    ready.operate("deploy")
+    assert ready.of("CronJob")[0]["spec"]["suspend"] is True
 
 
-def test_deploy_warns_of_a_filled_template(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
-    fake.objects += [secret(SECRETS), cronjob()]
-    assert "WARNING" not in operate("deploy", ready).out
-    file = ready / "k8s/secret.yaml"
+def test_deploy_warns_of_a_filled_template(ready: Cluster) -> None:
+    ready.objects += [secret(SECRETS), cronjob()]
+    assert "WARNING" not in ready.operate("deploy").out
+    file = ready.root / "k8s/secret.yaml"
     file.write_text(re.sub(r"^# ", "", file.read_text(), flags=re.MULTILINE))
-    assert "WARNING: k8s/secret.yaml is filled in" in operate("deploy", ready).out
+    assert "WARNING: k8s/secret.yaml is filled in" in ready.operate("deploy").out
 
 
-def test_deploy_needs_no_template_of_the_secret(fake: FakeKubectl, operate: Operate, ready: Path) -> None:
-    fake.objects += [secret(SECRETS), cronjob()]
-    (ready / "k8s/secret.yaml").unlink()
-    assert operate("deploy", ready).code == 0
+def test_deploy_needs_no_template_of_the_secret(ready: Cluster) -> None:
+    ready.objects += [secret(SECRETS), cronjob()]
+    (ready.root / "k8s/secret.yaml").unlink()
+    assert ready.operate("deploy").code == 0
 
 
 @pytest.mark.parametrize(("schedule", "warned"), [("0 9 * * *", True), ("0 */6 * * *", True), ("0 * * * *", False)])
-def test_deploy_warns_of_a_window_that_some_never_meet(
-    fake: FakeKubectl, operate: Operate, ready: Path, schedule: str, warned: bool
-) -> None:
-    fake.objects += [secret(SECRETS), cronjob()]
+def test_deploy_warns_of_a_window_that_some_never_meet(ready: Cluster, schedule: str, warned: bool) -> None:
+    ready.objects += [secret(SECRETS), cronjob()]
     configure(ready, "SEND_WINDOW: 09:00-20:00")
-    file = ready / "k8s/cronjob.yaml"
+    file = ready.root / "k8s/cronjob.yaml"
     file.write_text(file.read_text().replace("0 9 * * *", schedule))
-    assert ("WARNING: SEND_WINDOW is 09:00-20:00" in operate("deploy", ready).out) is warned
+    assert ("WARNING: SEND_WINDOW is 09:00-20:00" in ready.operate("deploy").out) is warned
 
 
-def test_a_new_name_needs_its_tag(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    done = operate("update-image", IMAGE_NAME="other/n")
-    assert done.code == 1
-    assert "make update-image IMAGE_NAME=other/n IMAGE_TAG=" in done.err
+def test_a_new_name_needs_its_tag(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    err = cluster.refuses("update-image", IMAGE_NAME="other/n")
+    assert "make update-image IMAGE_NAME=other/n IMAGE_TAG=" in err
 
 
-def test_update_image_says_the_way_back(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    done = operate("update-image", IMAGE_TAG="v2")
-    assert done.code == 0, done.err
-    assert "r/n:v1 -> r/n:v2" in done.out
-    assert "make update-image IMAGE_NAME=r/n IMAGE_TAG=v1" in done.out
-    assert "set image cronjob/habit-notifier habit-notifier=r/n:v2" in fake.calls[-1]
+def test_update_image_says_the_way_back(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    out = cluster.does("update-image", IMAGE_TAG="v2")
+    assert "r/n:v1 -> r/n:v2" in out
+    assert "make update-image IMAGE_NAME=r/n IMAGE_TAG=v1" in out
+    assert "set image cronjob/habit-notifier habit-notifier=r/n:v2" in cluster.calls[-1]
 
 
-def test_update_image_refuses_the_name_that_runs(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    done = operate("update-image", IMAGE_TAG="v1")
-    assert done.code == 1
-    assert "r/n:v1 runs already. A node that has a tag does not pull it again" in done.err
-    assert not any("set image" in call for call in fake.calls)
+def test_update_image_refuses_the_name_that_runs(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    err = cluster.refuses("update-image", IMAGE_TAG="v1")
+    assert "r/n:v1 runs already. A node that has a tag does not pull it again" in err
+    assert not any("set image" in call for call in cluster.calls)
 
 
 # --- test and logs ----------------------------------------------------------------------------------------------------
@@ -568,43 +532,42 @@ FAILED = condition("Failed", "FailedIndexes", "Job has failed indexes") | {"fail
     ],
 )
 def test_a_run_ends_with_the_code_of_the_shard_that_failed(
-    fake: FakeKubectl, operate: Operate, ends: list[tuple[str, int]], code: int | None
+    cluster: Cluster, ends: list[tuple[str, int]], code: int | None
 ) -> None:
-    fake.objects.append(cronjob())
+    cluster.objects.append(cronjob())
 
     def run(name: str) -> None:
         for number, (shard, its) in enumerate(ends):
-            pod(fake, f"p{number}", ended(its), shard, name)
+            pod(cluster, f"p{number}", ended(its), shard, name)
 
-    started(fake, run, end(fake, FAILED))
-    done = operate("test")
+    started(cluster, run, end(cluster, FAILED))
+    done = cluster.operate("test")
     told = f"Exit code {code}" if code else "Its log is gone"
     assert f"failed (FailedIndexes: 1). {told}: see" in done.out
     assert done.code == (code or 1)
 
 
-def test_the_log_is_followed_and_a_complete_run_ends_well(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    fake.logs["p"] = [["Starting\n", "Done\n"]]
+def test_the_log_is_followed_and_a_complete_run_ends_well(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    cluster.logs["p"] = [["Starting\n", "Done\n"]]
     started(
-        fake,
-        lambda name: pod(fake, "p", container({"waiting": {"reason": "ContainerCreating"}}), job=name),
-        lambda _: fake.of("Pod")[0].update(status=ended(0)),
-        end(fake, condition("Complete")),
+        cluster,
+        lambda name: pod(cluster, "p", container({"waiting": {"reason": "ContainerCreating"}}), job=name),
+        lambda _: cluster.of("Pod")[0].update(status=ended(0)),
+        end(cluster, condition("Complete")),
     )
-    done = operate("test")
-    assert done.code == 0, done.err
-    assert done.out.splitlines()[1:3] == ["Starting", "Done"]
-    assert re.fullmatch("The Job habit-notifier-manual-20260509-0900\\d\\d is complete.", done.out.splitlines()[-1])
+    out = cluster.does("test")
+    assert out.splitlines()[1:3] == ["Starting", "Done"]
+    assert re.fullmatch("The Job habit-notifier-manual-20260509-0900\\d\\d is complete.", out.splitlines()[-1])
 
 
-def test_each_line_is_printed_once_when_the_connection_breaks(fake: FakeKubectl, operate: Operate) -> None:
-    job(fake, status=condition("Complete"))
-    first, second = pod(fake, "p", container({"running": {}})), pod(fake, "q", ended(0))
-    fake.logs["p"] = [["one\n", "two\n"], ["one\n", "two\n", "two\n"], ["one\n", "two\n", "two\n", "four\n"]]
-    fake.logs["q"] = [["one\n"]]
-    fake.then = [lambda: None, lambda: first.update(status=ended(143))]
-    done = operate("logs")
+def test_each_line_is_printed_once_when_the_connection_breaks(cluster: Cluster) -> None:
+    job(cluster, status=condition("Complete"))
+    first, second = pod(cluster, "p", container({"running": {}})), pod(cluster, "q", ended(0))
+    cluster.logs["p"] = [["one\n", "two\n"], ["one\n", "two\n", "two\n"], ["one\n", "two\n", "two\n", "four\n"]]
+    cluster.logs["q"] = [["one\n"]]
+    cluster.then = [lambda: None, lambda: first.update(status=ended(143))]
+    done = cluster.operate("logs")
     assert done.code == 0
     assert done.out.splitlines()[1:-1] == ["one", "two", "two", "four", "--- replaced by pod/q", "one"]
     assert second["status"]
@@ -619,140 +582,136 @@ STUCK = {
 
 
 @pytest.mark.parametrize("remedy", STUCK)
-def test_a_run_that_cannot_start_is_explained_and_taken_back(fake: FakeKubectl, operate: Operate, remedy: str) -> None:
-    fake.objects.append(cronjob())
-    started(fake, lambda name: pod(fake, "p", STUCK[remedy], job=name))
-    done = operate("test")
-    assert done.code == 1
-    assert "make test: the run cannot start: " in done.err
-    assert re.search(f"^Remedy: .*{remedy}", done.err, re.MULTILINE)
-    assert not fake.of("Job")
-    assert fake.now <= 21
+def test_a_run_that_cannot_start_is_explained_and_taken_back(cluster: Cluster, remedy: str) -> None:
+    cluster.objects.append(cronjob())
+    started(cluster, lambda name: pod(cluster, "p", STUCK[remedy], job=name))
+    err = cluster.refuses("test")
+    assert "make test: the run cannot start: " in err
+    assert re.search(f"^Remedy: .*{remedy}", err, re.MULTILINE)
+    assert not cluster.of("Job")
+    assert cluster.now <= 21
 
 
-def test_a_run_without_a_pod_is_explained_and_taken_back(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
+def test_a_run_without_a_pod_is_explained_and_taken_back(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
     event = {"reason": "FailedCreate", "message": "pods is forbidden: exceeded quota: full"}
-    started(fake, lambda name: fake.add("Event", "e", involvedObject={"name": name}, **event))
-    done = operate("test")
+    started(cluster, lambda name: cluster.add("Event", "e", involvedObject={"name": name}, **event))
+    done = cluster.operate("test")
     assert "the run cannot start: FailedCreate: pods is forbidden: exceeded quota: full" in done.err
     assert "Remedy: raise the namespace's ResourceQuota" in done.err
-    assert not fake.of("Job")
+    assert not cluster.of("Job")
 
 
-def test_a_pod_that_waits_for_a_node_is_waited_for(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
+def test_a_pod_that_waits_for_a_node_is_waited_for(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
     unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
     wait = [lambda _: None] * 60
     started(
-        fake,
-        lambda name: pod(fake, "p", {"phase": "Pending", "conditions": [unplaced]}, job=name),
+        cluster,
+        lambda name: pod(cluster, "p", {"phase": "Pending", "conditions": [unplaced]}, job=name),
         *wait,
-        lambda _: fake.of("Pod")[0].update(status=ended(0)),
-        end(fake, condition("Complete")),
+        lambda _: cluster.of("Pod")[0].update(status=ended(0)),
+        end(cluster, condition("Complete")),
     )
-    done = operate("test")
-    assert done.code == 0, done.err
-    assert done.out.count("The pod waits: Unschedulable: 0/1 nodes\nRemedy: make room on a node") == 1
+    out = cluster.does("test")
+    assert out.count("The pod waits: Unschedulable: 0/1 nodes\nRemedy: make room on a node") == 1
 
 
 @pytest.mark.parametrize(("shard", "given_up"), [("0", False), ("", True)])
-def test_a_shard_that_cannot_start_takes_no_other_back(
-    fake: FakeKubectl, operate: Operate, shard: str, given_up: bool
-) -> None:
-    fake.objects.append(cronjob())
+def test_a_shard_that_cannot_start_takes_no_other_back(cluster: Cluster, shard: str, given_up: bool) -> None:
+    cluster.objects.append(cronjob())
 
     def run(name: str) -> None:
-        pod(fake, "first", ended(1), shard, name)
-        pod(fake, "second", STUCK["for another processor"], "1" if shard else "", name)
+        pod(cluster, "first", ended(1), shard, name)
+        pod(cluster, "second", STUCK["for another processor"], "1" if shard else "", name)
 
-    started(fake, run, end(fake, FAILED))
-    done = operate("test")
+    started(cluster, run, end(cluster, FAILED))
+    done = cluster.operate("test")
     assert ("the run cannot start: StartError" in done.err) is given_up
-    assert (not fake.of("Job")) is given_up
+    assert (not cluster.of("Job")) is given_up
     assert ("(FailedIndexes: 1)" in done.out) is not given_up
 
 
-def test_a_lost_connection_takes_no_run_back(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    started(fake, lambda _: fake.refusals.update({"get job": "connection refused"}))
-    done = operate("test")
+def test_a_lost_connection_takes_no_run_back(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    started(cluster, lambda _: cluster.refusals.update({"get job": "connection refused"}))
+    done = cluster.operate("test")
     assert "connection refused" in done.err
-    assert fake.of("Job")
+    assert cluster.of("Job")
 
 
-def test_somebody_deleted_the_job(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    started(fake, lambda _: fake.objects.pop())
-    assert "somebody deleted the job habit-notifier-manual-" in operate("test").err
+def test_somebody_deleted_the_job(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    started(cluster, lambda _: cluster.objects.pop())
+    assert "somebody deleted the job habit-notifier-manual-" in cluster.operate("test").err
 
 
 def test_a_log_that_is_left_by_keyboard_goes_on_in_the_cluster(
-    fake: FakeKubectl, operate: Operate, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake.objects.append(cronjob())
+    cluster.objects.append(cronjob())
 
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", interrupt)
-    done = operate("test")
+    done = cluster.operate("test")
     assert (done.code, done.out.splitlines()[-1]) == (130, "The Job goes on in the cluster: make logs")
-    assert fake.of("Job")
+    assert cluster.of("Job")
 
 
-def test_logs_are_of_the_newest_run_that_is_no_rehearsal(fake: FakeKubectl, operate: Operate) -> None:
-    job(fake, "older", status=condition("Complete"), age=2)
-    job(fake, "newer", status=condition("Complete"), age=1)
-    job(fake, "rehearsal", status=condition("Complete"), owned=False)
-    fake.add("Pod", "preflight", labels={"habit-notifier/purpose": "preflight"}, status=ended(0))
-    assert "Job newer, made 2026-05-09T08:00:00Z in namespace habit-tracker of" in operate("logs").out
-    assert "Job older, made" in operate("logs", JOB="older").out
-    assert "There is no log left: its pods are gone." in operate("logs", JOB="older").out
+def test_logs_are_of_the_newest_run_that_is_no_rehearsal(cluster: Cluster) -> None:
+    job(cluster, "older", status=condition("Complete"), age=2)
+    job(cluster, "newer", status=condition("Complete"), age=1)
+    job(cluster, "rehearsal", status=condition("Complete"), owned=False)
+    cluster.add("Pod", "preflight", labels={"habit-notifier/purpose": "preflight"}, status=ended(0))
+    assert "Job newer, made 2026-05-09T08:00:00Z in namespace habit-tracker of" in cluster.operate("logs").out
+    assert "Job older, made" in cluster.operate("logs", JOB="older").out
+    assert "There is no log left: its pods are gone." in cluster.operate("logs", JOB="older").out
 
 
-def test_logs_say_that_there_is_no_such_job(operate: Operate) -> None:
-    done = operate("logs", JOB="nope")
+def test_logs_say_that_there_is_no_such_job(cluster: Cluster) -> None:
+    done = cluster.operate("logs", JOB="nope")
     assert (done.code, "there is no Job nope in namespace habit-tracker" in done.err) == (1, True)
-    assert "there was no run yet" in operate("logs").err
+    assert "there was no run yet" in cluster.operate("logs").err
 
 
 @pytest.mark.parametrize("remedy", ["make secret", "is it pushed"])
-def test_logs_of_a_run_that_waits_say_why(fake: FakeKubectl, operate: Operate, remedy: str) -> None:
-    its = job(fake)
-    waiting = pod(fake, "p", STUCK[remedy])
-    fake.logs["p"] = [["at last\n"]]
-    fake.then = [lambda: None] * 60
-    fake.then += [lambda: waiting.update(status=ended(0)), lambda: its.update(status=condition("Complete"))]
-    done = operate("logs")
+def test_logs_of_a_run_that_waits_say_why(cluster: Cluster, remedy: str) -> None:
+    its = job(cluster)
+    waiting = pod(cluster, "p", STUCK[remedy])
+    cluster.logs["p"] = [["at last\n"]]
+    cluster.then = [lambda: None] * 60
+    cluster.then += [lambda: waiting.update(status=ended(0)), lambda: its.update(status=condition("Complete"))]
+    done = cluster.operate("logs")
     assert re.search(f"^The pod waits: .*\nRemedy: .*{remedy}", done.out, re.MULTILINE)
     assert done.out.splitlines()[-2:] == ["at last", f"The Job {JOB} is complete."]
     assert done.out.count("The pod waits") == 1
 
 
-def test_a_pod_that_ended_before_it_started_is_told(fake: FakeKubectl, operate: Operate) -> None:
-    job(fake, status=condition("Complete"))
-    pod(fake, "p", {"phase": "Failed", "reason": "Evicted", "message": "disk"})
-    assert "--- pod/p ended before it started (Evicted: disk)" in operate("logs").out
+def test_a_pod_that_ended_before_it_started_is_told(cluster: Cluster) -> None:
+    job(cluster, status=condition("Complete"))
+    pod(cluster, "p", {"phase": "Failed", "reason": "Evicted", "message": "disk"})
+    assert "--- pod/p ended before it started (Evicted: disk)" in cluster.operate("logs").out
 
 
-def test_a_run_that_hit_its_deadline_says_where_its_log_went(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    job(fake, status=condition("Failed", "DeadlineExceeded", "active too long"))
+def test_a_run_that_hit_its_deadline_says_where_its_log_went(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    job(cluster, status=condition("Failed", "DeadlineExceeded", "active too long"))
     told = 'Its log is gone: see "A Job without a log" in DEPLOYMENT.md.'
-    assert f"failed (DeadlineExceeded). {told}" in operate("logs").out
-    assert operate("status").out.endswith("failed (DeadlineExceeded), its pods are gone\n")
-    pod(fake, "terminating", ended(143))
-    assert f"failed (DeadlineExceeded). {told}" in operate("logs").out
+    assert f"failed (DeadlineExceeded). {told}" in cluster.operate("logs").out
+    assert cluster.operate("status").out.endswith("failed (DeadlineExceeded), its pods are gone\n")
+    pod(cluster, "terminating", ended(143))
+    assert f"failed (DeadlineExceeded). {told}" in cluster.operate("logs").out
 
 
-def test_a_run_that_took_too_much_memory_is_named_with_the_remedy(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    job(fake, status=condition("Failed", "BackoffLimitExceeded", "limit"))
-    pod(fake, "p", ended(137, "an unrelated line\n", reason="OOMKilled"))
+def test_a_run_that_took_too_much_memory_is_named_with_the_remedy(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    job(cluster, status=condition("Failed", "BackoffLimitExceeded", "limit"))
+    pod(cluster, "p", ended(137, "an unrelated line\n", reason="OOMKilled"))
     named = r"OOMKilled: it took more memory than it may\nRemedy: raise limits\.memory"
-    assert re.search(f"^{named}", operate("logs").out, re.MULTILINE)
-    told = operate("status").out
+    assert re.search(f"^{named}", cluster.operate("logs").out, re.MULTILINE)
+    told = cluster.operate("status").out
     assert re.search(f"exit code 137\n    {named}", told)
     assert "unrelated" not in told
 
@@ -764,21 +723,20 @@ def words(**more: Any) -> str:
     return json.dumps({"run": "run", "exit_code": 0, "sent": 0, "failed": 0, "uncertain": 0, "error": None} | more)
 
 
-def test_status_tells_of_each_run_what_became_of_it(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob() | {"status": {"lastSuccessfulTime": "2026-05-09T08:00:14Z"}})
-    job(fake, "shards", status=FAILED, age=3)
-    pod(fake, "s0", ended(0, words(sent=7)), "0", "shards")
-    pod(fake, "s1", ended(1, words(sent=3, failed=9, uncertain=2, error="first try")), "1", "shards")
-    pod(fake, "s1b", ended(1, words(sent=2, failed=4, uncertain=1, error="MySQL is away: start it")), "1", "shards")
-    job(fake, "well", status=condition("Complete"), age=2)
-    pod(fake, "w", ended(0, words(sent=12, failed=1)), job="well")
-    job(fake, "log", status=condition("Failed", "BackoffLimitExceeded", "limit"), age=1)
-    pod(fake, "l", ended(137, "line\nKilled in the middle\n"), job="log")
-    job(fake, "gone", status=condition("Complete"))
-    done = operate("status")
-    assert done.code == 0, done.err
-    assert "Last complete run: 2026-05-09T08:00:14Z" in done.out
-    assert done.out.splitlines()[3:] == [
+def test_status_tells_of_each_run_what_became_of_it(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob() | {"status": {"lastSuccessfulTime": "2026-05-09T08:00:14Z"}})
+    job(cluster, "shards", status=FAILED, age=3)
+    pod(cluster, "s0", ended(0, words(sent=7)), "0", "shards")
+    pod(cluster, "s1", ended(1, words(sent=3, failed=9, uncertain=2, error="first try")), "1", "shards")
+    pod(cluster, "s1b", ended(1, words(sent=2, failed=4, uncertain=1, error="MySQL is away: start it")), "1", "shards")
+    job(cluster, "well", status=condition("Complete"), age=2)
+    pod(cluster, "w", ended(0, words(sent=12, failed=1)), job="well")
+    job(cluster, "log", status=condition("Failed", "BackoffLimitExceeded", "limit"), age=1)
+    pod(cluster, "l", ended(137, "line\nKilled in the middle\n"), job="log")
+    job(cluster, "gone", status=condition("Complete"))
+    out = cluster.does("status")
+    assert "Last complete run: 2026-05-09T08:00:14Z" in out
+    assert out.splitlines()[3:] == [
         "2026-05-09T06:00:00Z  shards  failed (FailedIndexes: 1), exit code 1: 12 sent, 4 failed, 1 uncertain",
         "    MySQL is away: start it",
         "2026-05-09T07:00:00Z  well  complete: 12 sent, 1 failed, 0 uncertain",
@@ -788,15 +746,15 @@ def test_status_tells_of_each_run_what_became_of_it(fake: FakeKubectl, operate: 
     ]
 
 
-def test_status_of_a_run_that_waits_says_why(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    job(fake)
-    pod(fake, "p", STUCK["make secret"])
-    job(fake, "quota", age=1)
-    fake.add("Event", "e", involvedObject={"name": "quota"}, reason="FailedCreate", message="exceeded quota")
-    job(fake, "busy", age=2)
-    pod(fake, "b", container({"running": {}}), job="busy")
-    lines = operate("status").out.splitlines()[3:]
+def test_status_of_a_run_that_waits_says_why(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    job(cluster)
+    pod(cluster, "p", STUCK["make secret"])
+    job(cluster, "quota", age=1)
+    cluster.add("Event", "e", involvedObject={"name": "quota"}, reason="FailedCreate", message="exceeded quota")
+    job(cluster, "busy", age=2)
+    pod(cluster, "b", container({"running": {}}), job="busy")
+    lines = cluster.operate("status").out.splitlines()[3:]
     assert lines == [
         "2026-05-09T07:00:00Z  busy  at work: make logs",
         "2026-05-09T08:00:00Z  quota  waits: FailedCreate: exceeded quota",
@@ -820,10 +778,10 @@ def test_status_of_a_run_that_waits_says_why(fake: FakeKubectl, operate: Operate
     ],
 )
 def test_status_says_when_the_next_run_is_where_that_is_simple(
-    fake: FakeKubectl, operate: Operate, schedule: str, zone: str, coming: str | None
+    cluster: Cluster, schedule: str, zone: str, coming: str | None
 ) -> None:
-    fake.objects.append(cronjob(schedule=schedule, timeZone=zone))
-    line = operate("status").out.splitlines()[1]
+    cluster.objects.append(cronjob(schedule=schedule, timeZone=zone))
+    line = cluster.operate("status").out.splitlines()[1]
     assert line.startswith(f"Schedule: {schedule} ({zone})")
     assert re.findall(r"next at (.*)\. A run", line) == ([coming] if coming else [])
 
@@ -831,14 +789,14 @@ def test_status_says_when_the_next_run_is_where_that_is_simple(
 # --- suspend, resume, stop --------------------------------------------------------------------------------------------
 
 
-def test_suspend_says_what_goes_on(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    job(fake, "old", status=condition("Complete"))
-    assert "goes on" not in operate("suspend").out
-    job(fake)
-    assert f"A run is at work and goes on: {JOB}. To end it: make stop" in operate("suspend").out
-    assert fake.of("CronJob")[0]["spec"]["suspend"] is True
-    assert "It is suspended: make resume" in operate("status").out
+def test_suspend_says_what_goes_on(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    job(cluster, "old", status=condition("Complete"))
+    assert "goes on" not in cluster.operate("suspend").out
+    job(cluster)
+    assert f"A run is at work and goes on: {JOB}. To end it: make stop" in cluster.operate("suspend").out
+    assert cluster.of("CronJob")[0]["spec"]["suspend"] is True
+    assert "It is suspended: make resume" in cluster.operate("status").out
 
 
 def ago(**span: float) -> str:
@@ -858,57 +816,57 @@ def ago(**span: float) -> str:
     ],
 )
 def test_resume_says_and_asks_when_a_missed_run_would_start(
-    fake: FakeKubectl, operate: Operate, keyboard: Callable[..., list[str]], schedule: str, last: str,
+    cluster: Cluster, keyboard: Callable[..., list[str]], schedule: str, last: str,
     deadline: int | None, missed: str,
 ) -> None:  # fmt: skip
     its = cronjob(schedule=schedule, startingDeadlineSeconds=deadline, suspend=True)
     its["status"]["lastScheduleTime"] = last
-    fake.objects.append(its)
+    cluster.objects.append(its)
     asked = keyboard("n", "y")
-    done = operate("resume")
+    done = cluster.operate("resume")
     assert missed in done.out
     assert (done.code, len(asked), its["spec"]["suspend"]) == ((1, 1, True) if missed else (0, 0, False))
     if missed:
-        assert operate("resume").code == 0
+        assert cluster.operate("resume").code == 0
         assert its["spec"]["suspend"] is False
 
 
 @pytest.mark.parametrize("variables", [{}, {"YES": "yes"}])
-def test_resume_in_a_script_says_and_goes_on(fake: FakeKubectl, operate: Operate, variables: dict[str, str]) -> None:
+def test_resume_in_a_script_says_and_goes_on(cluster: Cluster, variables: dict[str, str]) -> None:
     its = cronjob(schedule="30 8 * * *", suspend=True)
-    fake.objects.append(its)
-    done = operate("resume", **variables)
+    cluster.objects.append(its)
+    done = cluster.operate("resume", **variables)
     assert (done.code, its["spec"]["suspend"]) == (0, False)
     assert "starts at once" in done.out
     assert "Resumed. Schedule: 30 8 * * * (Etc/UTC), next at 2026-05-10 08:30 UTC" in done.out
-    assert "starts at once" not in operate("resume").out, "it was not suspended"
+    assert "starts at once" not in cluster.operate("resume").out, "it was not suspended"
 
 
 def test_stop_suspends_and_ends_what_is_at_work_after_asking(
-    fake: FakeKubectl, operate: Operate, keyboard: Callable[..., list[str]]
+    cluster: Cluster, keyboard: Callable[..., list[str]]
 ) -> None:
-    fake.objects.append(cronjob())
-    job(fake, "done", status=condition("Complete"))
-    job(fake)
-    refused = operate("stop")
+    cluster.objects.append(cronjob())
+    job(cluster, "done", status=condition("Complete"))
+    job(cluster)
+    refused = cluster.operate("stop")
     assert (refused.code, "make stop YES=yes" in refused.err) == (1, True)
     asked = keyboard("", "y")
-    assert operate("stop").code == 1
+    assert cluster.operate("stop").code == 1
     assert JOB in asked[0]
-    assert len(fake.of("Job")) == 2
-    assert "suspend" not in fake.of("CronJob")[0]["spec"]
-    assert operate("stop").code == 0
-    assert [each["metadata"]["name"] for each in fake.of("Job")] == ["done"]
-    assert "--cascade=foreground" in next(call for call in fake.calls if "delete job" in call)
-    suspended, deleted = (next(i for i, c in enumerate(fake.calls) if part in c) for part in ("patch", "delete"))
+    assert len(cluster.of("Job")) == 2
+    assert "suspend" not in cluster.of("CronJob")[0]["spec"]
+    assert cluster.operate("stop").code == 0
+    assert [each["metadata"]["name"] for each in cluster.of("Job")] == ["done"]
+    assert "--cascade=foreground" in next(call for call in cluster.calls if "delete job" in call)
+    suspended, deleted = (next(i for i, c in enumerate(cluster.calls) if part in c) for part in ("patch", "delete"))
     assert suspended < deleted, "no run may start in between"
 
 
-def test_stop_in_a_script(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    done = operate("stop", YES="yes")
+def test_stop_in_a_script(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    done = cluster.operate("stop", YES="yes")
     assert (done.code, "nothing is at work" in done.out) == (0, True)
-    assert fake.of("CronJob")[0]["spec"]["suspend"] is True
+    assert cluster.of("CronJob")[0]["spec"]["suspend"] is True
 
 
 # --- preflight, dry-run, explain, shell -------------------------------------------------------------------------------
@@ -939,12 +897,12 @@ def asked_pod(fake: FakeKubectl, status: dict[str, Any], log: list[str]) -> list
 @pytest.mark.parametrize("code", [0, 1, 2])
 @pytest.mark.parametrize(("target", "variables", "arguments"), QUESTIONS)
 def test_a_question_is_a_pod_like_the_job_s_that_is_no_run(
-    fake: FakeKubectl, operate: Operate, target: str, variables: dict[str, str], arguments: list[str], code: int
+    cluster: Cluster, target: str, variables: dict[str, str], arguments: list[str], code: int
 ) -> None:
     env = [{"name": "SHARD_COUNT", "value": "4"}, {"name": "OTHER", "value": "stays"}]
-    fake.objects.append(cronjob(env=env))
-    made = asked_pod(fake, ended(code), ["ok\n", "remedy\n"])
-    done = operate(target, **variables)
+    cluster.objects.append(cronjob(env=env))
+    made = asked_pod(cluster, ended(code), ["ok\n", "remedy\n"])
+    done = cluster.operate(target, **variables)
     assert (done.code, done.out) == (code, "ok\nremedy\n"), done.err
     (only,) = made
     assert only["metadata"]["labels"] == {"app": "habit-notifier", "habit-notifier/purpose": target}
@@ -953,31 +911,30 @@ def test_a_question_is_a_pod_like_the_job_s_that_is_no_run(
     _, container = only["spec"]["containers"]
     assert (container["image"], container["args"], container.get("command")) == ("r/n:v1", arguments, None)
     assert {each["name"]: each["value"] for each in container["env"]} == {"SHARD_COUNT": "1", "OTHER": "stays"}
-    assert not fake.of("Pod")
+    assert not cluster.of("Pod")
 
 
-def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    asked_pod(fake, STUCK["make secret"], [])
-    done = operate("preflight")
-    assert done.code == 1
-    assert re.search("the pod does not start: CreateContainerConfigError: .*\nRemedy: make secret", done.err)
-    assert not fake.of("Pod")
+def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    asked_pod(cluster, STUCK["make secret"], [])
+    err = cluster.refuses("preflight")
+    assert re.search("the pod does not start: CreateContainerConfigError: .*\nRemedy: make secret", err)
+    assert not cluster.of("Pod")
 
 
-def test_a_question_whose_pod_is_evicted_does_not_end_well(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    asked_pod(fake, {"phase": "Failed", "reason": "Evicted", "message": "disk"}, [])
-    done = operate("preflight")
+def test_a_question_whose_pod_is_evicted_does_not_end_well(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    asked_pod(cluster, {"phase": "Failed", "reason": "Evicted", "message": "disk"}, [])
+    done = cluster.operate("preflight")
     assert (done.code, "ended before it started (Evicted: disk)" in done.out) == (1, True)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_the_pod_of_a_question_goes_whatever_happens(
-    fake: FakeKubectl, operate: Operate, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    fake.objects.append(cronjob())
-    made = asked_pod(fake, container({"running": {}}), [])
+    cluster.objects.append(cronjob())
+    made = asked_pod(cluster, container({"running": {}}), [])
 
     def interrupt(_: float) -> None:
         raise error
@@ -985,23 +942,21 @@ def test_the_pod_of_a_question_goes_whatever_happens(
     monkeypatch.setattr(time, "sleep", interrupt)
     if error is SystemExit:
         with pytest.raises(SystemExit):
-            operate("dry-run")
+            cluster.operate("dry-run")
     else:
-        assert operate("dry-run").code == 130
+        assert cluster.operate("dry-run").code == 130
     assert made
-    assert not fake.of("Pod")
+    assert not cluster.of("Pod")
 
 
-def test_explain_needs_a_user(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    assert "make explain USER_ID=42" in operate("explain", USER_ID="").err
+def test_explain_needs_a_user(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    assert "make explain USER_ID=42" in cluster.operate("explain", USER_ID="").err
 
 
-def test_the_shell_is_no_shard_and_ends_as_its_script(
-    fake: FakeKubectl, operate: Operate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake.objects.append(cronjob(env=[{"name": "SHARD_COUNT", "value": "4"}]))
-    made = asked_pod(fake, container({"running": {}}), [])
+def test_the_shell_is_no_shard_and_ends_as_its_script(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.objects.append(cronjob(env=[{"name": "SHARD_COUNT", "value": "4"}]))
+    made = asked_pod(cluster, container({"running": {}}), [])
     ran: list[list[str]] = []
 
     def shell(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -1009,59 +964,60 @@ def test_the_shell_is_no_shard_and_ends_as_its_script(
         return subprocess.CompletedProcess(command, 3)
 
     monkeypatch.setattr(subprocess, "run", shell)
-    assert operate("shell").code == 3
+    assert cluster.operate("shell").code == 3
     (only,) = made
     _, container_ = only["spec"]["containers"]
     assert (container_["command"], container_["args"]) == (["sleep", "3600"], None)
     assert container_["env"] == [{"name": "SHARD_COUNT", "value": "1"}]
     assert ran[0][-2:] == ["--", "/bin/sh"]
     assert only["metadata"]["name"] in ran[0]
-    assert not fake.of("Pod")
+    assert not cluster.of("Pod")
 
 
 # --- undeploy, clean-jobs, and all of them ----------------------------------------------------------------------------
 
 
-def test_undeploy_keeps_namespace_and_secret(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects += [cronjob(), secret(SECRETS)]
-    job(fake)
-    pod(fake, "p", ended(0))
-    done = operate("undeploy")
-    assert done.code == 0, done.err
-    assert sorted(each["kind"] for each in fake.sent[-1]["items"]) == ["ConfigMap", "NetworkPolicy", "ServiceAccount"]
-    assert [each["kind"] for each in fake.objects] == ["Namespace", "Secret"]
-    assert "PURGE=yes" in done.out
+def test_undeploy_keeps_namespace_and_secret(cluster: Cluster) -> None:
+    cluster.objects += [cronjob(), secret(SECRETS)]
+    job(cluster)
+    pod(cluster, "p", ended(0))
+    out = cluster.does("undeploy")
+    assert sorted(each["kind"] for each in cluster.sent[-1]["items"]) == [
+        "ConfigMap",
+        "NetworkPolicy",
+        "ServiceAccount",
+    ]
+    assert [each["kind"] for each in cluster.objects] == ["Namespace", "Secret"]
+    assert "PURGE=yes" in out
 
 
-def test_purge_takes_the_secret_and_an_empty_namespace(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects += [cronjob(), secret(SECRETS)]
-    assert operate("undeploy", PURGE="yes").code == 0
-    assert fake.objects == []
+def test_purge_takes_the_secret_and_an_empty_namespace(cluster: Cluster) -> None:
+    cluster.objects += [cronjob(), secret(SECRETS)]
+    assert cluster.operate("undeploy", PURGE="yes").code == 0
+    assert cluster.objects == []
 
 
-def test_purge_leaves_a_namespace_that_others_use(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects += [secret(SECRETS), {"kind": "deployments", "metadata": {"name": "somebody-else"}}]
-    done = operate("undeploy", PURGE="yes")
-    assert done.code == 0, done.err
-    assert not fake.of("Secret")
-    assert fake.of("Namespace")
-    assert "somebody-else" in done.out
+def test_purge_leaves_a_namespace_that_others_use(cluster: Cluster) -> None:
+    cluster.objects += [secret(SECRETS), {"kind": "deployments", "metadata": {"name": "somebody-else"}}]
+    out = cluster.does("undeploy", PURGE="yes")
+    assert not cluster.of("Secret")
+    assert cluster.of("Namespace")
+    assert "somebody-else" in out
 
 
-def test_clean_jobs_deletes_finished_runs_only(fake: FakeKubectl, operate: Operate) -> None:
-    job(fake, "done", status=condition("Complete"))
-    job(fake, "failed", status=condition("Failed"))
-    job(fake)
-    assert operate("clean-jobs").code == 0
-    assert [each["metadata"]["name"] for each in fake.of("Job")] == [JOB]
-    assert "no finished Jobs" in operate("clean-jobs").out
+def test_clean_jobs_deletes_finished_runs_only(cluster: Cluster) -> None:
+    job(cluster, "done", status=condition("Complete"))
+    job(cluster, "failed", status=condition("Failed"))
+    job(cluster)
+    assert cluster.operate("clean-jobs").code == 0
+    assert [each["metadata"]["name"] for each in cluster.of("Job")] == [JOB]
+    assert "no finished Jobs" in cluster.operate("clean-jobs").out
 
 
-def test_another_environment_is_another_namespace(fake: FakeKubectl, operate: Operate) -> None:
-    fake.objects.append(cronjob())
-    done = operate("suspend", OVERLAY="overlays/staging", CONTEXT="elsewhere")
-    assert done.code == 0, done.err
-    (patch,) = (call for call in fake.calls if "patch cronjob" in call)
+def test_another_environment_is_another_namespace(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    cluster.does("suspend", OVERLAY="overlays/staging", CONTEXT="elsewhere")
+    (patch,) = (call for call in cluster.calls if "patch cronjob" in call)
     assert patch.startswith("--context elsewhere --namespace habit-tracker-staging ")
 
 
@@ -1069,23 +1025,21 @@ NEED_A_CRONJOB = ["test", "status", "shell", "suspend", "resume", "stop", "prefl
 
 
 @pytest.mark.parametrize("target", NEED_A_CRONJOB)
-def test_before_the_first_deploy_the_remedy_is_told(operate: Operate, target: str) -> None:
-    done = operate(target)
-    assert done.code == 1
-    assert f"make {target}: there is no CronJob habit-notifier in namespace habit-tracker of " in done.err
-    assert "Deploy it: make deploy" in done.err
+def test_before_the_first_deploy_the_remedy_is_told(cluster: Cluster, target: str) -> None:
+    err = cluster.refuses(target)
+    assert f"make {target}: there is no CronJob habit-notifier in namespace habit-tracker of " in err
+    assert "Deploy it: make deploy" in err
 
 
 @pytest.mark.parametrize("target", script.TARGETS)
-def test_without_a_cluster_the_remedy_is_told(fake: FakeKubectl, operate: Operate, target: str) -> None:
-    fake.refusals["--raw /version"] = "The connection to the server localhost:8080 was refused"
-    done = operate(target)
-    assert done.code == 1
-    assert f"make {target}: kubectl reaches no cluster (The connection to the server localhost:8080" in done.err
-    assert "kubectl config use-context" in done.err
+def test_without_a_cluster_the_remedy_is_told(cluster: Cluster, target: str) -> None:
+    cluster.refusals["--raw /version"] = "The connection to the server localhost:8080 was refused"
+    err = cluster.refuses(target)
+    assert f"make {target}: kubectl reaches no cluster (The connection to the server localhost:8080" in err
+    assert "kubectl config use-context" in err
 
 
-def test_without_kubectl_the_remedy_is_told(operate: Operate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_kubectl_the_remedy_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(transport, "run", REAL_RUN)
-    done = operate("status", PATH=str(tmp_path))
+    done = cluster.operate("status", PATH=str(tmp_path))
     assert (done.code, "make status: kubectl is not here. Install it" in done.err) == (1, True)

@@ -11,11 +11,9 @@ import json
 import random
 import re
 import socket
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,12 +33,12 @@ from habit_notifier import (
     Outcome,
     Pause,
     Reminder,
-    Settings,
     Stop,
     Twilio,
     User,
     utc_now,
 )
+from tests.environ import settings_of
 from tests.sandbox import fake_twilio
 from tests.sandbox.fake_twilio import (
     ACCEPT,
@@ -51,13 +49,13 @@ from tests.sandbox.fake_twilio import (
     TRUNCATED,
     Door,
     FakeTwilio,
-    make_close_reset,
     refuse,
     self_signed_certificate,
     server_error,
     slow,
     throttle,
 )
+from tests.sandbox.sockets import Canned, ConnectProxy
 
 MIDNIGHT = datetime(2024, 5, 17, tzinfo=UTC)
 DAYS = Days(pytz.utc, MIDNIGHT.date(), *(MIDNIGHT - timedelta(days=n) for n in (2, 1, 0)))
@@ -83,17 +81,12 @@ ACTION_OF_CODE = [(code, action) for action, codes in CODES.items() for code in 
 ACTION_OF_STATUS = [(status, action) for action, statuses in STATUSES.items() for status in sorted(statuses)]
 
 
+pytestmark = pytest.mark.usefixtures("no_proxy")
+
+
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (0.5, 0.5))
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may sit behind a proxy."""
-    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +104,7 @@ def secure(tls: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fa
 
 
 def client_of(url: str) -> Twilio:
-    environ = {"DB_HOST": "-", "DB_NAME": "-", "DB_USER": "-", "DB_PASSWORD": "-", "TWILIO_API_URL": url}
-    account = {"TWILIO_ACCOUNT_SID": FakeTwilio.ACCOUNT_SID, "TWILIO_AUTH_TOKEN": FakeTwilio.AUTH_TOKEN}
-    return Twilio(Settings.read(environ | account | {"TWILIO_FROM_NUMBER": FakeTwilio.FROM_NUMBER}))
+    return Twilio(settings_of(TWILIO_API_URL=url))
 
 
 def post(url: str, *, warm: bool = False) -> Answer:
@@ -253,6 +244,7 @@ def test_a_redirect_is_uncertain_and_not_followed(status: int) -> None:
         "{}",
         '{"sid": null}',
         '{"sid": ""}',
+        '{"sid": 7}',
         '{"sid": "AC0123456789abcdef0123456789abcdef"}',
         '{"sid": "SM0123456789abcdef0123456789abcdef\\n"}',
         '{"sid": "SM0123"}',
@@ -267,11 +259,6 @@ def test_a_201_that_names_no_message_is_uncertain(twilio: FakeTwilio, body: str)
     answer = post(twilio.url)
     assert (answer.action, answer.sid) == (Action.UNCERTAIN, None)
     assert texts(twilio) == 1
-
-
-def test_a_201_whose_sid_is_no_text_is_uncertain(twilio: FakeTwilio) -> None:
-    twilio.script(replace(ACCEPT, body='{"sid": 7}'))
-    assert post(twilio.url).action is Action.UNCERTAIN
 
 
 @pytest.mark.parametrize("prefix", ["SM", "MM"])
@@ -318,27 +305,22 @@ def test_a_code_that_no_column_holds_is_not_recorded(twilio: FakeTwilio, code: i
     assert (answer.action, answer.code) == (Action.FAIL, kept)
 
 
-def test_bytes_that_are_no_utf8_break_nothing() -> None:
-    with Canned(b"HTTP/1.1 400 Bad\r\nContent-Length: 3\r\n\r\n\xff\xfe{") as server:
-        assert post(server.url).action is Action.UNCERTAIN
-    with Canned(b"HTTP/1.1 201 Created\r\nContent-Length: 3\r\n\r\n\xff\xfe{") as server:
-        assert post(server.url).action is Action.UNCERTAIN
-
-
 @pytest.mark.parametrize(
     "answer",
     [
         b"\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n{",
+        b"HTTP/1.1 201 Created\r\nContent-Length: 3\r\n\r\n\xff\xfe{",
+        b"HTTP/1.1 400 Bad\r\nContent-Length: 3\r\n\r\n\xff\xfe{",
         b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"HTTP/1.1 201 Created\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
         b"HTTP/1.1 201 Created\r\n" + b"X: y\r\n" * 200 + b"\r\n",
         b"HTTP/1.1 201 " + b"C" * 100_000,
     ],
-    ids=["empty", "ssh", "short", "chunks", "gzip", "headers", "endless"],
+    ids=["empty", "ssh", "short", "no UTF-8", "refused without UTF-8", "chunks", "gzip", "headers", "endless"],
 )
-def test_what_is_no_http_is_uncertain(answer: bytes) -> None:
+def test_what_is_no_http_or_no_text_is_uncertain(answer: bytes) -> None:
     with Canned(answer) as server:
         assert post(server.url).action is Action.UNCERTAIN
     assert len(server.requests) == 1
@@ -402,22 +384,25 @@ def test_a_connection_of_before_the_machine_was_suspended_is_dropped(
 # --- Retry-After ------------------------------------------------------------------------------------------------------
 
 
-def test_retry_after_is_kept_in_seconds(twilio: FakeTwilio) -> None:
-    twilio.script(throttle(7))
-    assert post(twilio.url).retry_after == 7
-
-
 def test_retry_after_may_be_a_date(twilio: FakeTwilio) -> None:
     twilio.script(throttle(datetime.now(UTC) + timedelta(seconds=40)), throttle(datetime.now(UTC) - timedelta(days=9)))
     assert 35 < (post(twilio.url).retry_after or 0) <= 40
     assert post(twilio.url).retry_after == 0
 
 
-@pytest.mark.parametrize("text", ["soon", "-5", "1.5", "", "NaN", "Wed, 99 Foo 2015", "Wed, 21 Oct 99999 07:28:00 GMT"])
-def test_an_absurd_retry_after_counts_as_none(twilio: FakeTwilio, text: str) -> None:
+ABSURD = ["soon", "-5", "1.5", "", "NaN", "Wed, 99 Foo 2015", "Wed, 21 Oct 99999 07:28:00 GMT"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("7", 7), ("Wed, 21 Oct 2015 07:28:00 +99999999999999999999", 0), *((text, None) for text in ABSURD)],
+)
+def test_retry_after_is_kept_in_seconds_and_none_when_it_is_absurd(
+    twilio: FakeTwilio, text: str, seconds: float | None
+) -> None:
     twilio.script(replace(throttle(), retry_after=text))
     answer = post(twilio.url)
-    assert (answer.action, answer.retry_after) == (Action.PAUSE, None)
+    assert (answer.action, answer.retry_after) == (Action.PAUSE, seconds)
 
 
 @pytest.mark.parametrize(
@@ -432,11 +417,6 @@ def test_a_retry_after_of_ages_ends_the_run_instead_of_hanging_it(
     Pause(brake).begin(post(twilio.url))
     assert brake.pulled
     assert brake.exit_codes == [habit_notifier.Exit.RETRY]
-
-
-def test_a_retry_after_in_an_absurd_time_zone_is_long_ago(twilio: FakeTwilio) -> None:
-    twilio.script(replace(throttle(), retry_after="Wed, 21 Oct 2015 07:28:00 +99999999999999999999"))
-    assert post(twilio.url).retry_after == 0
 
 
 # --- pauses ---------------------------------------------------------------------------------------------------------
@@ -523,25 +503,23 @@ def test_a_connection_that_never_stands_is_surely_not_sent() -> None:
     assert "timed out" in answer.words
 
 
-def test_a_refused_proxy_is_surely_not_sent(secure: FakeTwilio, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_a_proxy_that_refuses_or_has_no_address_is_surely_not_sent(
+    secure: FakeTwilio, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with closing(socket.socket()) as held:
         held.bind(("127.0.0.1", 0))  # bound, but not listening
-        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{held.getsockname()[1]}")
-        answer = post(secure.url)
-    assert answer.action is Action.UNREACHED
+        proxy = "proxy.invalid:3128" if named else f"127.0.0.1:{held.getsockname()[1]}"
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy}")
+        assert post(secure.url).action is Action.UNREACHED
     assert not secure.requests
-
-
-def test_a_proxy_of_an_unknown_name_is_surely_not_sent(secure: FakeTwilio, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
-    assert post(secure.url).action is Action.UNREACHED
 
 
 @pytest.mark.parametrize("proxied", [False, True])
 def test_a_certificate_of_an_unknown_authority_is_surely_not_sent(
     secure: FakeTwilio, proxied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate(tmp_path, "DNS:localhost,IP:127.0.0.1")[0])
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", self_signed_certificate(tmp_path)[0])
     with ConnectProxy() as proxy:
         if proxied:
             monkeypatch.setenv("HTTPS_PROXY", proxy.url)
@@ -552,7 +530,7 @@ def test_a_certificate_of_an_unknown_authority_is_surely_not_sent(
 
 
 def test_a_certificate_of_another_name_is_surely_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = certificate(tmp_path, "DNS:elsewhere.example")
+    files = self_signed_certificate(tmp_path, "DNS:elsewhere.example")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", files[0])
     with FakeTwilio(tls=files) as elsewhere:
         answer = post(elsewhere.url)
@@ -627,61 +605,22 @@ DISTURBED = [
 ]
 
 
+@pytest.mark.parametrize("proxied", [False, True], ids=["straight", "behind a proxy"])
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("answer", [*CUT, *DISTURBED], ids=lambda answer: answer.kind)
 def test_an_accepted_text_whose_answer_is_lost_is_uncertain(
-    secure: FakeTwilio, answer: fake_twilio.Answer, warm: bool
-) -> None:
-    secure.script(answer, to=ANNA.user.phone)
-    assert post(secure.url, warm=warm).action is Action.UNCERTAIN
-    assert [request.to for request in secure.requests].count(ANNA.user.phone) == 1
-
-
-@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-@pytest.mark.parametrize("answer", [*CUT, *DISTURBED], ids=lambda answer: answer.kind)
-def test_an_accepted_text_whose_answer_is_lost_behind_a_proxy_is_uncertain(
-    secure: FakeTwilio, answer: fake_twilio.Answer, warm: bool, monkeypatch: pytest.MonkeyPatch
+    secure: FakeTwilio, answer: fake_twilio.Answer, warm: bool, proxied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secure.script(answer, to=ANNA.user.phone)
     with ConnectProxy() as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        if proxied:
+            monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         assert post(secure.url, warm=warm).action is Action.UNCERTAIN
-    assert proxy.targets == [f"127.0.0.1:{secure.port}"]
+    assert proxy.targets == [f"127.0.0.1:{secure.port}"] * proxied
     assert [request.to for request in secure.requests].count(ANNA.user.phone) == 1
 
 
 # --- servers that no fake Twilio is -----------------------------------------------------------------------------------
-
-
-class Canned:
-    """A server that answers whatever comes with the same bytes, drips the rest, and closes."""
-
-    def __init__(self, answer: bytes, *, drip: bytes = b"") -> None:
-        self._answer, self._drip = answer, drip
-        self.requests: list[bytes] = []
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve)
-
-    def __enter__(self) -> Canned:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._socket.close()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._socket.accept()
-                with client, suppress(ConnectionError):
-                    self.requests.append(_read_request(client))
-                    client.sendall(self._answer)
-                    for byte in self._drip:
-                        time.sleep(0.02)
-                        client.sendall(bytes([byte]))
 
 
 class Full:
@@ -704,71 +643,6 @@ class Full:
     def __exit__(self, *_: object) -> None:
         for each in (*self._waiting, self._socket):
             each.close()
-
-
-class ConnectProxy:
-    """A proxy for HTTPS: it learns the target of each CONNECT, and then passes bytes, ends and resets on."""
-
-    def __init__(self) -> None:
-        self.targets: list[str] = []
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._threads = [threading.Thread(target=self._serve)]
-        self._ends: list[socket.socket] = []
-
-    def __enter__(self) -> ConnectProxy:
-        self._threads[0].start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for end in (self._socket, *self._ends):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        for end in (self._socket, *self._ends):
-            end.close()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._socket.accept()
-                host, port = _read_request(client).split()[1].decode().split(":")
-                self.targets.append(f"{host}:{port}")
-                server = socket.create_connection((host, int(port)))
-                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                self._ends += (client, server)
-                for ends in ((client, server), (server, client)):
-                    self._threads.append(threading.Thread(target=_pass_on, args=ends))
-                    self._threads[-1].start()
-
-
-def _read_request(client: socket.socket) -> bytes:
-    """A request's head, and as much of its body as came with it."""
-    data = b""
-    while b"\r\n\r\n" not in data and (part := client.recv(65_536)):
-        data += part
-    return data
-
-
-def _pass_on(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(65_536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        make_close_reset(sink)
-        with suppress(OSError):
-            sink.shutdown(socket.SHUT_RDWR)
-
-
-def certificate(folder: Path, names: str) -> tuple[str, str]:
-    """Makes a certificate for these names that nobody vouches for but itself."""
-    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    files = str(folder / "cert.pem"), str(folder / "key.pem")
-    about = ["-subj", "/CN=test", "-addext", f"subjectAltName={names}", "-out", files[0], "-keyout", files[1]]
-    subprocess.run(["openssl", "req", *kind, *about], check=True, capture_output=True)
-    return files
 
 
 def test_the_tools_of_this_file_see_what_they_should(secure: FakeTwilio, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,18 +17,10 @@ import certifi
 import pytest
 
 from habit_notifier import FixFirst, Settings, Stop, main
+from tests.environ import ENVIRON
 from tests.sandbox.fake_twilio import FakeTwilio
 
 PROGRAM = Path(__file__).resolve().parents[2] / "app" / "habit_notifier.py"
-LEAST = {
-    "DB_HOST": "db",
-    "DB_NAME": "habits",
-    "DB_USER": "app",
-    "DB_PASSWORD": "pw",
-    "TWILIO_ACCOUNT_SID": FakeTwilio.ACCOUNT_SID,
-    "TWILIO_AUTH_TOKEN": FakeTwilio.AUTH_TOKEN,
-    "TWILIO_FROM_NUMBER": FakeTwilio.FROM_NUMBER,
-}
 SHARD = {"SHARD_COUNT": "1000", "JOB_COMPLETION_INDEX": "0"}
 KEY = {"TWILIO_API_KEY_SID": FakeTwilio.API_KEY_SID, "TWILIO_API_KEY_SECRET": "key-secret", "TWILIO_AUTH_TOKEN": ""}
 SERVICE = {"TWILIO_MESSAGING_SERVICE_SID": FakeTwilio.MESSAGING_SERVICE_SID, "TWILIO_FROM_NUMBER": ""}
@@ -54,22 +46,22 @@ def problems(environ: Mapping[str, str]) -> list[str]:
 
 
 def problems_with(**changes: str) -> list[str]:
-    return problems(LEAST | changes)
+    return problems(ENVIRON | changes)
 
 
 # --- the seed's eight variables are enough
 
 
 def test_the_eight_variables_of_the_interface_are_enough() -> None:
-    told = Settings.read(LEAST | {"DB_PORT": "3307"})
+    told = Settings.read(ENVIRON | {"DB_PORT": "3307"})
     assert (told.db_host, told.db_port, told.db_name, told.db_user) == ("db", 3307, "habits", "app")
     assert (told.db_password, told.twilio_auth_token) == ("pw", FakeTwilio.AUTH_TOKEN)
     assert (told.twilio_account_sid, told.twilio_from_number) == (FakeTwilio.ACCOUNT_SID, FakeTwilio.FROM_NUMBER)
 
 
 def test_everything_else_has_its_default() -> None:
-    told = Settings.read(LEAST)
-    found = {f.name: getattr(told, f.name) for f in fields(Settings) if f.name.upper() not in LEAST}
+    told = Settings.read(ENVIRON)
+    found = {f.name: getattr(told, f.name) for f in fields(Settings) if f.name.upper() not in ENVIRON}
     assert found.pop("message_no_logs").startswith("Hi {name}, ")
     assert found.pop("message_missed_yesterday").startswith("Hi {name}, ")
     assert found == {
@@ -102,7 +94,7 @@ def test_everything_else_has_its_default() -> None:
 
 def test_what_is_set_but_blank_counts_as_not_set() -> None:
     optional = {f.name.upper(): " " if f.name.upper() not in SECRETS else "" for f in fields(Settings)}
-    assert Settings.read(optional | LEAST) == Settings.read(LEAST)
+    assert Settings.read(optional | ENVIRON) == Settings.read(ENVIRON)
     assert problems(optional) == problems({})
 
 
@@ -232,19 +224,20 @@ BAD: dict[str, tuple[str, ...]] = {
     "SEND_CONCURRENCY": ("0", "65", "-8", "eight", "8.0", "٨"),
     "SEND_WINDOW": (
         *("09:00", "9-20", "9:00-20:00", "09:00-20:00-21:00", "20:00-09:00", "09:00-09:00", "09:00-09:59", "-"),
-        *("09:00-24:00", "09:00-20:60", "09:00:00-20:00:00", "09:00–20:00", "٠٩:٠٠-20:00"),
+        *("09:00-24:00", "24:00-25:00", "09:60-20:00", "09:00-20:60", "09:00:00-20:00:00", "09:00–20:00"),
+        *("٠٩:٠٠-20:00", "09:00-12:00-20:00", "always"),
     ),
-    "DAY_STARTS_AT": ("06:01", "24:00", "3:00", "03", "-01:00", "03:00:00", "noon"),
+    "DAY_STARTS_AT": ("06:01", "23:00", "24:00", "4", "3:00", "03", "-01:00", "03:00:00", "noon"),
     "DEFAULT_TIME_ZONE": ("Mars/Olympus", "+02:00", "Europe"),
     "MESSAGE_NO_LOGS": BAD_TEXTS,
     "MESSAGE_MISSED_YESTERDAY": BAD_TEXTS,
     "VALIDITY_PERIOD": ("59", "36001", "0", "4h"),
     "REFUSED_RETRY_DAYS": ("-1", "91", "a month"),
-    "UNDELIVERED_LIMIT": ("-1", "11", "never"),
+    "UNDELIVERED_LIMIT": ("-1", "11", "x"),
     "QUIET_AFTER": ("-1", "15", "never"),
     "MAX_PER_WEEK": ("-1", "8", "daily"),
     "MAX_TEXTS": ("-1", "20001", "1e3"),
-    "ONLY_USERS": (",", "42,", "42 43", "42;43", "me@home", ",".join(map(str, range(101))), "x" * 65),
+    "ONLY_USERS": (",", "42,", "42 43", "42;43", "a'b", "me@home", ",".join(map(str, range(101))), "x" * 65),
     "RUN_DEADLINE": ("0", "86401", "1500s"),
     "SHARD_COUNT": ("0", "1001", "four"),
     "JOB_COMPLETION_INDEX": ("-1", "1000", "first"),
@@ -253,6 +246,15 @@ BAD: dict[str, tuple[str, ...]] = {
     "LOG_PII": ("none", "OFF", "false"),
     "HEARTBEAT_URL": ("hc.example/ping", "http://hc.example/ping", "https://hc.example/?to=x", "https://", "your-url"),
 }
+
+
+TO_WRITE = {
+    "SEND_WINDOW": "two times such as 09:00-20:00, the end at least 60 minutes after the start",
+    "DAY_STARTS_AT": "a time from 00:00 to 06:00",
+    "UNDELIVERED_LIMIT": "a whole number from 0 to 10",
+    "ONLY_USERS": "at most 100 ids, separated by commas",
+}
+"""What each kind of value asks for, to the letter."""
 
 
 def test_every_setting_is_tried() -> None:
@@ -264,7 +266,7 @@ def test_every_setting_is_tried() -> None:
 def around(name: str) -> dict[str, str]:
     """Settings with which this one makes sense."""
     others = {"API_KEY": KEY, "SERVICE": SERVICE, "SHARD": SHARD, "INDEX": SHARD}
-    return LEAST | {other: text for words, told in others.items() if words in name for other, text in told.items()}
+    return ENVIRON | {other: text for words, told in others.items() if words in name for other, text in told.items()}
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in GOOD.items() for text in texts])
@@ -277,13 +279,14 @@ def test_a_good_value_is_taken(name: str, text: str) -> None:
 def test_a_bad_value_is_refused_with_its_name_and_what_to_write(name: str, text: str) -> None:
     [problem] = problems(around(name) | {name: text})
     assert re.match(rf"{name} (is|has a value that cannot be right|is still the placeholder)\b.*: write \S", problem)
+    assert f": write {TO_WRITE.get(name, '')}" in problem
     if name not in SECRETS:
         assert (repr(text) in problem) is ("@" not in text)  # it may be the password of a URL
 
 
 @pytest.mark.parametrize("name", ["DB_HOST", "DB_NAME", "DB_USER", "DB_PASSWORD", "TWILIO_ACCOUNT_SID"])
 def test_what_is_required_and_missing_is_told(name: str) -> None:
-    without = {other: text for other, text in LEAST.items() if other != name}
+    without = {other: text for other, text in ENVIRON.items() if other != name}
     for environ in (without, without | {name: ""}):
         [problem] = problems(environ)
         assert re.match(rf"{name} is missing: write \S", problem)
@@ -335,7 +338,7 @@ BEYOND = "JOB_COMPLETION_INDEX ({}) must be below SHARD_COUNT ({}): let k8s/comp
     ],
 )
 def test_settings_that_contradict_each_other_are_told(changes: dict[str, str], told: str | None) -> None:
-    found = problems(LEAST | changes)
+    found = problems(ENVIRON | changes)
     assert len(found) == (1 if told else 0)
     assert all(problem.startswith(str(told)) for problem in found)
 
@@ -343,7 +346,7 @@ def test_settings_that_contradict_each_other_are_told(changes: dict[str, str], t
 def test_a_wrong_value_is_not_told_a_second_time_as_a_contradiction() -> None:
     assert len(problems_with(TWILIO_FROM_NUMBER="wrong")) == 1
     assert len(problems_with(TWILIO_FROM_NUMBER="", TWILIO_MESSAGING_SERVICE_SID="wrong")) == 1
-    assert len(problems(LEAST | KEY | {"TWILIO_API_KEY_SID": "wrong"})) == 1
+    assert len(problems(ENVIRON | KEY | {"TWILIO_API_KEY_SID": "wrong"})) == 1
     assert len(problems_with(TWILIO_AUTH_TOKEN="", TWILIO_AUTH_TOKEN_FILE=MISSING_FILE)) == 1
     assert len(problems_with(SHARD_COUNT="none", JOB_COMPLETION_INDEX="3")) == 1
 
@@ -364,7 +367,7 @@ def test_a_secret_may_come_from_a_file(name: str, tmp_path: Path) -> None:
 def test_blanks_round_a_secret_in_a_file_belong_to_it(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_bytes("  pä ss  \r\n".encode())
-    assert Settings.read(LEAST | {"DB_PASSWORD": "", "DB_PASSWORD_FILE": str(file)}).db_password == "  pä ss  "
+    assert Settings.read(ENVIRON | {"DB_PASSWORD": "", "DB_PASSWORD_FILE": str(file)}).db_password == "  pä ss  "
 
 
 def test_a_secret_that_is_given_twice_is_told(tmp_path: Path) -> None:
@@ -408,7 +411,7 @@ def test_an_empty_file_leaves_a_required_secret_missing(tmp_path: Path) -> None:
 
 def test_only_secrets_are_read_from_files(tmp_path: Path) -> None:
     (tmp_path / "name").write_text("other")
-    assert Settings.read(LEAST | {"DB_NAME_FILE": str(tmp_path / "name")}).db_name == "habits"
+    assert Settings.read(ENVIRON | {"DB_NAME_FILE": str(tmp_path / "name")}).db_name == "habits"
 
 
 def test_a_placeholder_in_a_file_is_refused_too(tmp_path: Path) -> None:
@@ -428,7 +431,7 @@ def test_no_secret_is_ever_shown() -> None:
     }
     for credentials in (KEY.keys() - {"TWILIO_AUTH_TOKEN"}, {"TWILIO_AUTH_TOKEN"}):
         dropped = SECRETS & (KEY.keys() - credentials)
-        told = Settings.read(LEAST | hidden | shaped | dict.fromkeys(dropped, ""))
+        told = Settings.read(ENVIRON | hidden | shaped | dict.fromkeys(dropped, ""))
         for text in (repr(told), str(told), told.shown()):
             assert not [name for name, secret in hidden.items() if secret in text]
 
@@ -473,24 +476,24 @@ def test_the_settings_shown_are_those_that_differ_from_their_defaults(monkeypatc
     monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
     changed = {"DB_PORT": "3307", "SEND_CONCURRENCY": "8", "MESSAGE_NO_LOGS": "Hi {name}", "DEFAULT_TIME_ZONE": "UTC"}
     changed |= {"SEND_WINDOW": "09:00 - 20:00", "DAY_STARTS_AT": "00:00", "ONLY_USERS": "43,42"}
-    shown = Settings.read(LEAST | changed).shown()
+    shown = Settings.read(ENVIRON | changed).shown()
     assert shown == (
         "DB_HOST=db, DB_PORT=3307, DB_NAME=habits, TWILIO_FROM_NUMBER=+15005550006, SEND_WINDOW=09:00-20:00, "
         "DEFAULT_TIME_ZONE=UTC, MESSAGE_NO_LOGS=Hi {name}, ONLY_USERS=42,43"
     )
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/ca.pem")
-    assert Settings.read(LEAST | changed).shown() == f"{shown}, REQUESTS_CA_BUNDLE=/ca.pem"
+    assert Settings.read(ENVIRON | changed).shown() == f"{shown}, REQUESTS_CA_BUNDLE=/ca.pem"
 
 
 @pytest.mark.parametrize(("user", "password"), [("app", "app-pw"), ("app-pw", "app"), ("a.b*", "a.b*(c"), ("x", "x y")])
 def test_secrets_are_taken_out_whole_also_when_one_begins_with_another(user: str, password: str) -> None:
-    told = Settings.read(LEAST | {"DB_USER": user, "DB_PASSWORD": password})
+    told = Settings.read(ENVIRON | {"DB_USER": user, "DB_PASSWORD": password})
     said = f"Access denied for '{user}'@'10.0.0.7': {password}, {FakeTwilio.AUTH_TOKEN}, /{FakeTwilio.ACCOUNT_SID}.json"
     assert told.hide(said) == "Access denied for '***'@'10.0.0.7': ***, ***, /***.json"
 
 
 def test_a_short_secret_does_not_blacken_the_words_that_hold_it() -> None:
-    assert Settings.read(LEAST | {"DB_USER": "a"}).hide("a table is missing") == "*** table is missing"
+    assert Settings.read(ENVIRON | {"DB_USER": "a"}).hide("a table is missing") == "*** table is missing"
 
 
 # --- the command line
@@ -592,14 +595,14 @@ def test_help_lists_every_setting_with_its_default_and_what_it_is_for() -> None:
 
 
 def test_help_needs_no_settings_and_tells_no_secret() -> None:
-    done = run("--help", environ=LEAST | {"DB_PASSWORD": "hunter2"})
+    done = run("--help", environ=ENVIRON | {"DB_PASSWORD": "hunter2"})
     assert done.returncode == 0
     assert "hunter2" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--frobnicate"], ["run"], ["--run", "--settle"]])
 def test_an_unknown_command_line_exits_with_2_and_the_usage(arguments: list[str]) -> None:
-    done = run(*arguments, environ=LEAST)
+    done = run(*arguments, environ=ENVIRON)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: habit_notifier.py")
     assert done.stdout == ""

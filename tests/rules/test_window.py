@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from habit_notifier import (
     Case,
-    FixFirst,
     Row,
-    Settings,
     State,
     User,
     bounds_of,
@@ -23,11 +21,12 @@ from habit_notifier import (
     seconds_left,
     speaks_against,
 )
+from tests.environ import settings_of
 from tests.full import FULL, sample
 from tests.rules import oracle
 from tests.rules.oracle import SECOND
 from tests.runs.town import Town
-from tests.sandbox.fake_twilio import Answer, FakeTwilio, Request, throttle
+from tests.sandbox.fake_twilio import Answer, Request, throttle
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 SPACING = timedelta(hours=11, minutes=30)
@@ -46,15 +45,6 @@ ODD_CHANGES = {
     "Australia/Lord_Howe": date(2026, 4, 5),  # half an hour back
     "Africa/Casablanca": date(2026, 2, 15),  # DST backwards, for Ramadan
     "Europe/Dublin": date(2026, 10, 25),  # DST backwards, in winter
-}
-ENVIRON = {
-    "DB_HOST": "db",
-    "DB_NAME": "habits",
-    "DB_USER": "app",
-    "DB_PASSWORD": "pw",
-    "TWILIO_ACCOUNT_SID": FakeTwilio.ACCOUNT_SID,
-    "TWILIO_AUTH_TOKEN": FakeTwilio.AUTH_TOKEN,
-    "TWILIO_FROM_NUMBER": FakeTwilio.FROM_NUMBER,
 }
 Window = tuple[time, time]
 NINE_TO_EIGHT = time(9), time(20)
@@ -80,7 +70,7 @@ def hours_of(first: datetime, last: datetime) -> Iterator[datetime]:
 
 def simulated(name: str, window: Window, runs: Iterable[datetime]) -> list[datetime]:
     """When somebody who never logs is texted, by the gates of runs at these instants."""
-    told, zone = Settings.read(ENVIRON | {"SEND_WINDOW": written(window)}), zone_of(name)
+    told, zone = settings_of(SEND_WINDOW=written(window)), zone_of(name)
     rows: list[Row] = []
     for now in runs:
         days = days_of(now, zone)
@@ -171,36 +161,6 @@ def test_runs_at_any_time_text_as_soon_as_window_day_and_spacing_let_them(
     assert simulated(name, window, runs) == expected
 
 
-@pytest.mark.parametrize("text", ["09:00-20:00", "09:00 - 20:00", "00:00-23:59", "09:00-10:00"])
-def test_a_window_is_two_times_at_least_an_hour_apart(text: str) -> None:
-    start, end = (time.fromisoformat(part.strip()) for part in text.split("-"))
-    assert Settings.read(ENVIRON | {"SEND_WINDOW": text}).send_window == (start, end)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(
-            "09:00-09:59",
-            "09:00-09:00",
-            "20:00-09:00",
-            "9-20",
-            "9:00-20:00",
-            "09:00",
-            "09:00-12:00-20:00",
-            "-",
-            "always",
-        ),
-        *("09:00-24:00", "24:00-25:00", "09:60-20:00", "09:00:00-20:00:00", "09:00–20:00", "٠٩:00-20:00"),
-    ],
-)
-def test_any_other_window_ends_the_run_with_what_to_write(text: str) -> None:
-    with pytest.raises(FixFirst) as caught:
-        Settings.read(ENVIRON | {"SEND_WINDOW": text})
-    wrong = f"SEND_WINDOW is {text!r}: write two times such as 09:00-20:00, the end at least 60 minutes after the start"
-    assert caught.value.args == (wrong,)
-
-
 # --- when a day starts
 
 STARTS = [time(0), time(0, 30), time(1), time(2), time(2, 30), time(3), time(4), time(6)]
@@ -237,13 +197,6 @@ def test_logs_that_are_dates_are_those_of_the_persons_own_calendar(
 ) -> None:
     days = days_of(datetime.fromisoformat(now), zone_of(name), starts)
     assert bounds_of(days, dates=True) == tuple(map(date.fromisoformat, dates))
-
-
-@pytest.mark.parametrize("text", ["06:01", "23:00", "24:00", "4", "4:00", "04:00:00", "-01:00"])
-def test_a_day_starts_from_midnight_to_six(text: str) -> None:
-    assert Settings.read(ENVIRON | {"DAY_STARTS_AT": "06:00"}).day_starts_at == time(6)
-    with pytest.raises(FixFirst, match=r"DAY_STARTS_AT is .*: write a time from 00:00 to 06:00"):
-        Settings.read(ENVIRON | {"DAY_STARTS_AT": text})
 
 
 # --- the program

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, time, timedelta
 from zlib import crc32
 
 import pytest
 
 from tests.rules.peace import Model, story
-from tests.runs.town import Town
-from tests.sandbox.database import Database, Id, Server
+from tests.runs.town import Town, variants
+from tests.sandbox.database import Id
 from tests.sandbox.fake_twilio import ACCEPT, Answer, FakeTwilio, refuse, server_error
 
 NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
@@ -27,13 +26,6 @@ def populate(town: Town, count: int) -> dict[Id, str]:
     numbers = [f"+1202556{n:04}" for n in range(count)]
     ids = town.database.insert_users((f"User {n}", number, "UTC") for n, number in enumerate(numbers))
     return dict(zip(ids, numbers, strict=True))
-
-
-@pytest.fixture
-def database(server: Server, request: pytest.FixtureRequest) -> Iterator[Database]:
-    """A fresh database; a test may say of what type the ids are."""
-    with server.database(id_type=getattr(request, "param", "INT")) as database:
-        yield database
 
 
 # --- what became of earlier texts
@@ -94,7 +86,9 @@ def test_what_was_learned_stands_among_the_last_lines(town: Town) -> None:
     town.twilio.settle(second, "undelivered", 30003)
     town.twilio.settle(third, "failed", 30008)
     assert town.run(NOON + DAY) == 0
-    [learned] = [line for line in town.log[-3:] if "earlier texts" in line]
+    learned, looked_at, completed = town.log[-3:]
+    assert looked_at.startswith("INFO Looked at 3 of 3 users, sent 3")
+    assert completed == "INFO Job completed. Notifications sent: 3, Failed: 0"
     assert learned == (
         "INFO What became of earlier texts, delivered 1, "
         "failed 1 (for a reason that the carrier does not tell, error 30008, "
@@ -128,7 +122,7 @@ def test_three_losses_in_a_row_leave_a_number_alone_until_it_is_another(town: To
             assert town.said(words) == 1
             assert town.log[-1] == "INFO Job completed. Notifications sent: 0, Failed: 0"
     assert days == [0, 1, 2, 32]  # thirty days after the last one it is tried once more
-    town.database.execute("UPDATE User SET phone_number = '+1 202-555-0177' WHERE id = %s", (user,))
+    town.sql("UPDATE User SET phone_number = '+1 202-555-0177' WHERE id = %s", (user,))
     assert town.run(NOON + 40 * DAY, **sender) == 0
     assert town.texted == ["+12025550177"]
 
@@ -173,7 +167,7 @@ def test_a_user_is_left_in_peace_as_the_definitions_say(town: Town, seed: int) -
 
 def test_a_log_that_is_a_date_ends_the_silence(town: Town) -> None:
     user = town.user(PHONE)
-    town.database.execute("ALTER TABLE Log MODIFY created_at DATE")
+    town.sql("ALTER TABLE Log MODIFY created_at DATE")
     [habit] = town.database.insert_habits([user])
     texted = []
     for day in range(7):
@@ -258,7 +252,7 @@ def test_when_nobody_logs_any_more_a_run_says_so(town: Town, users: int, newest:
 # --- ONLY_USERS
 
 
-id_types = pytest.mark.parametrize("database", ["INT", "CHAR(36)"], indirect=True)
+id_types = variants({"id_type": "INT"}, {"id_type": "CHAR(36)"})
 
 
 @id_types
@@ -316,6 +310,6 @@ def test_one_number_in_two_forms_is_one_in_the_ledger(town: Town) -> None:
     town.twilio.script(refuse(21610), to=PHONE)
     assert town.run(NOON) == 0
     assert town.ledger == [(PHONE, "refused", 21610, "refused")]
-    town.database.execute("UPDATE User SET phone_number = '001.202.555.0100' WHERE id = %s", (user,))
+    town.sql("UPDATE User SET phone_number = '001.202.555.0100' WHERE id = %s", (user,))
     assert town.run(NOON + DAY) == 0
     assert town.said("Twilio refused +12025550100 for good on 2026-05-12 (error 21610)") == 1

@@ -2,64 +2,46 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 import habit_notifier
-from habit_notifier import Exit
-from tests.runs import program
-from tests.runs.statements import CLAIM, HISTORY, PAGE, PURGE, RECORD, SLICE
-from tests.sandbox.database import LEDGER, Database
+from habit_notifier import Exit, utc_now
+from tests.runs.program import started, starting_at
+from tests.runs.statements import (
+    CLAIM,
+    COLUMNS,
+    HISTORY,
+    LEDGER_IS_THERE,
+    NEWEST_LOGS,
+    PAGE,
+    PURGE,
+    RECORD,
+    SLICE,
+    START,
+    ZONES,
+)
+from tests.runs.town import NOON, Town, numbers
 from tests.sandbox.fake_twilio import FakeTwilio, refuse
 from tests.sandbox.proxy import Proxy, Verdict
+from tests.sandbox.sockets import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
-NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
 USERS = 10
-TERMINATED = 143
+PEOPLE = numbers(USERS)
+MOST_IN_FLIGHT = 6  # four threads, and two texts ahead
 
 
 @pytest.fixture
-def people(database: Database) -> list[str]:
-    """The numbers of some users, all of them due."""
-    users = [(f"Due {n}", f"+1202555{n:04}", "UTC") for n in range(USERS)]
-    database.insert_users(users)
-    return [number for _, number, _ in users]
-
-
-@pytest.fixture
-def proxy(database: Database) -> Iterator[Proxy]:
-    with Proxy((database.server.host, database.server.port)) as running:
-        yield running
-
-
-@pytest.fixture
-def far(environ: dict[str, str], proxy: Proxy) -> dict[str, str]:
-    """The settings, with the proxy before the database."""
-    return environ | {"DB_HOST": proxy.host, "DB_PORT": str(proxy.port), "SEND_CONCURRENCY": "4"}
-
-
-@pytest.fixture
-def nowhere(twilio: FakeTwilio) -> Iterator[tuple[dict[str, str], socket.socket]]:
-    """Settings that lead to a port where nobody listens yet, and its socket: what a process does there is the same
-    whatever the server would be."""
-    with socket.socket() as port:
-        port.bind(("127.0.0.1", 0))
-        where = {"DB_HOST": "127.0.0.1", "DB_PORT": str(port.getsockname()[1]), "DB_NAME": "habits"}
-        yield where | {"DB_USER": "sandbox-account", "DB_PASSWORD": "sandbox-password"} | twilio.environ(), port
+def far(town: Town, proxy: Proxy) -> Town:
+    """Some users, all of them due, whose database is behind the proxy."""
+    town.people(USERS)
+    town.environ |= proxy.environ() | {"SEND_CONCURRENCY": "4"}
+    return town
 
 
 @pytest.fixture
@@ -70,31 +52,9 @@ def curt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "DATABASE_CONNECT_TIMEOUT", 1)
 
 
-def run(environ: dict[str, str], at: datetime | None = NOON) -> int:
-    """A whole run in this process, at NOON unless it follows a process, whose clock is the real one."""
-    return program.run(environ, at=at or habit_notifier.utc_now)
-
-
-@contextmanager
-def process(environ: dict[str, str], *program: str) -> Iterator[subprocess.Popen[str]]:
-    """The program as it is started in production, or another."""
-    command = [sys.executable, *(program or ["app/habit_notifier.py"])]
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    with subprocess.Popen(command, cwd=ROOT, env=inherited | environ, stderr=subprocess.PIPE, text=True) as started:
-        try:
-            yield started
-        finally:
-            started.kill()
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Each once: what ended a run is told again after the summary."""
-    return list(dict.fromkeys(r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR))
-
-
-def not_looked_at(caplog: pytest.LogCaptureFixture) -> int:
+def not_looked_at(town: Town) -> int:
     """How many users are on pages that the run did not reach."""
-    found = re.findall(r"ended before the last page: (\d+) of (\d+) users were looked at", caplog.text)
+    found = re.findall(r"ended before the last page: (\d+) of (\d+) users were looked at", town.text)
     return sum(int(users) - int(looked_at) for looked_at, users in found)
 
 
@@ -103,219 +63,128 @@ def shows_no_secret(output: str, environ: dict[str, str]) -> bool:
     return not any(environ[name] in output for name in secrets)
 
 
-def texted(twilio: FakeTwilio) -> list[str]:
-    return sorted(message.to for message in twilio.book)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < end, "this never came true"
-        time.sleep(0.01)
-
-
 # --- not there
 
 
 @pytest.mark.usefixtures("curt")
-def test_a_refused_connection_is_one_line_with_the_remedy(
-    far: dict[str, str], twilio: FakeTwilio, proxy: Proxy, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_refused_connection_is_one_line_with_the_remedy(far: Town, proxy: Proxy) -> None:
     proxy.refuse()
-    assert run(far) == Exit.RETRY
-    [problem] = errors(caplog)
-    assert "check DB_HOST, DB_PORT, the server and the NetworkPolicy" in problem
-    assert not twilio.requests
+    assert far.run() == Exit.RETRY
+    assert "it cannot be reached" in far.problem
+    assert "check DB_HOST, DB_PORT, the server and the NetworkPolicy" in far.problem
+    assert not far.twilio.requests
 
 
 @pytest.mark.usefixtures("curt")
-def test_a_host_that_has_no_address_is_one_line_with_the_remedy(
-    far: dict[str, str], caplog: pytest.LogCaptureFixture
-) -> None:
-    assert run(far | {"DB_HOST": "mysql.invalid"}) == Exit.RETRY
-    [problem] = errors(caplog)
-    assert "the name DB_HOST does not resolve: check it" in problem
-    assert "mysql.invalid" in problem
-    assert "NetworkPolicy" not in problem
+def test_a_host_that_has_no_address_is_one_line_with_the_remedy(town: Town) -> None:
+    assert town.run(DB_HOST="mysql.invalid") == Exit.RETRY
+    assert "the name DB_HOST does not resolve: check it" in town.problem
+    assert "mysql.invalid" in town.problem
+    assert "NetworkPolicy" not in town.problem
 
 
 @pytest.mark.usefixtures("curt")
-def test_a_server_that_accepts_and_says_nothing_is_given_up(
-    far: dict[str, str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_server_that_accepts_and_says_nothing_is_given_up(town: Town) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        started = time.monotonic()
-        assert run(far | {"DB_PORT": str(silent.getsockname()[1])}) == Exit.RETRY
-        assert time.monotonic() - started < 5
-    [problem] = errors(caplog)
-    assert "did not answer in time" in problem
-
-
-@pytest.mark.usefixtures("curt")
-def test_something_that_is_no_database_is_one_line(far: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    """As when DB_PORT is that of another service."""
-    with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor(1) as threads:
-        greeting = threads.submit(greet, other, b"SSH-2.0-OpenSSH_9.2\r\n")
-        assert run(far | {"DB_PORT": str(other.getsockname()[1])}) == Exit.RETRY
-        greeting.result()
-    [problem] = errors(caplog)
-    assert problem.startswith("MySQL: ")
-
-
-def greet(server: socket.socket, words: bytes) -> None:
-    client, _ = server.accept()
-    with client:
-        client.sendall(words)
-
-
-def test_the_first_connection_may_be_refused_for_a_while(
-    far: dict[str, str], twilio: FakeTwilio, proxy: Proxy, people: list[str]
-) -> None:
-    """A new pod can be faster than its network policy."""
-    proxy.refuse()
-    with process(far) as program:
-        time.sleep(1.5)
-        proxy.restore()
-        _, output = program.communicate(timeout=30)
-    assert program.returncode == 0, output
-    assert texted(twilio) == people
+        began = time.monotonic()
+        assert town.run(DB_PORT=silent.getsockname()[1]) == Exit.RETRY
+        assert time.monotonic() - began < 5
+    assert "did not answer in time" in town.problem
 
 
 # --- goes away in the middle: where, and is it for good
 
 
-PLACES = [
-    "SHOW FULL COLUMNS",
-    f"FROM {LEDGER} LIMIT 0",
-    "MAX(created_at)",
-    "GROUP BY",
-    "LIMIT 1 OFFSET",
-    SLICE,
-    PAGE,
-]
+PLACES = [COLUMNS, LEDGER_IS_THERE, NEWEST_LOGS, ZONES, START, SLICE, PAGE]
 
 
 @pytest.mark.usefixtures("curt")
 @pytest.mark.parametrize("place", PLACES)
 def test_a_database_that_is_gone_before_the_first_claim_sends_nothing_and_loses_nobody(
-    far: dict[str, str],
-    twilio: FakeTwilio,
-    proxy: Proxy,
-    people: list[str],
-    caplog: pytest.LogCaptureFixture,
-    place: str,
+    far: Town, proxy: Proxy, place: str
 ) -> None:
     gone = proxy.on_query(place, Verdict.CUT_BEFORE, forever=True)
-    assert run(far) == Exit.RETRY
+    assert far.run() == Exit.RETRY
     assert gone.hits > 1  # it was asked again
-    [problem] = errors(caplog)
-    assert "the connection was lost" in problem
-    assert shows_no_secret(caplog.text, far)
-    assert not texted(twilio)
+    assert "the connection was lost" in far.problem
+    assert shows_no_secret(far.text, far.environ)
+    assert not far.served
     proxy.rules.clear()
-    assert run(far) == 0
-    assert texted(twilio) == people
+    assert far.run() == 0
+    assert far.served == PEOPLE
 
 
-@pytest.mark.parametrize("place", [*PLACES, CLAIM, RECORD, PURGE])
-def test_a_lost_connection_is_made_again_wherever_the_run_is(
-    far: dict[str, str], twilio: FakeTwilio, proxy: Proxy, people: list[str], place: str
-) -> None:
+@pytest.mark.parametrize("place", [*PLACES, PURGE])  # claim and record: test_ledger
+def test_a_lost_connection_is_made_again_wherever_the_run_is(far: Town, proxy: Proxy, place: str) -> None:
     lost = proxy.on_query(place, Verdict.CUT_AFTER)
-    assert run(far) == 0
+    assert far.run() == 0
     assert lost.hits == 1
-    assert texted(twilio) == people
+    assert far.served == PEOPLE
 
 
 @pytest.mark.usefixtures("curt")
 @pytest.mark.parametrize("place", [CLAIM, RECORD])
 @pytest.mark.parametrize("verdict", [Verdict.CUT_BEFORE, Verdict.HANG_BEFORE])
 def test_a_database_that_is_gone_during_the_sends_ends_the_run_and_the_next_serves_exactly_the_rest(
-    database: Database,
-    far: dict[str, str],
-    twilio: FakeTwilio,
-    proxy: Proxy,
-    people: list[str],
-    caplog: pytest.LogCaptureFixture,
-    place: str,
-    verdict: Verdict,
+    far: Town, proxy: Proxy, place: str, verdict: Verdict
 ) -> None:
     proxy.on_query(place, verdict, nth=2, forever=True)
-    assert run(far) == Exit.RETRY
-    assert "MySQL: the connection was lost" in errors(caplog)[0]
-    assert shows_no_secret(caplog.text, far)
-    [(sent, failed)] = re.findall(r"Notifications sent: (\d+), Failed: (\d+)", caplog.text)
-    assert int(sent) == len(twilio.book)
-    assert int(sent) + int(failed) + not_looked_at(caplog) == USERS
-    first = texted(twilio)
-    doubtful = {number for (number,) in database.rows(f"SELECT phone_number FROM {LEDGER} WHERE state = 'sending'")}
-    assert len(doubtful) <= 6  # four threads, and two texts ahead
+    assert far.run() == Exit.RETRY
+    assert far.lines("ERROR")[0].startswith("MySQL: the connection was lost")
+    assert shows_no_secret(far.text, far.environ)
+    sent, failed = far.totals
+    assert sent == len(far.twilio.book)
+    assert sent + failed + not_looked_at(far) == USERS
+    first, doubtful = far.served, {*far.numbers("sending")}
+    assert len(doubtful) <= MOST_IN_FLIGHT
     proxy.rules.clear()
-    rest = {*people} - {*first} - doubtful
-    assert run(far) == (Exit.RETRY if doubtful and not rest else Exit.DONE)
-    assert texted(twilio) == sorted({*first} | rest)
+    rest = {*PEOPLE} - {*first} - doubtful
+    assert far.run() == (Exit.RETRY if doubtful and not rest else Exit.DONE)
+    assert far.served == sorted({*first} | rest)
 
 
 @pytest.mark.usefixtures("curt")
-def test_a_database_that_is_gone_after_the_sends_fails_nobody(
-    far: dict[str, str], twilio: FakeTwilio, proxy: Proxy, people: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_database_that_is_gone_after_the_sends_fails_nobody(far: Town, proxy: Proxy) -> None:
     proxy.on_query(PURGE, Verdict.CUT_BEFORE, forever=True)
-    assert run(far) == 0
-    assert not errors(caplog)
-    assert "Left for the next run: MySQL: the connection was lost" in caplog.text
-    assert texted(twilio) == people
+    assert far.run() == 0
+    assert not far.lines("ERROR")
+    assert far.said("WARNING Left for the next run: MySQL: the connection was lost")
+    assert far.served == PEOPLE
 
 
 # --- who could not be served is named and counted
 
 
 @pytest.mark.usefixtures("curt")
-@pytest.mark.parametrize(
-    ("place", "page"),
-    [
-        (CLAIM, 5_000),
-        (CLAIM, 3),
-        (PAGE, 3),
-        (HISTORY, 3),
-    ],
-)
+@pytest.mark.parametrize(("place", "page"), [(CLAIM, 5_000), (CLAIM, 3), (PAGE, 3), (HISTORY, 3)])
 def test_whoever_is_not_served_is_counted_as_not_tried_or_as_not_looked_at(
-    far: dict[str, str],
-    twilio: FakeTwilio,
-    proxy: Proxy,
-    people: list[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    place: str,
-    page: int,
+    far: Town, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, place: str, page: int
 ) -> None:
     """Wherever the second statement of a kind is lost for good, sent, failed and not looked at make up everybody."""
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", page)
     if place == HISTORY:  # of users without a row that says something, the ledger is not even asked
-        twilio.script(then=refuse(21610))
-        assert run(far, NOON - timedelta(days=40)) == 0
-        twilio.script()
-        caplog.clear()
+        far.twilio.script(then=refuse(21610))
+        assert far.run(NOON - timedelta(days=40)) == 0
+        far.twilio.script()
     proxy.on_query(place, Verdict.CUT_BEFORE, nth=2, forever=True)
-    assert run(far) == Exit.RETRY
-    [counts] = re.findall(r"sent: (\d+), Failed: (\d+)", caplog.text)
-    assert sum(map(int, counts)) + not_looked_at(caplog) == USERS
+    assert far.run() == Exit.RETRY
+    assert sum(far.totals) + not_looked_at(far) == USERS
     proxy.rules.clear()
-    assert run(far) == 0
-    assert texted(twilio) == people
+    assert far.run() == 0
+    assert far.served == PEOPLE
 
 
 # --- the process: no traceback, no secret, SIGTERM
 
 
-def test_a_process_without_its_database_ends_in_a_line_without_traceback_or_secret(
-    nowhere: tuple[dict[str, str], socket.socket],
-) -> None:
+def test_a_process_without_its_database_ends_in_a_line_without_traceback_or_secret(twilio: FakeTwilio) -> None:
     """With the patience that tests/runs/run_at.py has."""
-    environ, _ = nowhere
-    with process(environ, "-m", "tests.runs.run_at", datetime.now(UTC).isoformat()) as program:
-        _, output = program.communicate(timeout=60)
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))  # where nobody listens
+        environ = twilio.environ() | {"DB_HOST": "127.0.0.1", "DB_PORT": str(port.getsockname()[1])}
+        environ |= {"DB_NAME": "habits", "DB_USER": "sandbox-account", "DB_PASSWORD": "sandbox-password"}
+        with started(environ, command=starting_at(datetime.now(UTC))) as program:
+            _, output = program.communicate(timeout=60)
     assert program.returncode == Exit.RETRY
     lines = output.splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d - \w+ - [A-Z]+ - ", line) for line in lines), output
@@ -323,39 +192,18 @@ def test_a_process_without_its_database_ends_in_a_line_without_traceback_or_secr
     assert shows_no_secret(output, environ)
 
 
-@pytest.mark.parametrize("silent", [False, True])
-def test_sigterm_while_waiting_for_the_database_ends_within_seconds(
-    nowhere: tuple[dict[str, str], socket.socket], silent: bool
-) -> None:
-    """Of a silent server, one answer is waited for, not two."""
-    environ, port = nowhere
-    if silent:
-        port.listen()
-    with process(environ) as program:
-        assert program.stderr
-        while "Settings" not in program.stderr.readline():
-            pass
-        time.sleep(1)
-        program.send_signal(signal.SIGTERM)
-        sent = time.monotonic()
-        output = program.communicate(timeout=60)[1]
-    assert program.returncode == TERMINATED, output
-    assert "Traceback" not in output
-    assert time.monotonic() - sent < (habit_notifier.DATABASE_TIMEOUT + 2 if silent else 2)
-
-
 def test_sigterm_during_the_sends_finishes_what_is_in_flight_though_the_connection_is_lost(
-    database: Database, far: dict[str, str], twilio: FakeTwilio, proxy: Proxy, people: list[str]
+    far: Town, proxy: Proxy
 ) -> None:
-    twilio.latency = 0.5
+    far.twilio.latency = 0.5
     lost = proxy.on_query(RECORD, Verdict.CUT_BEFORE)
-    with process(far) as program:
-        wait_for(lambda: twilio.book)
+    with started(far.environ) as program:
+        wait_for(lambda: far.twilio.book)
         program.send_signal(signal.SIGTERM)
         output = program.communicate(timeout=30)[1]
-    assert program.returncode == TERMINATED, output
+    assert program.returncode == Exit.TERMINATED, output
     assert lost.hits == 1
-    assert 1 <= len(twilio.book) <= 6 < USERS  # four threads, and two texts ahead
-    assert database.rows(f"SELECT state, COUNT(*) FROM {LEDGER} GROUP BY 1") == [("sent", len(twilio.book))]
-    assert run(far, at=None) == 0
-    assert texted(twilio) == people
+    assert 1 <= len(far.twilio.book) <= MOST_IN_FLIGHT < USERS
+    assert far.counts == {"sent": len(far.twilio.book)}
+    assert far.run(utc_now) == 0
+    assert far.served == PEOPLE

@@ -7,10 +7,9 @@ on tables large enough for it to have a choice.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 import pytz
@@ -18,7 +17,10 @@ import pytz
 import habit_notifier
 from habit_notifier import Settings, Stop, Store
 from tests.runs import program
-from tests.runs.statements import PURGE
+from tests.runs.plans import Step, explained
+from tests.runs.statements import OUTCOMES, PURGE
+from tests.runs.statements import ZONES as ZONES_READ
+from tests.runs.town import create_ledger
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 
@@ -26,17 +28,6 @@ NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 USERS, LOGS, PAGE = 4_000, 50_000, 500
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Tokyo", "Pacific/Auckland", "Europe/Paris", "No/Such"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One table in the server's plan of a statement, just before it runs."""
-
-    sql: str
-    table: str
-    type: str
-    key: str | None
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -66,32 +57,15 @@ def filled(server: Server, request: pytest.FixtureRequest) -> Iterator[tuple[Dat
 def plans(filled: tuple[Database, FakeTwilio]) -> Plans:
     """The plans of all statements of a run that claims, records, settles and purges."""
     database, twilio = filled
-    steps: list[Step] = []
-    run_once = Store._run_once
 
-    with database.connect() as beside, beside.cursor() as cursor, pytest.MonkeyPatch.context() as patch:
+    def wanted(sql: str) -> bool:
+        return sql.startswith(("SELECT", "DELETE", "UPDATE")) and "information_schema" not in sql
 
-        def explain_and_run(store: Store, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
-            if sql.startswith(("SELECT", "DELETE", "UPDATE")) and "information_schema" not in sql:
-                steps.extend(explain(cursor, sql, args))
-            return run_once(store, sql, args)
-
-        if database.server.kind == "mysql":  # which would answer with a tree
-            cursor.execute("SET explain_format = 'TRADITIONAL'")
-        patch.setattr(Store, "_run_once", explain_and_run)
+    with explained(database.server, database.name, wanted) as steps, pytest.MonkeyPatch.context() as patch:
         patch.setattr(habit_notifier, "PAGE_USERS", PAGE)
         settings = database.environ() | twilio.environ() | {"SEND_CONCURRENCY": "16"}
         assert program.run(settings, at=NOON) == 0
     return Plans(database.log_index, steps)
-
-
-def explain(cursor: Any, sql: str, args: Sequence[object]) -> list[Step]:
-    cursor.execute(f"EXPLAIN {sql}", tuple(args))
-    names = [name for name, *_ in cursor.description]
-    plan = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-    return [
-        Step(sql, step["table"], step["type"], step["key"], int(step["rows"] or 0)) for step in plan if step["table"]
-    ]
 
 
 def fill(database: Database) -> None:
@@ -102,7 +76,7 @@ def fill(database: Database) -> None:
     recent = [(habit, yesterday) for habit in habits[: USERS * 49 // 50]]
     older = ((chance.choice(habits), NOON - chance.random() * 60 * DAY - 2 * DAY) for _ in range(LOGS - len(recent)))
     database.insert_logs([*older, *recent])
-    database.execute(habit_notifier.LEDGER_DDL.format(database=database.name, user_id="INT"))
+    create_ledger(database)
     with database.connect(autocommit=False) as connection, connection.cursor() as cursor:
         cursor.executemany(
             f"INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, state, run_token, claimed_at, finished_at,"
@@ -134,7 +108,7 @@ def test_nothing_is_read_as_a_whole_but_the_users_once_for_their_zones(plans: Pl
     whole = [step for step in plans.steps if step.type in ("ALL", "index") and not step.table.startswith("<derived")]
     [zones] = [step for step in whole if step.type == "ALL"]
     assert zones.table == "u"
-    assert "GROUP BY" in zones.sql
+    assert ZONES_READ in zones.sql
     stopping = [step for step in whole if step.type == "index"]
     assert {(step.table, step.key) for step in stopping} == {("u", "PRIMARY"), ("Log", "PRIMARY")}
     assert all("ORDER BY" in step.sql and "LIMIT" in step.sql for step in stopping)
@@ -188,7 +162,7 @@ def test_what_the_ledger_holds_of_some_users_is_found_by_the_primary_key(plans: 
 
 
 def test_texts_that_are_not_settled_are_found_by_their_own_index(plans: Plans) -> None:
-    for step in plans.of(LEDGER, "final_status IS NULL"):
+    for step in plans.of(LEDGER, OUTCOMES):
         assert step.key == "unsettled", step
 
 

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from collections import Counter
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 import habit_notifier
 from habit_notifier import MISSED_YESTERDAY, NO_LOGS, OneLine
-from tests.runs import program
-from tests.sandbox.database import LEDGER, Database
-from tests.sandbox.fake_twilio import FakeTwilio, refuse, server_error, slow
+from tests.runs.program import started
+from tests.runs.town import Town
+from tests.sandbox.fake_twilio import refuse, server_error, slow
 
 # Nothing here depends on the kind of server: one is enough.
 pytestmark = pytest.mark.parametrize("server", ["throwaway"], indirect=True, scope="session")
 
-ROOT = Path(__file__).resolve().parents[2]
 LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) - (\w+) - (DEBUG|INFO|WARNING|ERROR) - (.*)")
 JOHN, MARY, OLAF = "+12025550142", "+12025550143", "+12025550144"
 
 
-def run(environ: dict[str, str], *argv: str) -> tuple[int, list[str]]:
+def run(town: Town, *argv: str, **settings: str) -> tuple[int, list[str]]:
     """`python app/habit_notifier.py` as the README says; the exit code and the lines of its log."""
-    surroundings = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    command = [sys.executable, "app/habit_notifier.py", *argv]
-    done = subprocess.run(command, cwd=ROOT, env=surroundings | environ, capture_output=True, timeout=60, check=False)
-    assert done.stdout == b""
-    return done.returncode, done.stderr.decode().removesuffix("\n").split("\n")
+    with started(town.environ | settings, *argv) as process:
+        nothing, log = process.communicate(timeout=60)
+    assert nothing == ""
+    return process.returncode, log.removesuffix("\n").split("\n")
 
 
 def said(lines: list[str]) -> list[str]:
@@ -50,18 +43,16 @@ def days_ago(days: int) -> datetime:
 # --- the seed's lines -------------------------------------------------------------------------------------------------
 
 
-def test_the_lines_of_the_seed_come_to_the_letter_and_in_order(
-    database: Database, twilio: FakeTwilio, environ: dict[str, str]
-) -> None:
-    john = database.insert_user("John Doe", JOHN, "UTC")
-    mary = database.insert_user("Mary Major", MARY, "UTC", logs=[days_ago(2)])
-    database.insert_user("On Track", OLAF, "UTC", logs=[days_ago(1)])
-    database.insert_user("No Phone", None, "UTC")
+def test_the_lines_of_the_seed_come_to_the_letter_and_in_order(town: Town) -> None:
+    john = town.database.insert_user("John Doe", JOHN, "UTC")
+    mary = town.database.insert_user("Mary Major", MARY, "UTC", logs=[days_ago(2)])
+    town.database.insert_user("On Track", OLAF, "UTC", logs=[days_ago(1)])
+    town.database.insert_user("No Phone", None, "UTC")
     before = datetime.now(UTC)
-    code, lines = run(environ | {"SEND_CONCURRENCY": "1"})
+    code, lines = run(town, SEND_CONCURRENCY="1")
     after = datetime.now(UTC)
     assert code == 0
-    sids = {message.to: message.sid for message in twilio.book}
+    sids = {message.to: message.sid for message in town.twilio.book}
     of_john = [
         f"User John Doe (ID: {john}) needs notification: No logs in the past 2 days",
         f"Notification sent to John Doe ({JOHN}). Message SID: {sids[JOHN]}",
@@ -70,7 +61,7 @@ def test_the_lines_of_the_seed_come_to_the_letter_and_in_order(
         f"User Mary Major (ID: {mary}) needs notification: Missed yesterday",
         f"Notification sent to Mary Major ({MARY}). Message SID: {sids[MARY]}",
     ]
-    turns = [of_john, of_mary] if twilio.book[0].to == JOHN else [of_mary, of_john]
+    turns = [of_john, of_mary] if town.twilio.book[0].to == JOHN else [of_mary, of_john]
     expected = [
         "Starting habit notification job",
         "Database connection established",
@@ -93,22 +84,20 @@ def test_the_lines_of_the_seed_come_to_the_letter_and_in_order(
     )
 
 
-def test_times_are_utc_wherever_the_program_runs(environ: dict[str, str]) -> None:
-    _, lines = run(environ | {"TZ": "Pacific/Kiritimati"})
+def test_times_are_utc_wherever_the_program_runs(town: Town) -> None:
+    _, lines = run(town, TZ="Pacific/Kiritimati")
     part = LINE.fullmatch(lines[0])
     assert part
     told = datetime.strptime(part[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
     assert abs(told - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-def test_each_rule_has_its_own_wording_with_the_name(
-    database: Database, twilio: FakeTwilio, environ: dict[str, str]
-) -> None:
-    database.insert_user("John Doe", JOHN, "UTC")
-    database.insert_user("Mary Major", MARY, "UTC", logs=[days_ago(2)])
-    database.insert_user("", OLAF, "UTC")
-    assert run(environ)[0] == 0
-    bodies = {message.to: message.body for message in twilio.book}
+def test_each_rule_has_its_own_wording_with_the_name(town: Town) -> None:
+    town.database.insert_user("John Doe", JOHN, "UTC")
+    town.database.insert_user("Mary Major", MARY, "UTC", logs=[days_ago(2)])
+    town.database.insert_user("", OLAF, "UTC")
+    assert run(town)[0] == 0
+    bodies = {message.to: message.body for message in town.twilio.book}
     assert "John Doe" in bodies[JOHN]
     assert "past 2 days" in bodies[JOHN]
     assert "Mary Major" in bodies[MARY]
@@ -137,14 +126,12 @@ NASTY = [
 ]
 
 
-def test_no_name_zone_or_number_forges_a_line_or_reaches_the_terminal(
-    database: Database, twilio: FakeTwilio, environ: dict[str, str]
-) -> None:
+def test_no_name_zone_or_number_forges_a_line_or_reaches_the_terminal(town: Town) -> None:
     for n, name in enumerate(NASTY):
-        database.insert_user(name, f"+1202555{n:04}", "UTC")
-        database.insert_user(name, f"+1303555{n:04}", name[:60])
-        database.insert_user(name, f"12{name}"[:30], "UTC")
-    code, lines = run(environ)
+        town.database.insert_user(name, f"+1202555{n:04}", "UTC")
+        town.database.insert_user(name, f"+1303555{n:04}", name[:60])
+        town.database.insert_user(name, f"12{name}"[:30], "UTC")
+    code, lines = run(town)
     assert code == 0
     told = said(lines)
     assert all(line.isprintable() for line in lines)
@@ -152,11 +139,11 @@ def test_no_name_zone_or_number_forges_a_line_or_reaches_the_terminal(
     assert told[-1] == f"INFO - Job completed. Notifications sent: {len(NASTY)}, Failed: 0"
     assert sum("skipped (time zone)" in line for line in told[:-2]) == len(NASTY)
     assert sum("skipped (phone number)" in line for line in told[:-2]) == len(NASTY)
-    assert all(message.body.isprintable() for message in twilio.book)
+    assert all(message.body.isprintable() for message in town.twilio.book)
 
 
-def test_whatever_is_logged_stays_on_its_line(database: Database) -> None:
-    assert database
+@pytest.mark.usefixtures("server")
+def test_whatever_is_logged_stays_on_its_line() -> None:
     record = habit_notifier.log.makeRecord("x", 40, "f", 1, "a\nb\x1b\u202e%s", ("\r\n",), None)
     record.exc_info = (ValueError, ValueError(f"a\n{FORGED}"), None)
     line = OneLine("%(message)s").format(record)
@@ -167,21 +154,18 @@ def test_whatever_is_logged_stays_on_its_line(database: Database) -> None:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_numbers_at_the_end_are_those_of_the_ledger_and_of_twilio(
-    database: Database, twilio: FakeTwilio, environ: dict[str, str]
-) -> None:
-    database.insert_users([(f"Due {n}", f"+1202555{n:04}", "UTC") for n in range(30)])
-    database.insert_users([("Bad Zone", JOHN, "Mars/Base"), ("Bad Phone", "12", "UTC"), ("No Phone", None, "UTC")])
-    database.insert_user("On Track", MARY, "UTC", logs=[days_ago(1)])
+def test_the_numbers_at_the_end_are_those_of_the_ledger_and_of_twilio(town: Town) -> None:
+    town.database.insert_users([(f"Due {n}", f"+1202555{n:04}", "UTC") for n in range(30)])
+    town.database.insert_users([("Bad Zone", JOHN, "Mars/Base"), ("Bad Phone", "12", "UTC"), ("No Phone", None, "UTC")])
+    town.database.insert_user("On Track", MARY, "UTC", logs=[days_ago(1)])
     for n in range(0, 30, 3):
-        twilio.script(refuse(21610), to=f"+1202555{n:04}")
+        town.twilio.script(refuse(21610), to=f"+1202555{n:04}")
     for n in range(1, 30, 6):
-        twilio.script(server_error(accepted=n % 4 == 1), to=f"+1202555{n:04}")
-    code, lines = run(environ)
+        town.twilio.script(server_error(accepted=n % 4 == 1), to=f"+1202555{n:04}")
+    code, lines = run(town)
     told = said(lines)
     assert code == 0
-    states = Counter(state for (state,) in database.rows(f"SELECT state FROM {LEDGER}"))
-    assert states == {"sent": 15, "refused": 10, "uncertain": 5}
+    assert town.counts == {"sent": 15, "refused": 10, "uncertain": 5}
     assert told[-1] == "INFO - Job completed. Notifications sent: 15, Failed: 15"
     assert told[-2] == (
         "INFO - Looked at 33 of 33 users, sent 15, skipped (time zone) 1, skipped (phone number) 1, refused 10, "
@@ -189,26 +173,20 @@ def test_the_numbers_at_the_end_are_those_of_the_ledger_and_of_twilio(
     )
     assert "INFO - Found 33 users with phone numbers" in told
     assert any(line.startswith("WARNING - 5 texts are uncertain: they may have been sent") for line in told)
-    in_doubt = {to for (to,) in database.rows(f"SELECT phone_number FROM {LEDGER} WHERE state = 'uncertain'")}
-    assert sum(message.to not in in_doubt for message in twilio.book) == 15
-    sids = {message.sid for message in twilio.book if message.to not in in_doubt}
+    in_doubt = town.numbers("uncertain")
+    assert sum(message.to not in in_doubt for message in town.twilio.book) == 15
+    sids = {message.sid for message in town.twilio.book if message.to not in in_doubt}
     assert {line.split("SID: ")[1] for line in told if "Message SID: " in line} == sids
     assert sum("needs notification" in line for line in told) == 30
 
 
-def test_progress_is_told_while_texts_are_sent(
-    database: Database,
-    twilio: FakeTwilio,
-    environ: dict[str, str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_progress_is_told_while_texts_are_sent(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     assert habit_notifier.PROGRESS_SECONDS == 10
     monkeypatch.setattr(habit_notifier, "PROGRESS_SECONDS", 0.3)
-    database.insert_users([(f"Due {n}", f"+1202555{n:04}", "UTC") for n in range(10)])
-    twilio.script(then=slow(0.2))
-    assert program.run(environ | {"SEND_CONCURRENCY": "2"}) == 0
-    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Progress: ")]
+    town.database.insert_users([(f"Due {n}", f"+1202555{n:04}", "UTC") for n in range(10)])
+    town.twilio.script(then=slow(0.2))
+    assert town.run(SEND_CONCURRENCY=2) == 0
+    told = [line for line in town.lines("INFO") if line.startswith("Progress: ")]
     counts = [
         tuple(map(int, found.groups("0")))
         for found in (re.fullmatch(r"Progress: (\d+) of 10 users looked at(?:, sent (\d+))?", line) for line in told)
@@ -232,22 +210,20 @@ def test_progress_is_told_while_texts_are_sent(
         ("ERROR", set()),
     ],
 )
-def test_a_log_level_hides_what_is_below_it(
-    database: Database, environ: dict[str, str], level: str, shown: set[str]
-) -> None:
-    database.insert_users([("Due", JOHN, "UTC"), ("Bad Zone", MARY, "Mars/Base")])
-    code, lines = run(environ | {"LOG_LEVEL": level})
+def test_a_log_level_hides_what_is_below_it(town: Town, level: str, shown: set[str]) -> None:
+    town.database.insert_users([("Due", JOHN, "UTC"), ("Bad Zone", MARY, "Mars/Base")])
+    code, lines = run(town, LOG_LEVEL=level)
     assert code == 0
     assert {line.split(" - ")[0] for line in said(lines)} - {"DEBUG"} == shown if shown else lines == [""]
 
 
-def test_who_was_handled_earlier_today_is_named_for_debugging_only(database: Database, environ: dict[str, str]) -> None:
-    user = database.insert_user("John Doe", JOHN, "UTC")
+def test_who_was_handled_earlier_today_is_named_for_debugging_only(town: Town) -> None:
+    user = town.database.insert_user("John Doe", JOHN, "UTC")
     for _ in range(2):
-        _, lines = run(environ)
+        _, lines = run(town)
     assert not any("John Doe" in line for line in lines)
     assert said(lines)[-2] == "INFO - Looked at 1 of 1 users, already handled today 1"
-    _, lines = run(environ | {"LOG_LEVEL": "DEBUG"})
+    _, lines = run(town, LOG_LEVEL="DEBUG")
     words = f"DEBUG - User John Doe (ID: {user}) gets no text, already handled today: sent today"
     assert words in said(lines)
 
@@ -255,10 +231,8 @@ def test_who_was_handled_earlier_today_is_named_for_debugging_only(database: Dat
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_named_failure_shows_a_traceback_and_each_ends_with_its_remedy(
-    database: Database, twilio: FakeTwilio, environ: dict[str, str]
-) -> None:
-    database.insert_users([("Due", JOHN, "UTC")])
+def test_no_named_failure_shows_a_traceback_and_each_ends_with_its_remedy(town: Town) -> None:
+    town.database.insert_users([("Due", JOHN, "UTC")])
     failures = [
         ({"DB_HOST": ""}, 2, "DB_HOST is missing"),
         ({"SEND_CONCURRENCY": "many"}, 2, "SEND_CONCURRENCY is 'many': write a whole number from 1 to 64"),
@@ -267,14 +241,14 @@ def test_no_named_failure_shows_a_traceback_and_each_ends_with_its_remedy(
         ({"TWILIO_AUTH_TOKEN": "wrong"}, 2, "correct TWILIO_ACCOUNT_SID and"),
     ]
     for settings, expected, words in failures:
-        code, lines = run(environ | settings)
+        code, lines = run(town, **settings)
         assert code == expected
         errors = [line for line in said(lines) if line.startswith("ERROR")]
         assert len(errors) == 1
         assert re.search(words, errors[0])
         assert "Traceback" not in "".join(lines)
-    database.execute("DROP TABLE Log")
-    code, lines = run(environ)
+    town.sql("DROP TABLE Log")
+    code, lines = run(town)
     assert code == 2
     assert said(lines)[-1].startswith("ERROR - MySQL: a table is missing")
-    assert twilio.book == []
+    assert town.twilio.book == []

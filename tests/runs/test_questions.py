@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
 from itertools import cycle
 from pathlib import Path
 
 import pymysql
 import pytest
 
-from habit_notifier import CHECKS, GATES, LEDGER_DDL
+from habit_notifier import CHECKS, GATES
 from tests.rules import oracle
 from tests.rules.oracle import SECOND
 from tests.runs import program
 from tests.runs.test_population import population, settle_in
+from tests.runs.town import create_ledger
 from tests.sandbox.database import LEDGER, Database, Server, make_certificates
 from tests.sandbox.fake_twilio import FakeTwilio, Operation, Request, refuse
 
@@ -35,18 +35,10 @@ def said(environ: dict[str, str], *argv: str, at: datetime = NOW) -> tuple[int, 
     return code, [line.split(" - ", 2)[2] for line in written.splitlines()]
 
 
-def create_ledger(database: Database) -> None:
-    database.execute(LEDGER_DDL.format(database=database.name, user_id="INT"))
-
-
 def row(database: Database, user: object, day: date, **differs: object) -> None:
     """A row of the ledger: a text at nine in the morning that was delivered."""
-    at = datetime.combine(day, NOW.time())
-    values = {"user_id": user, "local_day": day, "phone_number": ANA, "rule": "no_logs", "state": "sent"}
-    values |= {"run_token": "token", "claimed_at": at, "finished_at": at, "final_status": "delivered"} | differs
-    database.execute(
-        f"INSERT INTO {LEDGER} ({', '.join(values)}) VALUES ({', '.join(['%s'] * len(values))})", list(values.values())
-    )
+    delivered = {"phone_number": ANA, "final_status": "delivered"}
+    database.insert_row(user, datetime.combine(day, NOW.time()), **delivered | differs)
 
 
 # --- dry run ----------------------------------------------------------------------------------------------------------
@@ -188,32 +180,36 @@ def test_an_explanation_tells_days_logs_rule_gates_and_ledger(database: Database
     ]
 
 
-YESTERDAY, TODAY = NOW.date() - DAY, NOW.date()
-undelivered = partial(row, final_status="undelivered", error_code=30008)
+TODAY = NOW.date()
 Arrange = Callable[[Database, object], object]
+
+
+def texts(*days_ago: int, **differs: object) -> Arrange:
+    """Rows of these days."""
+
+    def arrange(database: Database, user: object) -> None:
+        for days in days_ago:
+            row(database, user, TODAY - days * DAY, **differs)
+
+    return arrange
+
+
+def changed(column: str, value: str) -> Arrange:
+    return lambda database, _user: database.execute(f"UPDATE User SET {column} = %s", (value,))
+
+
 AGAINST: dict[str, tuple[dict[str, str], Arrange]] = {
-    "listed": ({"ONLY_USERS": "999"}, lambda _database, _user: None),
-    "placed": ({}, lambda database, _user: database.execute("UPDATE User SET time_zone = 'Mars'")),
-    "numbered": ({}, lambda database, _user: database.execute("UPDATE User SET phone_number = 'call me'")),
-    "of_the_past": ({}, lambda database, user: row(database, user, TODAY + 9 * DAY)),
-    "handled": ({}, lambda database, user: row(database, user, TODAY)),
-    "remembered": (
-        {},
-        lambda database, user: row(
-            database, user, TODAY - 3 * DAY, state="refused", final_status="refused", error_code=21610
-        ),
-    ),
-    "delivered": (
-        {},
-        lambda database, user: [undelivered(database, user, TODAY - days * DAY) for days in (3, 4, 5)],
-    ),
-    "wanted": ({"QUIET_AFTER": "1"}, lambda database, user: row(database, user, TODAY - 5 * DAY)),
-    "within_week": ({"MAX_PER_WEEK": "1"}, lambda database, user: row(database, user, TODAY - 5 * DAY)),
-    "spaced": (
-        {},
-        lambda database, user: row(database, user, YESTERDAY, finished_at=NOW.replace(hour=8, tzinfo=None)),
-    ),
-    "in_window": ({"SEND_WINDOW": "12:00-20:00"}, lambda _database, _user: None),
+    "listed": ({"ONLY_USERS": "999"}, texts()),
+    "placed": ({}, changed("time_zone", "Mars")),
+    "numbered": ({}, changed("phone_number", "call me")),
+    "of_the_past": ({}, texts(-9)),
+    "handled": ({}, texts(0)),
+    "remembered": ({}, texts(3, state="refused", final_status="refused", error_code=21610)),
+    "delivered": ({}, texts(3, 4, 5, final_status="undelivered", error_code=30008)),
+    "wanted": ({"QUIET_AFTER": "1"}, texts(5)),
+    "within_week": ({"MAX_PER_WEEK": "1"}, texts(5)),
+    "spaced": ({}, texts(1, finished_at=NOW.replace(hour=8, tzinfo=None))),
+    "in_window": ({"SEND_WINDOW": "12:00-20:00"}, texts()),
 }
 
 
@@ -434,104 +430,80 @@ LOOKING: list[Operation] = ["numbers", "service"]
 SERVICE = {"TWILIO_FROM_NUMBER": "", "TWILIO_MESSAGING_SERVICE_SID": FakeTwilio.MESSAGING_SERVICE_SID}
 HOW = "WARNING "
 FAILS = "ERROR "
-# What is wrong: settings, what is broken, whose line says so and what, and the lines that then are not checked.
-BROKEN: dict[str, tuple[dict[str, str], Break, str, str]] = {
-    "database down": ({"DB_PORT": "1"}, NOBODY, "database", FAILS + "MySQL: it cannot be reached"),
-    "wrong password": ({"DB_PASSWORD": "guessed"}, NOBODY, "database", FAILS + "MySQL: it refused DB_USER or DB_PASS"),
-    "no database": ({"DB_NAME": "no_such"}, NOBODY, "database", FAILS + "MySQL: "),
-    "table": ({}, sql("DROP TABLE Log"), "database", FAILS + "MySQL: a table is missing"),
-    "column": ({}, sql("ALTER TABLE User DROP time_zone"), "database", FAILS + "MySQL: a column is missing"),
-    "type": ({}, sql("ALTER TABLE Log MODIFY created_at VARCHAR(32)"), "database", FAILS + "Log.created_at is varchar"),
-    "no ledger": ({}, sql(f"DROP TABLE {LEDGER}"), "ledger", HOW + "the ledger is not there yet. The first run makes"),
-    "its column": ({}, sql(f"ALTER TABLE {LEDGER} DROP segments"), "ledger", FAILS + "MySQL: a column is missing"),
-    "its type": (
-        {},
-        sql(f"ALTER TABLE {LEDGER} MODIFY user_id BIGINT"),
-        "ledger",
-        FAILS + f"{LEDGER}.user_id is bigint",
-    ),
-    "stuck rows": ({}, claimed(state="sending", final_status=None), "ledger", HOW + "1 rows were left at 'sending'"),
-    "future rows": (
-        {},
-        claimed(claimed_at=(NOW + DAY).replace(tzinfo=None)),
-        "ledger",
-        HOW + "1 rows were claimed in the future",
-    ),
-    "index": (
-        {},
-        sql("SET foreign_key_checks = 0", "ALTER TABLE Log DROP CONSTRAINT Log_ibfk_1, DROP INDEX habit_created"),
-        "speed and durability",
-        HOW + "no index of Log begins with habit_id: CREATE INDEX",
-    ),
-    "future logs": ({}, future_logs, "users and logs", HOW + "3 of the newest logs are still to come"),
-    "zones": (
-        {},
-        many("Z", ANA, "Mars"),
-        "users and logs",
-        HOW + "7 users have no time zone that is known: 2, 3, 4, 5, 6 .",
-    ),
-    "numbers": (
-        {},
-        many("N", "12", "UTC"),
-        "users and logs",
-        HOW + "7 users have a phone number that is not E.164: 2, 3,",
-    ),
-    "tidied": (
-        {},
-        many("N", "0049 151 1234567", "UTC"),
-        "users and logs",
-        HOW + "7 users have a phone number that is tidied: 2",
-    ),
-    "twice": ({}, twice, "users and logs", HOW + "1 users stand in User more than once: 1"),
-    "nobody": ({"ONLY_USERS": "99"}, NOBODY, "users and logs", HOW + "ONLY_USERS is set: of all users only these 1"),
-    "long text": (
-        {"MESSAGE_NO_LOGS": "{name}" + 154 * "x" + " STOP"},
-        NOBODY,
-        "users and logs",
-        HOW + "MESSAGE_NO_LOGS costs 2 segments with a name of 3 characters",
-    ),
-    "no STOP": ({"MESSAGE_NO_LOGS": "Hi {name}"}, NOBODY, "users and logs", HOW + "MESSAGE_NO_LOGS does not say how"),
-    "night": ({"SEND_WINDOW": "07:59-20:00"}, NOBODY, "hours", HOW + "texts may come between 21:00 and 8:00"),
-    "late": ({"SEND_WINDOW": "09:00-21:01"}, NOBODY, "hours", HOW + "texts may come between 21:00 and 8:00"),
-    "clock": ({}, wrong_clock, "Twilio", FAILS + "this node's clock is wrong"),
-    "no clock": (
-        {},
-        lambda _, twilio: setattr(twilio, "tells_date", False),
-        "Twilio",
-        HOW + "Twilio's answer has no Date",
-    ),
-    "token": ({"TWILIO_AUTH_TOKEN": "guessed"}, NOBODY, "Twilio", FAILS + "Twilio: the credentials were refused"),
-    "no Twilio": (
-        {"TWILIO_API_URL": "http://127.0.0.1:1"},
-        NOBODY,
-        "Twilio",
-        FAILS + "Twilio cannot be used: Twilio can",
-    ),
-    "number": ({}, unsigned, "sender", FAILS + f"the account has no sender {FakeTwilio.FROM_NUMBER}"),
-    "service": (SERVICE, unsigned, "sender", FAILS + f"the account has no sender {FakeTwilio.MESSAGING_SERVICE_SID}"),
-    "short code": ({"TWILIO_FROM_NUMBER": "12345"}, NOBODY, "sender", FAILS + "the account has no sender 12345"),
-    "number, 401": (
-        {},
-        forbidden(401),
-        "sender",
-        HOW + "whether the sender is the account's could not be told: the cre",
-    ),
-    "number, 403": (
-        {},
-        forbidden(403),
-        "sender",
-        HOW + "whether the sender is the account's could not be told: the Twi",
-    ),
-    "service, 403": (SERVICE, forbidden(403), "sender", HOW + "whether the sender is the account's could not be told"),
+
+
+def shows(words: str, break_: Break = NOBODY, **settings: str) -> tuple[str, Break, dict[str, str]]:
+    """What is broken, or with which settings, and what the line of its check begins with."""
+    return words, break_, settings
+
+
+UNKNOWN = HOW + "whether the sender is the account's could not be told: the "
+BROKEN = {
+    "database": {
+        "away": shows(FAILS + "MySQL: it cannot be reached", DB_PORT="1"),
+        "wrong password": shows(FAILS + "MySQL: it refused DB_USER or DB_PASS", DB_PASSWORD="guessed"),
+        "no database": shows(FAILS + "MySQL: ", DB_NAME="no_such"),
+        "table": shows(FAILS + "MySQL: a table is missing", sql("DROP TABLE Log")),
+        "column": shows(FAILS + "MySQL: a column is missing", sql("ALTER TABLE User DROP time_zone")),
+        "type": shows(FAILS + "Log.created_at is varchar", sql("ALTER TABLE Log MODIFY created_at VARCHAR(32)")),
+    },
+    "ledger": {
+        "missing": shows(HOW + "the ledger is not there yet. The first run makes", sql(f"DROP TABLE {LEDGER}")),
+        "column": shows(FAILS + "MySQL: a column is missing", sql(f"ALTER TABLE {LEDGER} DROP segments")),
+        "type": shows(FAILS + f"{LEDGER}.user_id is bigint", sql(f"ALTER TABLE {LEDGER} MODIFY user_id BIGINT")),
+        "stuck": shows(HOW + "1 rows were left at 'sending'", claimed(state="sending", final_status=None)),
+        "future": shows(
+            HOW + "1 rows were claimed in the future", claimed(claimed_at=(NOW + DAY).replace(tzinfo=None))
+        ),
+    },
+    "speed and durability": {
+        "index": shows(
+            HOW + "no index of Log begins with habit_id: CREATE INDEX",
+            sql("SET foreign_key_checks = 0", "ALTER TABLE Log DROP CONSTRAINT Log_ibfk_1, DROP INDEX habit_created"),
+        ),
+    },
+    "users and logs": {
+        "future logs": shows(HOW + "3 of the newest logs are still to come", future_logs),
+        "zones": shows(HOW + "7 users have no time zone that is known: 2, 3, 4, 5, 6 .", many("Z", ANA, "Mars")),
+        "numbers": shows(HOW + "7 users have a phone number that is not E.164: 2, 3,", many("N", "12", "UTC")),
+        "tidied": shows(HOW + "7 users have a phone number that is tidied: 2", many("N", "0049 151 1234567", "UTC")),
+        "twice": shows(HOW + "1 users stand in User more than once: 1", twice),
+        "nobody": shows(HOW + "ONLY_USERS is set: of all users only these 1", ONLY_USERS="99"),
+        "long text": shows(
+            HOW + "MESSAGE_NO_LOGS costs 2 segments with a name of 3 characters",
+            MESSAGE_NO_LOGS="{name}" + 154 * "x" + " STOP",
+        ),
+        "no STOP": shows(HOW + "MESSAGE_NO_LOGS does not say how", MESSAGE_NO_LOGS="Hi {name}"),
+    },
+    "hours": {
+        "night": shows(HOW + "texts may come between 21:00 and 8:00", SEND_WINDOW="07:59-20:00"),
+        "late": shows(HOW + "texts may come between 21:00 and 8:00", SEND_WINDOW="09:00-21:01"),
+    },
+    "Twilio": {
+        "clock": shows(FAILS + "this node's clock is wrong", wrong_clock),
+        "no clock": shows(HOW + "Twilio's answer has no Date", lambda _, twilio: setattr(twilio, "tells_date", False)),
+        "token": shows(FAILS + "Twilio: the credentials were refused", TWILIO_AUTH_TOKEN="guessed"),
+        "away": shows(FAILS + "Twilio cannot be used: Twilio can", TWILIO_API_URL="http://127.0.0.1:1"),
+    },
+    "sender": {
+        "number": shows(FAILS + f"the account has no sender {FakeTwilio.FROM_NUMBER}", unsigned),
+        "service": shows(
+            FAILS + f"the account has no sender {SERVICE['TWILIO_MESSAGING_SERVICE_SID']}", unsigned, **SERVICE
+        ),
+        "short code": shows(FAILS + "the account has no sender 12345", TWILIO_FROM_NUMBER="12345"),
+        "number, 401": shows(UNKNOWN + "cre", forbidden(401)),
+        "number, 403": shows(UNKNOWN + "Twi", forbidden(403)),
+        "service, 403": shows(UNKNOWN, forbidden(403), **SERVICE),
+    },
 }
 NEEDS = {"database": ["ledger", "speed and durability", "users and logs"], "Twilio": ["sender"]}
 
 
-@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize(("name", "broken"), [(name, broken) for name, cases in BROKEN.items() for broken in cases])
 def test_what_is_broken_alone_is_what_its_line_tells(
-    broken: str, database: Database, twilio: FakeTwilio, ready: dict[str, str]
+    name: str, broken: str, database: Database, twilio: FakeTwilio, ready: dict[str, str]
 ) -> None:
-    settings, break_, name, words = BROKEN[broken]
+    words, break_, settings = BROKEN[name][broken]
     expected = verdicts(ready)[1]
     break_(database, twilio)
     code, found = verdicts(ready | settings)

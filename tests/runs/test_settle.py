@@ -9,15 +9,16 @@ import tracemalloc
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import habit_notifier
-from habit_notifier import Brake, Job, OneLine, Report, Row, Settings, State, Stop, utc_now
-from tests.runs import program
+from habit_notifier import Brake, Job, Report, Row, Settings, State, Stop, utc_now
+from tests.environ import settings_of
+from tests.runs.town import NOON, Town
 from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import (
     ACCEPT,
@@ -33,30 +34,19 @@ from tests.sandbox.fake_twilio import (
     throttle,
 )
 
-NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 ANNA, BERT, CARA = "+12025550101", "+12025550102", "+12025550103"
 
 
 @dataclass
-class World:
-    """A database with its ledger, and Twilio with its book; rows and messages are put in as runs would leave them."""
+class World(Town):
+    """A town with its ledger; rows, and messages in Twilio's book, are put in as runs would leave them."""
 
-    database: Database
-    twilio: FakeTwilio
-    environ: dict[str, str]
-    caplog: pytest.LogCaptureFixture
-    ids: Iterator[int] = field(default_factory=lambda: itertools.count(1_000))
-
-    def run(self, *argv: str, at: datetime = NOON + HOUR, **settings: str | None) -> int:
-        """The program at that moment; the exit code. A setting that is None is left out."""
-        self.caplog.clear()
-        environ = {name: value for name, value in (self.environ | settings).items() if value is not None}
-        return program.run(environ, argv, at)
+    ids_to_come: Iterator[int] = field(default_factory=lambda: itertools.count(1_000))
 
     def settle(self, at: datetime = NOON + HOUR, /, **settings: str | None) -> int:
         """--settle at that moment; the exit code."""
-        return self.run("--settle", at=at, **settings)
+        return self.run(at, "--settle", **settings)
 
     def row(
         self,
@@ -64,31 +54,15 @@ class World:
         state: str = "uncertain",
         claimed: datetime = NOON,
         *,
-        finished: datetime | None = None,
-        day: date | None = None,
         sid: str | None = None,
         code: int | None = None,
         final: str | None = None,
-        user: int | None = None,
     ) -> int:
         """A row of the ledger; its user's id. What is not in flight was finished after two seconds."""
-        user = user or next(self.ids)
-        finished = finished or (None if state == "sending" else claimed + timedelta(seconds=2))
-        values = {
-            "user_id": user,
-            "local_day": day or claimed.date(),
-            "phone_number": phone,
-            "rule": "no_logs",
-            "state": state,
-            "run_token": uuid.uuid4().hex,
-            "claimed_at": claimed.replace(tzinfo=None),
-            "finished_at": finished and finished.replace(tzinfo=None),
-            "message_sid": sid,
-            "error_code": code,
-            "final_status": final,
-        }
-        holes = ", ".join(["%s"] * len(values))
-        self.database.execute(f"INSERT INTO {LEDGER} ({', '.join(values)}) VALUES ({holes})", list(values.values()))
+        user = next(self.ids_to_come)
+        finished = None if state == "sending" else claimed.replace(tzinfo=None) + timedelta(seconds=2)
+        said = {"message_sid": sid, "error_code": code, "final_status": final}
+        self.database.insert_row(user, claimed, phone_number=phone, state=state, finished_at=finished, **said)
         return user
 
     def message(
@@ -108,13 +82,8 @@ class World:
     def told(self, user: int) -> tuple[Any, ...]:
         """State, SID, code and Twilio's last word, as a user's only row has them."""
         columns = "state, message_sid, error_code, final_status"
-        [row] = self.database.rows(f"SELECT {columns} FROM {LEDGER} WHERE user_id = %s", (user,))
+        [row] = self.sql(f"SELECT {columns} FROM {LEDGER} WHERE user_id = %s", (user,))
         return row
-
-    @property
-    def log(self) -> list[str]:
-        line = OneLine("%(levelname)s %(message)s")
-        return [line.format(record) for record in self.caplog.records if record.name == "habit_notifier"]
 
     @property
     def lists(self) -> list[dict[str, str]]:
@@ -128,15 +97,11 @@ class World:
         asked = [request.path for request in self.twilio.requests if request.operation == "fetch"]
         return [path.rpartition("/")[2].removesuffix(".json") for path in asked]
 
-    @property
-    def sends(self) -> int:
-        return sum(request.operation == "send" for request in self.twilio.requests)
-
 
 @pytest.fixture
-def world(database: Database, twilio: FakeTwilio, environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> World:
-    made = World(database, twilio, environ, caplog)
-    assert made.run(at=NOON - 300 * DAY) == 0  # makes the ledger
+def world(database: Database, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture) -> World:
+    made = World(database, twilio, caplog)
+    assert made.run(NOON - 300 * DAY) == 0  # makes the ledger
     twilio.requests.clear()
     return made
 
@@ -171,16 +136,14 @@ def test_a_text_is_found_by_its_sid_whatever_its_row_says(
 @senders
 def test_what_has_not_ended_yet_stays_open_and_its_day_taken(world: World, sender: dict[str, str | None]) -> None:
     world.database.insert_user("Anna", ANNA, "UTC")
-    assert world.run(at=NOON, **sender) == 0
+    assert world.run(NOON, **sender) == 0
     [message] = world.twilio.book
-    assert world.run(at=NOON + 16 * MINUTE, **sender) == 0
+    assert world.run(NOON + 16 * MINUTE, **sender) == 0
     assert "INFO Looked up 1 earlier texts, still open 1" in world.log
     world.twilio.settle(ANNA, "delivered")
-    assert world.run(at=NOON + HOUR, **sender) == 0
-    assert world.database.rows(f"SELECT state, message_sid, final_status FROM {LEDGER}") == [
-        ("sent", message.sid, "delivered")
-    ]
-    assert world.sends == len(world.twilio.book) == 1
+    assert world.run(NOON + HOUR, **sender) == 0
+    assert world.rows("state, message_sid, final_status") == [("sent", message.sid, "delivered")]
+    assert len(world.posted) == len(world.twilio.book) == 1
 
 
 def test_a_day_is_read_to_its_end_a_thousand_texts_at_a_time(world: World) -> None:
@@ -243,29 +206,19 @@ def test_a_text_without_a_sid_is_never_matched_but_named_once_for_the_console(
         f"Look in Twilio's console for {ANNA}, 12:00:00 to {last} UTC"
     )
     assert world.settle(NOON + 2 * HOUR, **sender) == 0
-    assert not any("console" in line for line in world.log)
+    assert not world.said("console")
 
 
 def test_a_text_whose_answer_was_lost_bars_its_day_and_is_named_in_the_next_run(world: World) -> None:
     user = world.database.insert_user("Anna", ANNA, "UTC")
     assert isinstance(user, int)
     world.twilio.script(server_error(accepted=True))
-    assert world.run(at=NOON) == 1
+    assert world.run(NOON) == 1
     world.twilio.settle(ANNA, "delivered")
-    assert world.run() == 0
+    assert world.run(NOON + HOUR) == 0
     assert world.told(user) == ("uncertain", None, None, "unknown")
-    assert any("Look in Twilio's console for" in line for line in world.log)
-    assert world.sends == 1
-
-
-def test_each_shard_looks_up_its_own_users_texts(world: World) -> None:
-    sids = {world.row(f"+1202555{n:04}", "sent", sid=sid): sid for n in range(20) if (sid := world.message())}
-    for index in (0, 1):
-        assert world.settle(SHARD_COUNT="2", JOB_COMPLETION_INDEX=str(index)) == 0
-        ended = [user for user in sids if world.told(user)[3]]
-        assert len(ended) == 20 if index else 0 < len(ended) < 20
-    of_both = world.database.rows(f"SELECT CRC32(user_id) MOD 2, COUNT(*) FROM {LEDGER} GROUP BY 1")
-    assert len(of_both) == 2
+    assert world.said("Look in Twilio's console for")
+    assert len(world.posted) == 1
 
 
 # --- Twilio's last word -----------------------------------------------------------------------------------------------
@@ -304,15 +257,7 @@ def test_what_is_settled_is_not_asked_for_again(world: World) -> None:
     assert len(world.lists) == 1
     assert world.settle() == 0
     assert len(world.lists) == 1
-    assert not any("Looked up" in line for line in world.log)
-
-
-def test_a_text_without_a_last_word_after_three_days_is_settled_with_what_twilio_says_then(world: World) -> None:
-    user = world.row(state="sent", sid=world.message(status="sent"))
-    assert world.settle(NOON + 72 * HOUR) == 0
-    assert world.told(user)[3] is None
-    assert world.settle(NOON + 72 * HOUR + MINUTE) == 0
-    assert world.told(user)[3] == "sent"
+    assert not world.said("Looked up")
 
 
 def test_a_status_that_is_not_final_of_any_length_is_recorded_after_three_days_and_blocks_nobody(world: World) -> None:
@@ -355,71 +300,20 @@ def test_rows_younger_than_a_quarter_of_an_hour_wait(world: World, sender: dict[
 # --- the sender is blocked --------------------------------------------------------------------------------------------
 
 
-def ended(world: World, ends: list[tuple[str, int | None]], at: datetime = NOON) -> None:
-    """Texts of an earlier day that ended so."""
-    for n, (status, code) in enumerate(ends):
-        sid = world.message(f"+1303555{n:04}", status, at=at, code=code)
-        world.row(f"+1303555{n:04}", "sent", at, sid=sid)
-
-
-FINE = ("delivered", None)
-
-
 @senders
-@pytest.mark.parametrize("code", [30007, 30024, 30032, 30034])
 def test_texts_that_carriers_block_need_a_person_before_anybody_is_claimed(
-    world: World, sender: dict[str, str | None], code: int
+    world: World, sender: dict[str, str | None]
 ) -> None:
     world.database.insert_user("Due", BERT, "UTC")
-    ended(world, [("undelivered", code)] * 3 + [FINE] * 3)
-    assert world.run(at=NOON + DAY, **sender) == 2
-    assert world.sends == 0
-    [error] = {line for line in world.log if line.startswith("ERROR")}
-    assert error.startswith("ERROR Carriers block the sender: 3 of the last 6 texts did not arrive, ")
-    assert f"error {code}, https://www.twilio.com/docs/api/errors/{code}" in error
-    assert world.run(at=NOON + DAY + HOUR, **sender) == 0  # the next run tries again
-    assert world.sends == 1
-
-
-@pytest.mark.parametrize(
-    "ends",
-    [
-        [("undelivered", 30034)] * 2,
-        [("undelivered", 30034)] * 3 + [FINE] * 4,
-        [("undelivered", 30003)] * 9,
-        [("failed", 30006)] * 9,
-        [("sent", 30034)] * 9,
-    ],
-    ids=["two", "less than half", "out of reach", "landlines", "still open"],
-)
-def test_what_is_not_the_senders_fault_stops_nobody(world: World, ends: list[tuple[str, int | None]]) -> None:
-    world.database.insert_user("Due", BERT, "UTC")
-    ended(world, ends)
-    assert world.run(at=NOON + DAY) == 0
-    assert world.sends == 1
-
-
-def test_six_daily_runs_of_an_unregistered_sender_alarm_every_second_day(world: World) -> None:
-    for n in range(12):
-        world.database.insert_user(f"Due {n}", f"+1202555{n:04}", "UTC")
-    codes = []
-    for day in range(6):
-        codes.append(world.run(at=NOON + day * DAY))
-        for message in world.twilio.book:
-            message.status, message.error_code = "undelivered", 30034
-    assert codes == [0, 2, 0, 2, 0, 2]
-    assert world.sends == 36
-
-
-def test_what_was_learned_is_told_at_the_end_of_a_run_with_its_meaning(world: World) -> None:
-    world.database.insert_user("Due", BERT, "UTC")
-    ended(world, [FINE, FINE, ("undelivered", 30003), ("failed", 30006)])
-    assert world.run(at=NOON + DAY) == 0
-    *_, learned, looked_at, completed = world.log
-    assert learned.startswith("INFO What became of earlier texts, delivered 2, failed 1 (a landline, or a carrier")
-    assert ", undelivered 1 (the phone was off or out of reach, error 30003, https://" in learned
-    assert looked_at.startswith("INFO Looked at 1 of 1 users, sent 1")
-    assert completed == "INFO Job completed. Notifications sent: 1, Failed: 0"
+    for n, (status, code) in enumerate([("undelivered", 30034)] * 3 + [("delivered", None)] * 3):
+        sid = world.message(f"+1303555{n:04}", status, code=code)
+        world.row(f"+1303555{n:04}", "sent", sid=sid)
+    assert world.run(NOON + DAY, **sender) == 2
+    assert world.posted == []
+    assert world.problem.startswith("Carriers block the sender: 3 of the last 6 texts did not arrive, ")
+    assert "error 30034, https://www.twilio.com/docs/api/errors/30034" in world.problem
+    assert world.run(NOON + DAY + HOUR, **sender) == 0  # the next run tries again
+    assert world.posted == [BERT]
 
 
 # --- Twilio fails, or time runs out -----------------------------------------------------------------------------------
@@ -456,7 +350,7 @@ def test_when_twilio_fails_in_the_middle_what_was_found_is_kept_and_nobody_in_a_
     early, late = world.row(ANNA, "sent", NOON - 5 * DAY, sid=sids[0]), world.row(BERT, "sent", sid=sids[1])
     world.database.insert_user("Cara", CARA, "UTC")
     fail_on(world, "2026-05-12", fault)
-    assert world.run() == 0
+    assert world.run(NOON + HOUR) == 0
     assert world.told(early) == ("sent", sids[0], None, "delivered")
     assert world.told(late) == ("sent", sids[1], None, None)
     assert [message.to for message in world.twilio.book][-1] == CARA
@@ -496,8 +390,8 @@ def test_a_status_or_code_that_no_column_holds_ends_no_run(world: World, status:
     world.twilio.book[0].error_code = 10**9
     user = world.row(state="sent", sid=sid)
     world.database.insert_user("Cara", CARA, "UTC")
-    assert world.run(at=NOON + 4 * DAY) == 0
-    assert world.sends == 1
+    assert world.run(NOON + 4 * DAY) == 0
+    assert len(world.posted) == 1
     assert world.told(user)[2] is None
     assert len(world.told(user)[3]) <= 32
 
@@ -514,7 +408,7 @@ def test_the_look_up_of_a_run_has_a_budget_of_time(world: World, monkeypatch: py
     users = [world.row(state="sent", claimed=day, sid=world.message(at=day)) for day in days]
     slow_lists(world, 0.15)
     start = time.monotonic()
-    assert world.run() == 0
+    assert world.run(NOON + HOUR) == 0
     assert time.monotonic() - start < 3
     settled = [world.told(user)[3] == "delivered" for user in users]
     assert settled == sorted(settled, reverse=True)  # the oldest first
@@ -540,7 +434,7 @@ def test_a_deadline_that_comes_while_texts_are_looked_up_fails_nobody(world: Wor
         world.row(state="sent", claimed=NOON - n * DAY, sid=world.message(at=NOON - n * DAY))
     world.database.insert_user("Cara", CARA, "UTC")
     slow_lists(world, 0.3)
-    assert world.run(RUN_DEADLINE="2") == 0
+    assert world.run(NOON + HOUR, RUN_DEADLINE="2") == 0
     assert world.log[-1] == "INFO Job completed. Notifications sent: 1, Failed: 0"
 
 
@@ -583,12 +477,8 @@ class Memory:
         return peak
 
 
-def test_the_memory_of_a_look_up_grows_with_the_texts_of_a_day_and_not_with_their_square(
-    twilio: FakeTwilio,
-) -> None:
-    database = {"DB_HOST": "-", "DB_NAME": "-", "DB_USER": "-", "DB_PASSWORD": "-"}
-    settings = Settings.read(database | twilio.environ())
-    assert Memory(3_000).peak(settings) < 10 * Memory(500).peak(settings)
+def test_the_memory_of_a_look_up_grows_with_the_texts_of_a_day_and_not_with_their_square() -> None:
+    assert Memory(3_000).peak(settings_of()) < 10 * Memory(500).peak(settings_of())
 
 
 # --- alone ------------------------------------------------------------------------------------------------------------
@@ -599,8 +489,8 @@ def test_settling_alone_texts_nobody_and_claims_nothing(world: World) -> None:
     user = world.row(state="sent", sid=world.message())
     assert world.settle() == 0
     assert world.told(user)[3] == "delivered"
-    assert world.sends == 0
-    assert world.database.rows(f"SELECT COUNT(*) FROM {LEDGER}") == [(1,)]
+    assert len(world.posted) == 0
+    assert len(world.rows("*")) == 1
     assert not any("needs notification" in line or "Job completed" in line for line in world.log)
 
 
@@ -619,7 +509,7 @@ def test_settling_alone_needs_credentials_and_a_twilio_that_answers(world: World
 
 
 def test_sigterm_ends_a_look_up_at_the_next_text(world: World) -> None:
-    stop = Stop()
+    world.stop = stop = Stop()
     days = [NOON - n * DAY for n in (4, 2)]
     users = [world.row(state="sent", claimed=day, sid=world.message(at=day)) for day in days]
 
@@ -628,5 +518,5 @@ def test_sigterm_ends_a_look_up_at_the_next_text(world: World) -> None:
             stop.request()
 
     world.twilio.hook = terminate
-    assert program.run(world.environ, ["--settle"], NOON + HOUR, stop) == 143
+    assert world.settle() == 143
     assert [world.told(user)[3] for user in users] == ["delivered", None]

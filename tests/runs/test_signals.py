@@ -9,11 +9,9 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -21,42 +19,26 @@ from pathlib import Path
 import pytest
 
 import habit_notifier
-from habit_notifier import Stop
-from tests.runs import program
-from tests.sandbox.database import LEDGER, Database
-from tests.sandbox.fake_twilio import ACCEPT, Door, FakeTwilio, slow, throttle
+from habit_notifier import Stop, utc_now
+from tests.runs.program import PRODUCTION, started, starting_at
+from tests.runs.town import Town, numbers
+from tests.sandbox.database import LEDGER
+from tests.sandbox.fake_twilio import ACCEPT, Door, slow, throttle
 from tests.sandbox.proxy import Proxy
+from tests.sandbox.sockets import SocketServer, wait_for
 
 # Nothing here depends on the kind of server: one is enough.
 pytestmark = pytest.mark.parametrize("server", ["throwaway"], indirect=True, scope="session")
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = [sys.executable, str(ROOT / "app" / "habit_notifier.py")]
 USERS = 12
 TERM = 1 << (signal.SIGTERM - 1)
 
 
 @pytest.fixture
-def environ(database: Database, twilio: FakeTwilio) -> dict[str, str]:
-    database.insert_users([(f"Due {n}", f"+1202555{n:04}", "UTC") for n in range(USERS)])
-    surroundings = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return surroundings | database.environ() | twilio.environ() | {"SEND_CONCURRENCY": "4"}
-
-
-@contextmanager
-def started(environ: dict[str, str], *argv: str, command: list[str] = PROGRAM) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen([*command, *argv], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "this never came true"
-        time.sleep(0.002)
+def town(town: Town) -> Town:
+    town.people(USERS)
+    town.environ |= {"SEND_CONCURRENCY": "4"}
+    return town
 
 
 def terminate(process: subprocess.Popen[str], within: float, *, again: bool = False) -> str:
@@ -80,20 +62,9 @@ def catches_sigterm(pid: int) -> bool:
     return found is not None and bool(int(found[1], 16) & TERM)
 
 
-def ledger(database: Database) -> dict[str, int]:
-    """How many rows of each state there are."""
-    if not database.rows("SHOW TABLES LIKE %s", (LEDGER,)):
-        return {}
-    return dict(database.rows(f"SELECT state, COUNT(*) FROM {LEDGER} GROUP BY state"))
-
-
-def sends(twilio: FakeTwilio) -> int:
-    return sum(request.operation == "send" for request in twilio.requests)
-
-
 def accounted(log: str) -> int:
     """How many users were sent a text, failed, or were not looked at, as the log says."""
-    [(sent, failed)] = re.findall(r"Job completed\. Notifications sent: (\d+), Failed: (\d+)", log)
+    [(sent, failed)] = re.findall(r"Notifications sent: (\d+), Failed: (\d+)", log)
     [(looked_at, users)] = re.findall(r"Looked at (\d+) of (\d+) users", log)
     return int(sent) + int(failed) + int(users) - int(looked_at)
 
@@ -103,127 +74,111 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 @needs_proc
 @pytest.mark.parametrize("moment", [0.0, 0.03, 0.06, 0.1, 0.15, 0.25])
-def test_during_the_imports(database: Database, twilio: FakeTwilio, environ: dict[str, str], moment: float) -> None:
-    twilio.script(then=slow(0.5))
-    with started(environ) as process:
+def test_during_the_imports(town: Town, moment: float) -> None:
+    town.twilio.script(then=slow(0.5))
+    with started(town.environ) as process:
         wait_for(lambda: catches_sigterm(process.pid))
         time.sleep(moment)
         terminate(process, within=5)
-    assert sends(twilio) == len(twilio.book) == sum(ledger(database).values())
+    assert len(town.posted) == len(town.twilio.book) == town.counts.total()
 
 
-def test_while_the_database_refuses(database: Database, twilio: FakeTwilio, environ: dict[str, str]) -> None:
-    with Proxy((database.server.host, database.server.port)) as proxy:
-        proxy.refuse()
-        with started(environ | {"DB_HOST": proxy.host, "DB_PORT": str(proxy.port)}) as process:
-            time.sleep(1.5)
-            log = terminate(process, within=3)
+def test_while_the_database_refuses(town: Town, proxy: Proxy) -> None:
+    proxy.refuse()
+    with started(town.environ | proxy.environ()) as process:
+        time.sleep(1.5)
+        log = terminate(process, within=3)
     assert re.search(r"WARNING - Once more in \d s: MySQL: it cannot be reached", log)
     assert "ERROR - SIGTERM came" in log
-    assert twilio.requests == []
+    assert town.twilio.requests == []
 
 
-def test_while_the_database_says_nothing(
-    database: Database, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_the_database_says_nothing(town: Town, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, with time-outs ten times shorter: one may pass after SIGTERM, not two."""
     monkeypatch.setattr(habit_notifier, "DATABASE_TIMEOUT", 1)
     monkeypatch.setattr(habit_notifier, "LAST_TIMEOUT", 1)  # of a connection that SIGTERM comes before
-    stop = Stop()
-    with Proxy((database.server.host, database.server.port)) as proxy:
-        proxy.silence()
-        timer = threading.Timer(0.2, stop.request)
-        timer.start()
-        start = time.monotonic()
-        environ |= {"DB_HOST": proxy.host, "DB_PORT": str(proxy.port)}
-        assert program.run(environ, stop=stop) == 143
+    proxy.silence()
+    town.stop = Stop()
+    timer = threading.Timer(0.2, town.stop.request)
+    timer.start()
+    start = time.monotonic()
+    assert town.run(utc_now, **proxy.environ()) == 143
     timer.join()
     assert time.monotonic() - start < 0.2 + 1.7
 
 
-def test_while_twilio_is_away(database: Database, twilio: FakeTwilio, environ: dict[str, str]) -> None:
-    twilio.door(Door.SHUT)
-    with started(environ) as process:
-        wait_for(lambda: database.rows("SHOW TABLES LIKE %s", (LEDGER,)))  # the probe comes next
+def test_while_twilio_is_away(town: Town) -> None:
+    town.twilio.door(Door.SHUT)
+    with started(town.environ) as process:
+        wait_for(lambda: town.sql("SHOW TABLES LIKE %s", (LEDGER,)))  # the probe comes next
         time.sleep(0.5)
         log = terminate(process, within=3)
     assert "Nobody was texted" in log
-    assert ledger(database) == {}
+    assert town.counts == {}
 
 
-def test_during_a_pause_that_twilio_asked_for(database: Database, twilio: FakeTwilio, environ: dict[str, str]) -> None:
-    twilio.script(ACCEPT, then=throttle(100))
-    with started(environ) as process:
-        wait_for(lambda: twilio.book and sends(twilio) >= 2)
+def test_during_a_pause_that_twilio_asked_for(town: Town) -> None:
+    town.twilio.script(ACCEPT, then=throttle(100))
+    with started(town.environ) as process:
+        wait_for(lambda: town.twilio.book and len(town.posted) >= 2)
         time.sleep(0.3)
         log = terminate(process, within=3)
-    assert ledger(database) == {"sent": 1}
+    assert town.counts == {"sent": 1}
     assert "Notifications sent: 1," in log
-    assert sends(twilio) <= 1 + 4
+    assert len(town.posted) <= 1 + 4
 
 
-def test_with_texts_in_flight(database: Database, twilio: FakeTwilio, environ: dict[str, str]) -> None:
+def test_with_texts_in_flight(town: Town) -> None:
     """They are finished and recorded, the rest is counted; more of SIGTERM changes nothing."""
-    twilio.script(then=slow(1.5))
-    with started(environ) as process:
-        wait_for(lambda: sends(twilio) == 4)
+    town.twilio.script(then=slow(1.5))
+    with started(town.environ) as process:
+        wait_for(lambda: len(town.posted) == 4)
         log = terminate(process, within=5, again=True)
-    assert sends(twilio) == len(twilio.book) == 4
-    sids = database.rows(f"SELECT message_sid FROM {LEDGER} WHERE state = 'sent'")
-    assert {sid for (sid,) in sids} == {message.sid for message in twilio.book}
-    assert ledger(database) == {"sent": 4}
+    assert len(town.posted) == len(town.twilio.book) == 4
+    assert {*town.rows("message_sid, state")} == {(message.sid, "sent") for message in town.twilio.book}
     assert log.count("Notification sent to Due") == 4
     assert log.count("ERROR - SIGTERM came: no more texts are taken up, the next run goes on") == 1
     assert "Notifications sent: 4," in log
-    twilio.script()
-    with started(environ) as process:
+    town.twilio.script()
+    with started(town.environ) as process:
         assert process.wait(20) == 0
-    assert sorted(message.to for message in twilio.book) == [f"+1202555{n:04}" for n in range(USERS)]
+    assert town.served == numbers(USERS)
 
 
-def test_everybody_is_accounted_for(twilio: FakeTwilio, environ: dict[str, str]) -> None:
-    twilio.script(then=slow(0.5))
-    with started(environ | {"SEND_CONCURRENCY": "1"}) as process:
-        wait_for(lambda: sends(twilio) == 1)
+def test_everybody_is_accounted_for(town: Town) -> None:
+    town.twilio.script(then=slow(0.5))
+    with started(town.environ | {"SEND_CONCURRENCY": "1"}) as process:
+        wait_for(lambda: len(town.posted) == 1)
         log = terminate(process, within=5)
     assert accounted(log) == USERS
 
 
-def test_with_texts_in_flight_that_twilio_never_answers(
-    database: Database, twilio: FakeTwilio, environ: dict[str, str]
-) -> None:
-    twilio.script(then=slow(60))
-    with started(environ) as process:
-        wait_for(lambda: sends(twilio) == 4)
+def test_with_texts_in_flight_that_twilio_never_answers(town: Town) -> None:
+    town.twilio.script(then=slow(60))
+    with started(town.environ) as process:
+        wait_for(lambda: len(town.posted) == 4)
         log = terminate(process, within=15)
-    assert sends(twilio) == 4
-    assert ledger(database) == {"uncertain": 4}
+    assert len(town.posted) == 4
+    assert town.counts == {"uncertain": 4}
     assert "4 texts are uncertain" in log
 
 
 @pytest.mark.parametrize("argv", [(), ("--settle",)], ids=["run", "settle"])
-def test_while_texts_are_looked_up(
-    database: Database, twilio: FakeTwilio, environ: dict[str, str], argv: tuple[str, ...]
-) -> None:
-    database.execute("UPDATE User SET phone_number = NULL")
-    with started(environ, "--settle") as process:  # makes the ledger
+def test_while_texts_are_looked_up(town: Town, argv: tuple[str, ...]) -> None:
+    town.sql("UPDATE User SET phone_number = NULL")
+    with started(town.environ, "--settle") as process:  # makes the ledger
         assert process.wait(20) == 0
     now = datetime.now(UTC)
     for n in range(10):
-        claimed = (now - timedelta(days=2 * n + 1)).replace(tzinfo=None)
-        database.execute(
-            f"INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, state, run_token, claimed_at, message_sid)"
-            " VALUES (%s, %s, '+12025550000', 'no_logs', 'sent', 'x', %s, %s)",
-            (n, claimed.date(), claimed, f"SM{n:032}"),
-        )
-    twilio.travel_to(now)
+        town.database.insert_row(n, now - timedelta(days=2 * n + 1), message_sid=f"SM{n:032}")
+    town.twilio.travel_to(now)
     late = ACCEPT.delayed(after=0.5)
-    twilio.hook = lambda request: late if request.params.get("PageSize") == "1000" else None
-    probes = len(twilio.requests)
-    with started(environ, *argv) as process:
-        wait_for(lambda: len(twilio.requests) >= probes + 2)
+    town.twilio.hook = lambda request: late if request.params.get("PageSize") == "1000" else None
+    probes = len(town.twilio.requests)
+    with started(town.environ, *argv) as process:
+        wait_for(lambda: len(town.twilio.requests) >= probes + 2)
         terminate(process, within=4)
-    assert sends(twilio) == 0
+    assert len(town.posted) == 0
 
 
 # --- what does not end by itself --------------------------------------------------------------------------------------
@@ -231,45 +186,27 @@ def test_while_texts_are_looked_up(
 
 def hurried(**constants: float) -> list[str]:
     """The program with shorter limits."""
-    words = [f"{name}={value}" for name, value in ({"TERM_LIMIT": 2.0, "WATCHDOG_LIMIT": 1.5} | constants).items()]
-    return [sys.executable, "-m", "tests.runs.run_at", datetime.now(UTC).isoformat(), *words]
+    return starting_at(datetime.now(UTC), **{"TERM_LIMIT": 2.0, "WATCHDOG_LIMIT": 1.5, **constants})
 
 
-class Endless:
+class Endless(SocketServer):
     """A Twilio that lists messages as it should, and answers each text with the same piece again and again."""
 
     def __init__(self, first: bytes, piece: bytes) -> None:
+        super().__init__()
         self._first, self._piece = first, piece
         self.posts = 0
-        self._over = threading.Event()
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
 
-    def __enter__(self) -> Endless:
-        threading.Thread(target=self._listen, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._socket.close()
-
-    def _listen(self) -> None:
-        with suppress(OSError):
-            while not self._over.is_set():
-                client, _ = self._socket.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, suppress(OSError):
-            while request := client.recv(65_536):
-                if request.startswith(b"GET"):
-                    self._list(client)
-                    continue
-                self.posts += 1
-                client.sendall(self._first)
-                while not self._over.wait(0.1):
-                    client.sendall(self._piece)
-                return
+    def serve(self, client: socket.socket) -> None:
+        while request := client.recv(65_536):
+            if request.startswith(b"GET"):
+                self._list(client)
+                continue
+            self.posts += 1
+            client.sendall(self._first)
+            while not self.over.wait(0.1):
+                client.sendall(self._piece)
+            return
 
     @staticmethod
     def _list(client: socket.socket) -> None:
@@ -291,58 +228,52 @@ ENDLESS = pytest.mark.parametrize(
 
 
 @ENDLESS
-def test_with_texts_in_flight_whose_answers_never_end(
-    database: Database, environ: dict[str, str], first: bytes, piece: bytes
-) -> None:
+def test_with_texts_in_flight_whose_answers_never_end(town: Town, first: bytes, piece: bytes) -> None:
     assert habit_notifier.TERM_LIMIT + habit_notifier.WATCHDOG_LIMIT < 55
     with (
         Endless(first, piece) as endless,
-        started(environ | {"TWILIO_API_URL": endless.url}, command=hurried()) as process,
+        started(town.environ | {"TWILIO_API_URL": endless.url}, command=hurried()) as process,
     ):
         wait_for(lambda: endless.posts == 4)
         log = terminate(process, within=2 + 1.5)
-    assert ledger(database) == {"uncertain": 4}  # never released: they may have been sent
+    assert town.counts == {"uncertain": 4}  # never released: they may have been sent
     assert endless.posts == 4
     assert "4 texts are uncertain" in log
     assert "no answer in time" in log
 
 
 @ENDLESS
-def test_answers_that_never_end_do_not_hold_a_run_beyond_its_deadline(
-    database: Database, environ: dict[str, str], first: bytes, piece: bytes
-) -> None:
+def test_answers_that_never_end_do_not_hold_a_run_beyond_its_deadline(town: Town, first: bytes, piece: bytes) -> None:
     with Endless(first, piece) as endless:
         changes = {"TWILIO_API_URL": endless.url, "RUN_DEADLINE": "3"}
         start = time.monotonic()
-        with started(environ | changes, command=hurried(DEADLINE_LIMIT=1.0)) as process:
+        with started(town.environ | changes, command=hurried(DEADLINE_LIMIT=1.0)) as process:
             _, log = process.communicate(timeout=30)
     assert process.returncode == 1, log
     assert time.monotonic() - start < 3 + 1 + 1.5 + 2
-    assert ledger(database) == {"uncertain": 4}
+    assert town.counts == {"uncertain": 4}
     assert "No text was surely sent, and 4 may have been: see https://status.twilio.com" in log
 
 
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs Linux's pipes")
 @pytest.mark.parametrize("terminated", [True, False], ids=["SIGTERM", "deadline"])
-def test_a_log_that_nobody_reads_holds_no_run(
-    database: Database, twilio: FakeTwilio, environ: dict[str, str], terminated: bool
-) -> None:
+def test_a_log_that_nobody_reads_holds_no_run(town: Town, terminated: bool) -> None:
     """A blocked standard error blocks every thread that logs: only the watchdog is left."""
     users = [(f"Due {n} with a name of many characters", f"+1303555{n:04}", "UTC") for n in range(300)]
-    database.insert_users(users)
-    environ |= {"RUN_DEADLINE": "60" if terminated else "3"}
-    with started(environ, command=hurried(DEADLINE_LIMIT=1.0)) as process:
+    town.database.insert_users(users)
+    town.environ |= {"RUN_DEADLINE": "60" if terminated else "3"}
+    with started(town.environ, command=hurried(DEADLINE_LIMIT=1.0)) as process:
         assert process.stderr
         fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
-        wait_for(lambda: twilio.book)
-        wait_for(lambda: stands_still(lambda: len(twilio.requests)))
+        wait_for(lambda: town.twilio.book)
+        wait_for(lambda: stands_still(lambda: len(town.twilio.requests)))
         start = time.monotonic()
         if terminated:
             process.send_signal(signal.SIGTERM)
         code = process.wait(20)
     assert code == (143 if terminated else 1)
     assert time.monotonic() - start < 7
-    assert len(twilio.book) < 300
+    assert len(town.twilio.book) < 300
 
 
 def stands_still(count: Callable[[], int]) -> bool:
@@ -355,17 +286,17 @@ def stands_still(count: Callable[[], int]) -> bool:
 @pytest.mark.parametrize(("changes", "code"), [({}, 0), ({"TWILIO_AUTH_TOKEN": "wrong"}, 2), ({"DB_PORT": "x"}, 2)])
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2> >(true)"], ids=["closed", "full", "no reader"])
 def test_a_log_that_is_gone_changes_no_exit_code(
-    twilio: FakeTwilio, environ: dict[str, str], changes: dict[str, str], code: int, redirection: str
+    town: Town, changes: dict[str, str], code: int, redirection: str
 ) -> None:
-    command = ["bash", "-c", f'"$@" {redirection}', "bash", *PROGRAM]
-    done = subprocess.run(command, env=environ | changes, timeout=60, check=False)
-    assert done.returncode == code
-    assert len(twilio.book) == (0 if changes else USERS)
+    command = ["bash", "-c", f'"$@" {redirection}', "bash", *PRODUCTION]
+    with started(town.environ | changes, command=command) as process:
+        assert process.wait(60) == code
+    assert len(town.twilio.book) == (0 if changes else USERS)
 
 
 @pytest.mark.parametrize("terminated", [True, False], ids=["SIGTERM", "deadline"])
 def test_the_purge_heeds_the_deadline_and_sigterm(
-    environ: dict[str, str], twilio: FakeTwilio, terminated: bool, monkeypatch: pytest.MonkeyPatch
+    town: Town, terminated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop, purges = Stop(), 0
 
@@ -378,11 +309,11 @@ def test_the_purge_heeds_the_deadline_and_sigterm(
         return 500
 
     monkeypatch.setattr(habit_notifier.Store, "purge", purge)
-    environ |= {"RUN_DEADLINE": "600" if terminated else "4"}
+    town.stop = stop
     start = time.monotonic()
-    assert program.run(environ, stop=stop) == (143 if terminated else 0)  # nobody is left out
+    assert town.run(utc_now, RUN_DEADLINE=600 if terminated else 4) == (143 if terminated else 0)  # nobody is left out
     assert time.monotonic() - start < 6
-    assert len(twilio.book) == USERS
+    assert len(town.twilio.book) == USERS
     assert purges >= 3
 
 
@@ -396,14 +327,14 @@ unshare = pytest.mark.skipif(
 @needs_proc
 @unshare
 @pytest.mark.parametrize("early", [True, False], ids=["imports", "sends"])
-def test_as_pid_1(database: Database, twilio: FakeTwilio, environ: dict[str, str], early: bool) -> None:
+def test_as_pid_1(town: Town, early: bool) -> None:
     """As in a container: there SIGTERM is ignored by a process that has no handler for it."""
-    twilio.script(then=slow(0.5))
-    with started(environ, command=["unshare", "--fork", "--pid", "--mount-proc", *PROGRAM]) as outer:
+    town.twilio.script(then=slow(0.5))
+    with started(town.environ, command=["unshare", "--fork", "--pid", "--mount-proc", *PRODUCTION]) as outer:
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
         wait_for(lambda: children.read_text().strip())
         inner = int(children.read_text())
-        wait_for(lambda: catches_sigterm(inner) if early else sends(twilio) == 4)
+        wait_for(lambda: catches_sigterm(inner) if early else len(town.posted) == 4)
         status = Path(f"/proc/{inner}/status").read_text()
         assert re.search(r"^NSpid:\s*\d+\s+1$", status, re.MULTILINE)
         os.kill(inner, signal.SIGTERM)
@@ -411,5 +342,5 @@ def test_as_pid_1(database: Database, twilio: FakeTwilio, environ: dict[str, str
         _, log = outer.communicate(timeout=30)
     assert outer.returncode == 143, log
     assert time.monotonic() - start < 5
-    assert ledger(database) == ({} if early else {"sent": 4})
-    assert sends(twilio) == (0 if early else 4)
+    assert town.counts == ({} if early else {"sent": 4})
+    assert len(town.posted) == (0 if early else 4)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,8 @@ import habit_notifier
 from habit_notifier import Http, Job, OneLine, Outcome, Report, Settings, Stop, Twilio, phone_number
 from tests.runs import program
 from tests.runs.test_log import NASTY
-from tests.sandbox.database import LEDGER, Database
+from tests.runs.town import Town, create_ledger
+from tests.sandbox.database import LEDGER
 from tests.sandbox.fake_twilio import (
     BROKEN_JSON,
     RESET_AFTER_ACCEPTING,
@@ -31,6 +30,7 @@ from tests.sandbox.fake_twilio import (
     refuse,
     server_error,
 )
+from tests.sandbox.sockets import Canned
 
 # Nothing here depends on the kind of server: one is enough.
 pytestmark = pytest.mark.parametrize("server", ["throwaway"], indirect=True, scope="session")
@@ -84,7 +84,7 @@ class Population:
         return {secret for secret in self.secrets if secret in text or secret in plain}
 
 
-def populate(database: Database, seed: int) -> Population:
+def populate(town: Town, seed: int) -> Population:
     """People of several scripts, some with numbers that are none, all of whom are due but one."""
     dice, people = random.Random(seed), Population()
     for n in range(24):
@@ -92,8 +92,8 @@ def populate(database: Database, seed: int) -> Population:
         digits = "".join(dice.choices("123456789", k=7))
         phone = PHONES[n % 3 if n < 12 else n % len(PHONES)].format(digits)
         logs = [NOW - timedelta(days=1)] if n == 0 else []
-        user = database.insert_user(NAMES[n % len(NAMES)].format(*words), phone, "UTC", logs=logs)
-        database.execute("UPDATE Habit SET name = %s WHERE user_id = %s", (words[2], user))
+        user = town.database.insert_user(NAMES[n % len(NAMES)].format(*words), phone, "UTC", logs=logs)
+        town.sql("UPDATE Habit SET name = %s WHERE user_id = %s", (words[2], user))
         people.ids.append(str(user))
         people.secrets |= {*words, phone, digits, phone_number(phone)}
     return people
@@ -112,47 +112,47 @@ def quoting(code: int, *, rfc9457: bool = False) -> Callable[[Request], Answer |
     return hook
 
 
-Break = Callable[[Database, FakeTwilio, pytest.MonkeyPatch], object]
+Break = Callable[[Town, pytest.MonkeyPatch], object]
 
 
 def answering(answer: Answer) -> Break:
-    return lambda _database, twilio, _patch: twilio.script(then=answer)
+    return lambda town, _patch: town.twilio.script(then=answer)
 
 
-def mysql_quotes_names(database: Database, _twilio: FakeTwilio, _patch: pytest.MonkeyPatch) -> None:
+def mysql_quotes_names(town: Town, _patch: pytest.MonkeyPatch) -> None:
     """User is a view that fails with what is in it."""
-    database.execute("RENAME TABLE User TO Person")
-    database.execute(
+    town.sql("RENAME TABLE User TO Person")
+    town.sql(
         "CREATE FUNCTION fail(name TEXT) RETURNS TEXT DETERMINISTIC "
         "BEGIN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = name; RETURN name; END"
     )
-    database.execute("CREATE VIEW User AS SELECT id, fail(name) AS name, phone_number, time_zone FROM Person")
+    town.sql("CREATE VIEW User AS SELECT id, fail(name) AS name, phone_number, time_zone FROM Person")
 
 
-def mysql_quotes_numbers(database: Database, _twilio: FakeTwilio, _patch: pytest.MonkeyPatch) -> None:
+def mysql_quotes_numbers(town: Town, _patch: pytest.MonkeyPatch) -> None:
     """The ledger fails with the number that it should take."""
-    database.execute(habit_notifier.LEDGER_DDL.format(database=database.name, user_id="INT"))
-    database.execute(
+    create_ledger(town.database)
+    town.sql(
         f"CREATE TRIGGER fail BEFORE INSERT ON {LEDGER} FOR EACH ROW BEGIN "
         "DECLARE words TEXT; SET words = NEW.phone_number; SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = words; END"
     )
 
 
-def threads_fail(_database: Database, _twilio: FakeTwilio, patch: pytest.MonkeyPatch) -> None:
+def threads_fail(_town: Town, patch: pytest.MonkeyPatch) -> None:
     def post(_twilio: Twilio, reminder: Any, _validity: int) -> None:
         raise ValueError(f"{reminder.user} {reminder.user.phone} {reminder!r}")
 
     patch.setattr(Twilio, "post", post)
 
 
-def claims_fail(_database: Database, _twilio: FakeTwilio, patch: pytest.MonkeyPatch) -> None:
+def claims_fail(_town: Town, patch: pytest.MonkeyPatch) -> None:
     def claim(job: Job) -> None:
         raise KeyError([(str(reminder.user), reminder.user.phone) for reminder in job.waiting])
 
     patch.setattr(Job, "claim", claim)
 
 
-def requests_quotes_urls(_database: Database, _twilio: FakeTwilio, patch: pytest.MonkeyPatch) -> None:
+def requests_quotes_urls(_town: Town, patch: pytest.MonkeyPatch) -> None:
     request = Http.request
 
     def fail(http: Http, method: str, url: str, *rest: Any, data: Any = None, **more: Any) -> Any:
@@ -167,9 +167,9 @@ def requests_quotes_urls(_database: Database, _twilio: FakeTwilio, patch: pytest
 
 WRONG: dict[str, Break] = {
     "nothing": lambda *_: None,
-    "known refusals": lambda _database, twilio, _patch: setattr(twilio, "hook", quoting(21211)),
-    "unknown refusals": lambda _database, twilio, _patch: setattr(twilio, "hook", quoting(29999)),
-    "problem documents": lambda _database, twilio, _patch: setattr(twilio, "hook", quoting(29999, rfc9457=True)),
+    "known refusals": lambda town, _patch: setattr(town.twilio, "hook", quoting(21211)),
+    "unknown refusals": lambda town, _patch: setattr(town.twilio, "hook", quoting(29999)),
+    "problem documents": lambda town, _patch: setattr(town.twilio, "hook", quoting(29999, rfc9457=True)),
     "server errors": answering(server_error()),
     "resets": answering(RESET_AFTER_ACCEPTING),
     "broken JSON": answering(BROKEN_JSON),
@@ -192,18 +192,18 @@ def all_that_is_said(environ: dict[str, str], people: Population, summary: Path)
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_without_pii_no_name_number_or_secret_is_said_whatever_fails(
-    wrong: str,
-    form: str,
-    database: Database,
-    twilio: FakeTwilio,
-    environ: dict[str, str],
-    summary: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    town: Town, wrong: str, form: str, summary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    people = populate(database, seed=list(WRONG).index(wrong))
-    secrets = {environ["DB_PASSWORD"], environ["DB_USER"], FakeTwilio.AUTH_TOKEN, FakeTwilio.ACCOUNT_SID, "5c1b7a52"}
-    WRONG[wrong](database, twilio, monkeypatch)
-    texts = list(all_that_is_said(environ | LATE | {"LOG_FORMAT": form}, people, summary))
+    people = populate(town, seed=list(WRONG).index(wrong))
+    secrets = {
+        town.environ["DB_PASSWORD"],
+        town.environ["DB_USER"],
+        FakeTwilio.AUTH_TOKEN,
+        FakeTwilio.ACCOUNT_SID,
+        "5c1b7a52",
+    }
+    WRONG[wrong](town, monkeypatch)
+    texts = list(all_that_is_said(town.environ | LATE | {"LOG_FORMAT": form}, people, summary))
     for text in texts:
         said = "\n".join(map(str, map(json.loads, text.splitlines()))) if form == "json" else text
         assert (people.leaks(text) | people.leaks(said)) == set()
@@ -212,25 +212,20 @@ def test_without_pii_no_name_number_or_secret_is_said_whatever_fails(
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_with_pii_the_same_is_said_and_the_summary_has_none_of_it(
-    wrong: str,
-    database: Database,
-    twilio: FakeTwilio,
-    environ: dict[str, str],
-    summary: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    town: Town, wrong: str, summary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the test above can fail."""
-    people = populate(database, seed=list(WRONG).index(wrong))
-    WRONG[wrong](database, twilio, monkeypatch)
-    text = program.said(environ, at=NOW)[1]
+    people = populate(town, seed=list(WRONG).index(wrong))
+    WRONG[wrong](town, monkeypatch)
+    text = program.said(town.environ, at=NOW)[1]
     last = text[text.rindex("ERROR") :] if "ERROR" in text else text
     assert people.leaks(last if "quotes" in wrong or wrong == "unknown refusals" else text)
     assert people.leaks(summary.read_text()) == set()
 
 
-def test_a_masked_number_keeps_its_country_and_its_end(database: Database, environ: dict[str, str]) -> None:
-    user = database.insert_user("Ana", ANA, "UTC")
-    text = program.said(environ | {"LOG_PII": "off"}, at=NOW)[1]
+def test_a_masked_number_keeps_its_country_and_its_end(town: Town) -> None:
+    user = town.database.insert_user("Ana", ANA, "UTC")
+    text = program.said(town.environ | {"LOG_PII": "off"}, at=NOW)[1]
     assert "Notification sent to (hidden) (+4******5678). Message SID: SM" in text
     assert f"User (ID: {user}) needs notification: No logs in the past 2 days" in text
 
@@ -238,18 +233,16 @@ def test_a_masked_number_keeps_its_country_and_its_end(database: Database, envir
 # --- LOG_FORMAT=json --------------------------------------------------------------------------------------------------
 
 
-def test_each_line_is_an_object_whatever_it_holds(
-    database: Database, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_line_is_an_object_whatever_it_holds(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     for n, name in enumerate([*NASTY, 'Eve "quoted" \\', "Eve\x7f", "👩‍👧", "“Eve”"]):
-        database.insert_user(name, f"+1202555{n:04}", "UTC")
-        database.insert_user(name, f"+1303555{n:04}", name[:60])
+        town.database.insert_user(name, f"+1202555{n:04}", "UTC")
+        town.database.insert_user(name, f"+1303555{n:04}", name[:60])
 
     def post(*_: object) -> None:
         raise ValueError("".join(NASTY))
 
     monkeypatch.setattr(Twilio, "post", post)
-    code, found = lines(environ)
+    code, found = lines(town.environ)
     assert code == 1
     assert all({"time", "level", "message", "run"} <= line.keys() for line in found)
     assert len({line["run"] for line in found}) == 1
@@ -259,9 +252,11 @@ def test_each_line_is_an_object_whatever_it_holds(
     assert fault["trace"].startswith("Traceback (most recent call last):\n")
 
 
-def test_events_have_stable_fields(database: Database, twilio: FakeTwilio, environ: dict[str, str]) -> None:
-    sent, refused, skipped = (str(database.insert_user("Ana", phone, "UTC")) for phone in (ANA, "+12025550142", "12"))
-    twilio.script(refuse(21610), to="+12025550142")
+def test_events_have_stable_fields(town: Town) -> None:
+    sent, refused, skipped = (
+        str(town.database.insert_user("Ana", phone, "UTC")) for phone in (ANA, "+12025550142", "12")
+    )
+    town.twilio.script(refuse(21610), to="+12025550142")
     common = {"time", "level", "message", "run"}
     expected = {
         ("would_text", sent): {"rule": "no_logs"},
@@ -273,28 +268,28 @@ def test_events_have_stable_fields(database: Database, twilio: FakeTwilio, envir
         ("completed", None): {},
     }
     found = {}
-    for line in [*lines(environ, "--dry-run")[1], *lines(environ)[1]]:
+    for line in [*lines(town.environ, "--dry-run")[1], *lines(town.environ)[1]]:
         details = {key: line[key] for key in line.keys() - common}
         if details:
             user = details.pop("user_id", None)
             found[details.pop("event"), user and str(user)] = details
-    [message] = twilio.book
+    [message] = town.twilio.book
     assert found.pop(("text", sent)) == {"rule": "no_logs", "outcome": "sent", "sid": message.sid}
     assert found == expected
 
 
-def test_wrong_settings_are_told_as_objects_too(environ: dict[str, str]) -> None:
-    code, found = lines(environ | {"DB_PORT": "x", "TWILIO_AUTH_TOKEN": ""})
+def test_wrong_settings_are_told_as_objects_too(town: Town) -> None:
+    code, found = lines(town.environ | {"DB_PORT": "x", "TWILIO_AUTH_TOKEN": ""})
     assert code == 2
     assert [line["level"] for line in found] == ["ERROR", "ERROR"]
 
 
 @pytest.mark.parametrize("objects", [False, True])
 def test_a_secret_that_json_would_escape_is_hidden_where_a_library_says_it(
-    objects: bool, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    town: Town, objects: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = 'geheim"\\ñ'
-    monkeypatch.setattr(OneLine, "settings", Settings.read(environ | {"DB_PASSWORD": secret}))
+    monkeypatch.setattr(OneLine, "settings", Settings.read(town.environ | {"DB_PASSWORD": secret}))
     monkeypatch.setattr(OneLine, "objects", objects)
     log = logging.getLogger("library")
     record = log.makeRecord("library", 40, "f", 1, "it is %s", (secret,), None)
@@ -314,18 +309,16 @@ def read(summary: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_run_leaves_its_counts(
-    database: Database, twilio: FakeTwilio, environ: dict[str, str], summary: Path
-) -> None:
-    database.insert_users([("Ana", ANA, "UTC"), ("Out", "+12025550142", "UTC"), ("Bad", "12", "UTC")])
-    twilio.script(refuse(21610), to="+12025550142")
-    assert program.run(environ, at=NOW) == 0
-    twilio.settle(ANA, "undelivered", 30003)
+def test_a_run_leaves_its_counts(town: Town, summary: Path) -> None:
+    town.database.insert_users([("Ana", ANA, "UTC"), ("Out", "+12025550142", "UTC"), ("Bad", "12", "UTC")])
+    town.twilio.script(refuse(21610), to="+12025550142")
+    assert town.run(NOW) == 0
+    town.twilio.settle(ANA, "undelivered", 30003)
     assert 0 < read(summary).pop("seconds") < 60
     expected = {"run": "run", "exit_code": 0, "users": 3, "sent": 1, "failed": 1, "uncertain": 0}
     counts = {"sent": 1, "refused": 1, "bad_phone": 1}
     assert read(summary) | {"seconds": 0} == expected | {"counts": counts, "learned": {}, "error": None, "seconds": 0}
-    assert program.run(environ, ["--settle"], at=NOW + timedelta(hours=1)) == 0
+    assert town.run(NOW + timedelta(hours=1), "--settle") == 0
     assert (read(summary)["run"], read(summary)["learned"]) == ("settle", {"undelivered 30003": 1})
 
 
@@ -361,17 +354,17 @@ def sigterm(_patch: pytest.MonkeyPatch) -> Stop:
     ],
 )
 def test_every_end_leaves_its_exit_code_and_first_error(
+    town: Town,
     wrong: dict[str, str],
     argv: list[str],
     ends: Ends | None,
     code: int,
     error: str,
-    environ: dict[str, str],
     summary: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stop = ends(monkeypatch) if ends else None
-    assert program.run(environ | wrong, argv, NOW, stop) == code
+    town.stop = ends(monkeypatch) if ends else None
+    assert town.run(NOW, *argv, **wrong) == code
     found = read(summary)
     assert found["exit_code"] == code
     assert found["error"].startswith(error)
@@ -390,11 +383,11 @@ def test_the_longest_summary_is_whole(letter: str, summary: Path) -> None:
 
 
 def test_a_summary_that_cannot_be_written_changes_nothing(
-    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in (tmp_path, tmp_path / "none", Path("/proc/self/status/none")):
         monkeypatch.setattr(habit_notifier, "TERMINATION_LOG", path)
-        assert program.run(environ, at=NOW) == 0
+        assert town.run(NOW) == 0
     assert not (tmp_path / "none").exists()
 
 
@@ -403,58 +396,30 @@ def test_a_summary_that_cannot_be_written_changes_nothing(
 SWITCH = "/b3f1c9d4-ping"
 
 
-class Switch:
+class Switch(Canned):
     """A dead man's switch on this machine: what it was told, and how it answers."""
 
     def __init__(self) -> None:
-        self.pings: list[tuple[str, str]] = []
-        self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
-        self.seconds = 0.0  # after each byte
-        switch = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                switch.pings.append((self.path, body))
-                for byte in switch.answer:
-                    self.wfile.write(bytes([byte]))
-                    time.sleep(switch.seconds)
-
-            do_GET = do_POST  # noqa: N815 - the name that the class knows
-
-            def log_message(self, *_args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the program may hang up
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}{SWITCH}"
+        super().__init__(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+        self.url += SWITCH
 
     @property
     def ends(self) -> list[str]:
         """What came after the URL, in order."""
-        return [path.removeprefix(SWITCH) for path, _ in self.pings]
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        return [request.split()[1].decode().removeprefix(SWITCH) for request in self.requests]
 
 
 @pytest.fixture
 def switch() -> Iterator[Switch]:
-    running = Switch()
-    yield running
-    running.close()
+    with Switch() as running:
+        yield running
 
 
-def test_after_a_run_that_is_done_the_switch_gets_the_counts(
-    database: Database, environ: dict[str, str], switch: Switch
-) -> None:
-    database.insert_user("Ana", ANA, "UTC")
-    assert program.run(environ | {"HEARTBEAT_URL": switch.url + "/"}, at=NOW) == 0
+def test_after_a_run_that_is_done_the_switch_gets_the_counts(town: Town, switch: Switch) -> None:
+    town.database.insert_user("Ana", ANA, "UTC")
+    assert town.run(NOW, HEARTBEAT_URL=switch.url + "/") == 0
     assert switch.ends == ["/start", ""]
-    told = json.loads(switch.pings[1][1])
+    told = json.loads(switch.requests[1].partition(b"\r\n\r\n")[2])
     assert (told["exit_code"], told["sent"], told["counts"]) == (0, 1, {"sent": 1})
     assert told.keys() == {"run", "exit_code", "seconds", "users", "sent", "failed", "uncertain", "counts", "learned"}
 
@@ -476,23 +441,23 @@ def test_after_a_run_that_is_done_the_switch_gets_the_counts(
     ],
 )
 def test_the_switch_is_told_of_runs_that_are_done_or_need_a_person(
+    town: Town,
     wrong: dict[str, str],
     argv: list[str],
     ends: Ends | None,
     code: int,
     pings: Sequence[str],
-    environ: dict[str, str],
     switch: Switch,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stop = ends(monkeypatch) if ends else None
-    assert program.run(environ | {"HEARTBEAT_URL": switch.url} | wrong, argv, NOW, stop) == code
+    town.stop = ends(monkeypatch) if ends else None
+    assert town.run(NOW, *argv, HEARTBEAT_URL=switch.url, **wrong) == code
     assert switch.ends == pings
 
 
-def test_the_url_may_come_from_a_file(environ: dict[str, str], switch: Switch, tmp_path: Path) -> None:
+def test_the_url_may_come_from_a_file(town: Town, switch: Switch, tmp_path: Path) -> None:
     (tmp_path / "url").write_text(switch.url + "\n")
-    assert program.run(environ | {"HEARTBEAT_URL_FILE": str(tmp_path / "url")}, at=NOW) == 0
+    assert town.run(NOW, HEARTBEAT_URL_FILE=tmp_path / "url") == 0
     assert switch.ends == ["/start", ""]
 
 
@@ -508,11 +473,11 @@ def test_the_url_may_come_from_a_file(environ: dict[str, str], switch: Switch, t
     ],
 )
 def test_whatever_the_switch_answers_the_run_goes_on_and_its_url_is_not_told(
-    answer: bytes, form: str, environ: dict[str, str], switch: Switch
+    town: Town, answer: bytes, form: str, switch: Switch
 ) -> None:
     switch.answer = answer
     more = {"HEARTBEAT_URL": switch.url, "LOG_LEVEL": "DEBUG", "LOG_FORMAT": form}
-    code, text = program.said(environ | more, at=NOW)
+    code, text = program.said(town.environ | more, at=NOW)
     assert code == 0
     assert switch.ends == ["/start", ""]
     assert "b3f1c9d4" not in text
@@ -523,23 +488,23 @@ def test_whatever_the_switch_answers_the_run_goes_on_and_its_url_is_not_told(
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1/b3f1c9d4", "https://127.0.0.1:1/b3f1c9d4", "https://no.invalid/b3f1c9d4"]
 )
-def test_a_switch_that_is_away_is_named_without_its_url(url: str, environ: dict[str, str]) -> None:
-    code, text = program.said(environ | {"HEARTBEAT_URL": url, "LOG_LEVEL": "DEBUG"}, at=NOW)
+def test_a_switch_that_is_away_is_named_without_its_url(town: Town, url: str) -> None:
+    code, text = program.said(town.environ | {"HEARTBEAT_URL": url, "LOG_LEVEL": "DEBUG"}, at=NOW)
     assert code == 0
     assert text.count("WARNING - HEARTBEAT_URL was not told: ConnectionError") == 2
     assert "b3f1c9d4" not in text
 
 
 def test_a_slow_switch_holds_a_run_up_for_two_pings_at_most(
-    environ: dict[str, str], switch: Switch, monkeypatch: pytest.MonkeyPatch
+    town: Town, switch: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert habit_notifier.PING_SECONDS == 5
     monkeypatch.setattr(habit_notifier, "PING_SECONDS", 0.3)
     began = time.monotonic()
-    assert program.run(environ, at=NOW) == 0
+    assert town.run(NOW) == 0
     alone = time.monotonic() - began
-    switch.seconds = 0.1
-    assert program.run(environ | {"HEARTBEAT_URL": switch.url}, at=NOW) == 0
+    switch.answer, switch.drip, switch.seconds = b"", switch.answer, 0.1
+    assert town.run(NOW, HEARTBEAT_URL=switch.url) == 0
     assert time.monotonic() - began < 2 * alone + 2 * 0.3 + 2.0
     assert switch.ends == ["/start", ""]
 
@@ -555,8 +520,8 @@ def test_a_slow_switch_holds_a_run_up_for_two_pings_at_most(
         "https://a/x?y",
     ],
 )
-def test_a_url_that_would_be_told_to_the_network_is_refused_unseen(url: str, environ: dict[str, str]) -> None:
-    code, text = program.said(environ | {"HEARTBEAT_URL": url}, at=NOW)
+def test_a_url_that_would_be_told_to_the_network_is_refused_unseen(town: Town, url: str) -> None:
+    code, text = program.said(town.environ | {"HEARTBEAT_URL": url}, at=NOW)
     assert code == 2
     assert "ERROR - HEARTBEAT_URL has a value that cannot be right: write an https:// URL" in text
     assert url not in text.replace("https://", "") or url == "x"

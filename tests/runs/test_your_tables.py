@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import Any
 
 import pymysql
 import pytest
-from pymysql.cursors import DictCursor
 
 import habit_notifier
-from habit_notifier import Exit, Store
+from habit_notifier import Exit
 from tests.runs import program
+from tests.runs.plans import Step, explained
+from tests.runs.statements import ZONES
 from tests.sandbox.database import LEDGER, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 
@@ -517,43 +518,23 @@ def crowd(server: Server) -> Iterator[Application]:
         yield application
 
 
-@dataclass(frozen=True)
-class Step:
-    """One table in the server's plan of a statement."""
-
-    sql: str
-    table: str
-    type: str
-    key: str | None
-
-
 @pytest.fixture
 def steps(crowd: Application, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Step]]:
     """Filled with the plans of all that a run reads from the views."""
-    found: list[Step] = []
-    run_once: Callable[..., list[tuple[Any, ...]]] = Store._run_once
+    monkeypatch.setattr(habit_notifier, "PAGE_USERS", PAGE_USERS)
+    monkeypatch.setattr(habit_notifier, "NEWEST_LOGS", PAGE_USERS)
 
-    with crowd.server.connect(database=crowd.schema) as beside, beside.cursor(DictCursor) as cursor:
+    def wanted(sql: str) -> bool:
+        return sql.startswith("SELECT") and "`" in sql and "LIMIT 0" not in sql
 
-        def explain_and_run(store: Store, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
-            if sql.startswith("SELECT") and "`" in sql and "LIMIT 0" not in sql:
-                cursor.execute(f"EXPLAIN {sql}", tuple(args))
-                plan = [step for step in cursor.fetchall() if step["table"]]
-                found.extend(Step(sql, step["table"], step["type"], step["key"]) for step in plan)
-            return run_once(store, sql, args)
-
-        if crowd.server.kind == "mysql":  # which would answer with a tree
-            cursor.execute("SET explain_format = 'TRADITIONAL'")
-        monkeypatch.setattr(Store, "_run_once", explain_and_run)
-        monkeypatch.setattr(habit_notifier, "PAGE_USERS", PAGE_USERS)
-        monkeypatch.setattr(habit_notifier, "NEWEST_LOGS", PAGE_USERS)
+    with explained(crowd.server, crowd.schema, wanted) as found:
         yield found
 
 
 def read_whole(steps: Sequence[Step]) -> list[Step]:
     """The steps that read a table from end to end, but for the users, once, for their zones."""
     tables = [step for step in steps if not step.table.startswith("<") and step.table != "j"]  # j is JSON_TABLE
-    zones = [step for step in tables if "GROUP BY 1" in step.sql]
+    zones = [step for step in tables if ZONES in step.sql]
     assert zones
     return [
         step

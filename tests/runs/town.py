@@ -1,44 +1,146 @@
-"""A few users, a fake Twilio, and runs of the program on the days that a test chooses: for stories of many days."""
+"""A few users, a fake Twilio, and runs of the program on the days that a test chooses; and what all of them did."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from habit_notifier import Clock, OneLine
+from habit_notifier import LEDGER_DDL, OneLine, Stop, Store, days_by_zone
 from tests.runs import program
+from tests.runs.program import Moment
 from tests.sandbox.database import LEDGER, Database, Id
-from tests.sandbox.fake_twilio import FakeTwilio, Message
+from tests.sandbox.fake_twilio import FakeTwilio, Message, Request
 
+NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
 FORM = OneLine("%(levelname)s %(message)s")
+
+
+def numbers(count: int) -> list[str]:
+    """The numbers of the first so many people."""
+    return [f"+1202555{n:04}" for n in range(count)]
+
+
+def at_send(number: int, action: Callable[[], object]) -> Callable[[Request], None]:
+    """A hook for the fake: does something when so many texts have been posted."""
+    posted = itertools.count(1)
+
+    def hook(request: Request) -> None:
+        if request.operation == "send" and next(posted) == number:
+            action()
+
+    return hook
+
+
+def variants(*options: dict[str, Any]) -> pytest.MarkDecorator:
+    """A test on a database that is made with each of these options in turn."""
+    return pytest.mark.parametrize("variant", options, ids=lambda chosen: "-".join(map(str, chosen.values())))
+
+
+def create_ledger(database: Database, user_id: str = "") -> None:
+    """As an administrator would; or with user ids of another type."""
+    own = "SELECT column_type FROM information_schema.columns WHERE table_schema = %s AND table_name = 'User'"
+    [(column_type,)] = database.rows(f"{own} AND column_name = 'id'", (database.name,))
+    database.execute(LEDGER_DDL.format(database=database.name, user_id=user_id or column_type))
+
+
+def judging(store: Store) -> int:
+    """Let the store judge by the days at NOON; how many users it will go through."""
+    zones = store.zones()
+    store.judge_by(days_by_zone(zones, store._settings, NOON), NOON)
+    return sum(zone.users for zone in zones)
 
 
 @dataclass
 class Town:
-    """What the program runs in, and what it did there."""
+    """What the program runs in, and what can be seen of it from outside."""
 
     database: Database
     twilio: FakeTwilio
-    environ: dict[str, str]
     caplog: pytest.LogCaptureFixture
+    environ: dict[str, str] = field(init=False)
+    stop: Stop | None = None
+    """What ends the runs early."""
+    twilios: Moment | None = None
+    """Twilio's clock, when it is not the program's."""
+    before: int = 0
 
-    def run(self, at: datetime | Clock, **settings: str) -> int:
-        """A whole run at that instant, or by that clock; the exit code."""
+    def __post_init__(self) -> None:
+        self.environ = self.database.environ() | self.twilio.environ()
+
+    def people(self, count: int) -> list[str]:
+        """So many people who are due; their numbers."""
+        self.database.insert_users((f"Due {n}", number, "UTC") for n, number in enumerate(numbers(count)))
+        return numbers(count)
+
+    def user(self, phone: str, zone: str = "UTC", **user: Any) -> Id:
+        """A user, who is due unless there are logs that say otherwise."""
+        return self.database.insert_user(f"User {phone[-4:]}", phone, zone, **user)
+
+    def run(self, at: Moment = NOON, /, *argv: str, **settings: object) -> int:
+        """A run at that instant, or by that clock; the exit code. A setting that is None is left out."""
         self.caplog.clear()
         self.before = len(self.twilio.book)
-        return program.run(self.environ | settings, at=at)
+        told = {name: str(value) for name, value in {**self.environ, **settings}.items() if value is not None}
+        return program.run(told, argv, at, self.stop, self.twilios)
+
+    def sql(self, statement: str, args: object = None) -> list[tuple[Any, ...]]:
+        """What the database's administrator does by hand; the rows."""
+        return self.database.rows(statement, args)
+
+    @property
+    def ids(self) -> list[Any]:
+        """Of all users, in order."""
+        return [user for (user,) in self.sql("SELECT id FROM User ORDER BY id")]
+
+    # --- what it said
 
     @property
     def log(self) -> list[str]:
-        """What the last run said."""
-        return [FORM.format(record) for record in self.caplog.records if record.name == "habit_notifier"]
+        """Level and words of the last run's lines, with the warnings of libraries."""
+        shown = (r for r in self.caplog.records if r.name == "habit_notifier" or r.levelname in ("WARNING", "ERROR"))
+        return list(map(FORM.format, shown))
+
+    @property
+    def text(self) -> str:
+        """The same, as one text."""
+        return "\n".join(self.log)
 
     def said(self, words: str) -> int:
         """In how many of its lines the last run said that."""
         return sum(words in line for line in self.log)
+
+    def lines(self, level: str) -> list[str]:
+        """The words of the last run's lines of this level, each once: what ended a run is told again at its end."""
+        told = (line.removeprefix(f"{level} ") for line in self.log if line.startswith(f"{level} "))
+        return list(dict.fromkeys(told))
+
+    @property
+    def problem(self) -> str:
+        """The one thing that a person must mend."""
+        assert "fault of the program" not in self.text
+        [line] = self.lines("ERROR")
+        return line
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """Sent and failed, as the last run's last line says."""
+        sent, failed = map(int, re.findall(r"Notifications sent: (\d+), Failed: (\d+)$", self.text, re.M)[-1])
+        return sent, failed
+
+    @property
+    def unseen(self) -> int:
+        """How many users the last run did not look at, as it says."""
+        looked_at, users = map(int, re.findall(r"^INFO Looked at (\d+) of (\d+) users", self.text, re.M)[-1])
+        return users - looked_at
+
+    # --- what Twilio saw
 
     @property
     def texts(self) -> list[Message]:
@@ -50,13 +152,46 @@ class Town:
         """Whom the last run texted."""
         return sorted(message.to for message in self.texts)
 
-    def user(self, phone: str, zone: str = "UTC", **user: Any) -> Id:
-        """A user, who is due unless there are logs that say otherwise."""
-        return self.database.insert_user(f"User {phone[-4:]}", phone, zone, **user)
+    @property
+    def served(self) -> list[str]:
+        """Whom all runs texted, each as often as they were."""
+        return sorted(message.to for message in self.twilio.book)
+
+    @property
+    def sends(self) -> list[Request]:
+        """All requests to send, in order."""
+        return [request for request in self.twilio.requests if request.operation == "send"]
+
+    @property
+    def posted(self) -> list[str | None]:
+        """Their recipients, whatever the answer."""
+        return [request.to for request in self.sends]
+
+    # --- what the ledger holds
+
+    def rows(self, columns: str) -> list[tuple[Any, ...]]:
+        """Of each row; none when there is no ledger yet."""
+        there = self.database.rows("SHOW TABLES LIKE %s", (LEDGER,))
+        return self.database.rows(f"SELECT {columns} FROM {LEDGER} ORDER BY local_day, user_id") if there else []
 
     @property
     def ledger(self) -> list[tuple[Any, ...]]:
         """Number, state, code and Twilio's last word of each row."""
-        return self.database.rows(
-            f"SELECT phone_number, state, error_code, final_status FROM {LEDGER} ORDER BY local_day, user_id"
-        )
+        return self.rows("phone_number, state, error_code, final_status")
+
+    @property
+    def states(self) -> dict[str, str]:
+        """The state of each number's only row."""
+        rows = self.rows("phone_number, state")
+        found: dict[str, str] = dict(rows)
+        assert len(found) == len(rows)
+        return found
+
+    def numbers(self, state: str) -> list[str]:
+        """The numbers whose only row has this state."""
+        return sorted(number for number, is_so in self.states.items() if is_so == state)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many rows of each state there are."""
+        return Counter(state for (state,) in self.rows("state"))

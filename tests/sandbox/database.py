@@ -377,6 +377,15 @@ class Database:
         rows = ((self._new_id("Log"), habit_id, None, _utc(instant)) for habit_id, instant in logs)
         self._insert("INSERT INTO Log (id, habit_id, notes, created_at) VALUES (%s,%s,%s,%s)", rows)
 
+    def insert_row(self, user_id: object, at: datetime, **differs: object) -> None:
+        """A row of the ledger: a text that was sent at that instant of UTC, unless said otherwise."""
+        moment = at.replace(tzinfo=None)
+        row: dict[str, object] = {"user_id": user_id, "local_day": moment.date(), "phone_number": "+12025550100"}
+        row |= {"rule": "no_logs", "state": "sent", "run_token": uuid.uuid4().hex}
+        row |= {"claimed_at": moment, "finished_at": moment} | differs
+        places = ", ".join(["%s"] * len(row))
+        self.execute(f"INSERT INTO {LEDGER} ({', '.join(row)}) VALUES ({places})", list(row.values()))
+
     def _insert(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
         batches = iter(rows)
         while batch := list(itertools.islice(batches, 20_000)):  # keeps the memory of a benchmark flat

@@ -1,6 +1,6 @@
 """A fake of the part of Twilio's REST API that the notifier uses: the witness of demo, tests, fault runs, benchmarks.
 
-It answers as Twilio documents it (create, list and fetch a message; fetch the account; look for a sender), over
+It answers as Twilio documents it (create, list and fetch a message; look for a sender), over
 HTTP/1.1 or TLS, keeps a book of every text that it accepted, and misbehaves on demand. Nothing is ever sent anywhere.
 
     with FakeTwilio() as twilio:
@@ -19,11 +19,10 @@ What happens to a request, in this order:
 So a text is in the book *before* its answer is on the road, and stays there when the answer is lost. Waiting never
 holds up other connections. Faults of the connection itself, before there is a request, are the `door`'s.
 
-`FakeTwilioProcess` is the same thing in a process of its own. By hand:
+`FakeTwilioProcess` is the same thing in a process of its own, that answers as usual. By hand:
 
     python -m tests.sandbox.fake_twilio --port 8080
     curl localhost:8080/_fake/book
-    curl localhost:8080/_fake/script -d '{"to": "+15005550009", "answers": [{"kind": "refuse", "code": 21610}]}'
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ import re
 import signal
 import socket
 import ssl
-import struct
 import subprocess
 import sys
 import threading
@@ -49,7 +47,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from enum import StrEnum
 from http import HTTPStatus
@@ -58,13 +56,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from tests.sandbox.listener import Listener, Served, make_close_reset
+
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 LONGEST_BODY = 1600
 LONGEST_VALIDITY = 36_000
 LARGEST_PAGE = 1000
 BAD_RECORD = b"\x17\x03\x03\x00\x20" + bytes(32)  # TLS application data, well-formed, but never encrypted
 
-Operation = Literal["send", "list", "fetch", "account", "numbers", "short_codes", "service", "unknown"]
+Operation = Literal["send", "list", "fetch", "numbers", "short_codes", "service", "unknown"]
 Document = dict[str, Any]
 
 # Lists of an account's senders: the key in the document, the field, the filter.
@@ -292,8 +292,8 @@ class _Script:
 # ------------------------------------------------------------------------------------------------------- the fake
 
 
-class FakeTwilio:
-    """The fake, in a thread of this process from `start` (or `with`) until `stop`."""
+class FakeTwilio(Served):
+    """The fake; its book stays readable after its end."""
 
     ACCOUNT_SID: ClassVar[str] = "AC" + "0123456789abcdef" * 2
     AUTH_TOKEN: ClassVar[str] = "fedcba9876543210" * 2
@@ -313,31 +313,18 @@ class FakeTwilio:
         self.list_lag = timedelta(0)
         """How long a text takes to show up in the list; Twilio's own list lags."""
         self._forget()
-        self._server = _Server(self, host, port, tls)
+        self._server: _Server = _Server(self, host, port, tls)
 
     # ------------------------------------------------------------------------------------------ life and settings
 
     def start(self) -> Self:
-        """Listens, in a thread of its own; back when connections are taken."""
-        self._server.start()
+        super().start()
         self.running[self.url] = self
         return self
 
     def stop(self) -> None:
-        """Ends all connections at once, if it runs; the book stays readable."""
-        self._server.stop()
+        super().stop()
         self.running.pop(self.url, None)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return self._server.address[1]
 
     @property
     def url(self) -> str:
@@ -384,7 +371,7 @@ class FakeTwilio:
     ) -> None:
         """Gives these answers in this order to `to`, or to everybody; after them `then` for ever, or as usual.
 
-        `on` names the operation: "send", "list", "fetch", "account", "numbers", "short_codes" or "service". A new
+        `on` names the operation: "send", "list", "fetch", "numbers", "short_codes" or "service". A new
         script replaces the former one of the same recipient and operation.
         """
         self._scripts[on, to] = _Script(deque(answers), then)
@@ -408,8 +395,8 @@ class FakeTwilio:
         self._server.in_loop(lambda: self._server.set_door(state, times))
 
     def drop_connections(self) -> None:
-        """Resets all standing connections but those of control: each client's next request must open a new one."""
-        self._server.in_loop(self._server.drop_clients)
+        """Resets all standing connections: each client's next request must open a new one."""
+        self._server.in_loop(self._server.drop)
 
     def travel_to(self, instant: datetime) -> None:
         """Sets the clock, which goes on from there; for another clock set `clock` itself."""
@@ -428,12 +415,7 @@ class FakeTwilio:
 
     def perform(self, request: Request, answer: Answer) -> tuple[int, Document]:
         """Does what was asked, if it is to be done, and returns status and JSON document of the answer."""
-        status, document = 500, Document()
-        if answer.accepted:
-            try:
-                status, document = self._operate(request)
-            except ValueError as error:
-                status, document = 400, refuse(20422, 400, f"Invalid Parameter: {error}").error()
+        status, document = self._operate(request) if answer.accepted else (500, Document())
         if answer.status is not None:
             status, document = answer.status, answer.error()
         return status, document
@@ -448,10 +430,8 @@ class FakeTwilio:
         return None
 
     def _credentials_are_good(self, request: Request) -> bool:
-        """An account's own token, or an API key; Standard API keys cannot read the account itself."""
-        good = [(self.ACCOUNT_SID, self.AUTH_TOKEN)]
-        if request.operation != "account":
-            good.append((self.API_KEY_SID, self.API_KEY_SECRET))
+        """An account's own token, or an API key."""
+        good = [(self.ACCOUNT_SID, self.AUTH_TOKEN), (self.API_KEY_SID, self.API_KEY_SECRET)]
         if (request.user, request.password) not in good or self._good_logins == 0:
             return False
         if self._good_logins:
@@ -470,8 +450,6 @@ class FakeTwilio:
             return 201, _message_document(self._accept(request.params))
         if request.operation == "list":
             return 200, self._list(request)
-        if request.operation == "account":
-            return 200, _account_document()
         if request.operation in ("numbers", "short_codes"):
             return 200, self._owned(request)
         return self._fetch(request.path)
@@ -537,11 +515,8 @@ class FakeTwilio:
         """Whether the filters let the text through. The fake takes the instant of acceptance for that of sending."""
         sent = message.accepted_at
         return (
-            params.get("To") in (None, message.to)
-            and params.get("From") in (None, message.from_)
-            and ("DateSent" not in params or sent.date() == _span(params["DateSent"])[0].date())
-            and ("DateSent<" not in params or sent <= _span(params["DateSent<"])[1])
-            and ("DateSent>" not in params or sent >= _span(params["DateSent>"])[0])
+            params.get("From") in (None, message.from_)
+            and params.get("DateSent") in (None, sent.date().isoformat())
             and sent <= self.clock() - self.list_lag
         )
 
@@ -564,15 +539,6 @@ def _fault_of(params: Mapping[str, str]) -> int | None:
         21624: not validity.isdecimal() or not 1 <= int(validity) <= LONGEST_VALIDITY,
     }
     return next((code for code, is_so in faults.items() if is_so), None)
-
-
-def _span(text: str) -> tuple[datetime, datetime]:
-    """First and last moment that a filter names: the whole GMT day of a date, or the instant of a datetime."""
-    if len(text) == len("YYYY-MM-DD"):
-        midnight = datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
-        return midnight, midnight + timedelta(days=1, microseconds=-1)
-    instant = datetime.fromisoformat(text).astimezone(UTC)
-    return instant, instant
 
 
 def _page_uri(path: str, params: Mapping[str, str], page: int, token: str | None) -> str:
@@ -609,22 +575,6 @@ def _message_document(message: Message) -> Document:
     }
 
 
-def _account_document() -> Document:
-    uri = f"/2010-04-01/Accounts/{FakeTwilio.ACCOUNT_SID}"
-    return {
-        "auth_token": FakeTwilio.AUTH_TOKEN,
-        "date_created": "Thu, 01 Jan 2015 00:00:00 +0000",
-        "date_updated": "Thu, 01 Jan 2015 00:00:00 +0000",
-        "friendly_name": "Fake account",
-        "owner_account_sid": FakeTwilio.ACCOUNT_SID,
-        "sid": FakeTwilio.ACCOUNT_SID,
-        "status": "active",
-        "subresource_uris": {"messages": f"{uri}/Messages.json"},
-        "type": "Full",
-        "uri": f"{uri}.json",
-    }
-
-
 def _environ(url: str, tls: tuple[str, str] | None) -> dict[str, str]:
     settings = {
         "TWILIO_ACCOUNT_SID": FakeTwilio.ACCOUNT_SID,
@@ -636,103 +586,6 @@ def _environ(url: str, tls: tuple[str, str] | None) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------------------------------ sockets and HTTP
-
-
-class Listener:
-    """A listening socket on an event loop in a thread of its own, and the connections that it took."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self.address = (host, port)
-        self.connections = 0
-        self.open: set[Any] = set()
-        """What stands; each has a `reset` method, and leaves the set by itself when it has ended."""
-        self._welcomes: set[asyncio.Task[None]] = set()
-
-    async def welcome(self, client: socket.socket) -> None:
-        """What to do with a new connection."""
-        raise NotImplementedError
-
-    def start(self) -> None:
-        """Listens; with port 0, `address` holds the one that was free."""
-        self._hold()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=asyncio.run, args=(self._live(ready),), name="sandbox", daemon=True)
-        self._thread.start()
-        ready.wait()
-
-    def stop(self) -> None:
-        """Resets all connections and ends the thread."""
-        if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self._end.set)
-            self._thread.join()
-
-    def in_loop(self, action: Callable[[], None]) -> None:
-        """Runs the action in the loop's thread, which may be this one, and waits for it."""
-        if threading.current_thread() is self._thread:
-            action()
-            return
-
-        async def act() -> None:
-            action()
-
-        asyncio.run_coroutine_threadsafe(act(), self.loop).result()
-
-    def listen(self) -> None:
-        """Takes connections."""
-        self._socket.listen(1024)
-        self.loop.add_reader(self._socket, self._take)
-
-    def refuse(self) -> None:
-        """Refuses connections, but keeps the port."""
-        self._close()
-        self._hold()
-
-    def drop(self) -> None:
-        """Resets what stands."""
-        for connection in list(self.open):
-            connection.reset()
-
-    def _hold(self) -> None:
-        """Binds the port without listening on it: connections are refused."""
-        self._socket = socket.socket()
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(self.address)
-        self.address = self._socket.getsockname()
-
-    def _close(self) -> None:
-        self.loop.remove_reader(self._socket)
-        self._socket.close()
-
-    async def _live(self, ready: threading.Event) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.loop.set_exception_handler(_ignore_lost_clients)
-        self._end = asyncio.Event()
-        self.listen()
-        ready.set()
-        await self._end.wait()
-        self._close()
-        for task in self._welcomes:
-            task.cancel()
-        while self.open or self._welcomes:
-            self.drop()
-            await asyncio.sleep(0)
-
-    def _take(self) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            while True:
-                client, _ = self._socket.accept()
-                self.connections += 1
-                client.setblocking(False)
-                task = self.loop.create_task(self._greet(client))
-                self._welcomes.add(task)
-                task.add_done_callback(self._welcomes.discard)
-
-    async def _greet(self, client: socket.socket) -> None:
-        try:
-            await self.welcome(client)
-        except (OSError, asyncio.CancelledError):  # the other side went away, or the listener ends
-            client.close()
 
 
 class _Server(Listener):
@@ -770,11 +623,6 @@ class _Server(Listener):
             self.listen()
         self._door, self._times = state, times
 
-    def drop_clients(self) -> None:
-        for connection in list(self.open):
-            if not connection.is_control:
-                connection.reset()
-
     def _next_door(self) -> Door:
         if self._times == 0:
             self._door, self._times = Door.OPEN, None
@@ -791,7 +639,6 @@ class _Connection(asyncio.Protocol):
         self._fake = server.fake
         self._buffer = bytearray()
         self._busy = False
-        self.is_control = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -827,8 +674,7 @@ class _Connection(asyncio.Protocol):
         self._closing = headers.get("connection", "").lower() == "close"
         method, target, _ = line.split(" ", 2)
         if target.startswith("/_fake/"):
-            self.is_control = True
-            self._write(*_control(self._fake, method, target.removeprefix("/_fake/"), content))
+            self._write(*_control(self._fake, method, target.removeprefix("/_fake/")))
         else:
             self._serve(self._understand(method, target, headers, content))
 
@@ -923,8 +769,6 @@ def _operation(method: str, path: str) -> Operation:
             return {"POST": "send", "GET": "list"}.get(method, "unknown")  # type: ignore[return-value]
         case ["", "2010-04-01", "Accounts", _, "Messages", _] if method == "GET":
             return "fetch"
-        case ["", "2010-04-01", "Accounts", _] if method == "GET":
-            return "account"
         case ["", "2010-04-01", "Accounts", _, "IncomingPhoneNumbers.json"] if method == "GET":
             return "numbers"
         case ["", "2010-04-01", "Accounts", _, "SMS", "ShortCodes.json"] if method == "GET":
@@ -940,63 +784,30 @@ def _reason(status: int) -> str:
     return "Unknown"
 
 
-def make_close_reset(client: socket.socket) -> None:
-    """Closing will discard what is unsent and send RST."""
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _ignore_lost_clients(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    if not isinstance(context.get("exception"), OSError):
-        loop.default_exception_handler(context)
-
-
 # --------------------------------------------------------------------------------- control from another process
 
-_CONTROLS: dict[tuple[str, str], Callable[[FakeTwilio, dict[str, Any]], object]] = {
-    ("GET", "book"): lambda fake, _: [asdict(message) for message in fake.book],
-    ("GET", "requests"): lambda fake, _: [asdict(request) for request in fake.requests],
-    ("GET", "stats"): lambda fake, _: fake.stats(),
-    ("POST", "reset"): lambda fake, _: fake.reset(),
-    ("POST", "script"): lambda fake, told: _script_from_json(fake, **told),
-    ("POST", "settle"): lambda fake, told: fake.settle(**told),
-    ("POST", "spoil_credentials"): lambda fake, told: fake.spoil_credentials(**told),
-    ("POST", "door"): lambda fake, told: fake.door(Door(told["state"]), told.get("times")),
-    ("POST", "drop_connections"): lambda fake, _: fake.drop_connections(),
-    ("POST", "travel_to"): lambda fake, told: fake.travel_to(datetime.fromisoformat(told["instant"])),
-    ("POST", "latency"): lambda fake, told: setattr(fake, "latency", float(told["seconds"])),
+_CONTROLS: dict[tuple[str, str], Callable[[FakeTwilio], object]] = {
+    ("GET", "book"): lambda fake: [asdict(message) for message in fake.book],
+    ("GET", "stats"): FakeTwilio.stats,
+    ("POST", "reset"): FakeTwilio.reset,
 }
 
 
-def _control(fake: FakeTwilio, method: str, name: str, content: bytes) -> tuple[int, str]:
-    """Answers a request to /_fake/{name}: a method of the fake, its arguments as JSON, no credentials."""
-    control = _CONTROLS.get((method, name))
-    if control is None:
-        return 404, json.dumps({"error": f"no control {method} {name}", "controls": sorted(map(" ".join, _CONTROLS))})
-    try:
-        return 200, json.dumps(control(fake, json.loads(content or b"{}")), default=str)
-    except (KeyError, TypeError, ValueError) as error:
-        return 400, json.dumps({"error": f"{type(error).__name__}: {error}"})
-
-
-def _script_from_json(
-    fake: FakeTwilio,
-    answers: list[dict[str, Any]] | None = None,
-    to: str | None = None,
-    on: Operation = "send",
-    then: dict[str, Any] | None = None,
-) -> None:
-    fake.script(*map(Answer.from_json, answers or []), to=to, on=on, then=Answer.from_json(then) if then else None)
+def _control(fake: FakeTwilio, method: str, name: str) -> tuple[int, str]:
+    """Answers a request to /_fake/{name}, without credentials."""
+    if control := _CONTROLS.get((method, name)):
+        return 200, json.dumps(control(fake), default=str)
+    return 404, json.dumps({"error": f"no control {method} {name}", "controls": sorted(map(" ".join, _CONTROLS))})
 
 
 class FakeTwilioProcess:
-    """The fake in a process of its own, with the same methods: the program under test gets all of this one's time."""
+    """The fake in a process of its own: the program under test gets all of this one's time."""
 
     def __init__(self, *, latency: float = 0.0, port: int = 0, tls: tuple[str, str] | None = None) -> None:
         self._command = [sys.executable, "-m", __name__, "--latency", str(latency), "--port", str(port)]
         if tls:
             self._command += ["--cert", tls[0], "--key", tls[1]]
         self._tls = tls
-        self._lock = threading.Lock()
         self.url = ""
 
     def start(self) -> Self:
@@ -1012,7 +823,7 @@ class FakeTwilioProcess:
         return self
 
     def _connect(self) -> http.client.HTTPConnection:
-        """The connection that all calls go through, opened before any fault: no door and no drop can cut it."""
+        """The connection that all calls go through."""
         host = urlsplit(self.url).netloc
         if not self._tls:
             channel = http.client.HTTPConnection(host, timeout=30)
@@ -1039,72 +850,27 @@ class FakeTwilioProcess:
         """The settings that point the program there."""
         return _environ(self.url, self._tls)
 
-    @property
-    def book(self) -> list[Message]:
-        """Every text that was accepted."""
-        found = self._call("book")
-        return [Message(**{**each, "accepted_at": datetime.fromisoformat(each["accepted_at"])}) for each in found]
-
-    @property
-    def requests(self) -> list[Request]:
-        """Every request that was seen."""
-        return [Request(**{**each, "at": datetime.fromisoformat(each["at"])}) for each in self._call("requests")]
-
     def stats(self) -> dict[str, Any]:
         """See `FakeTwilio.stats`."""
-        found: dict[str, Any] = self._call("stats")
+        found: dict[str, Any] = self._call("GET", "stats")
         return found
 
     def reset(self) -> None:
         """See `FakeTwilio.reset`."""
-        self._call("reset", {})
+        self._call("POST", "reset")
 
-    def script(
-        self, *answers: Answer, to: str | None = None, on: Operation = "send", then: Answer | None = None
-    ) -> None:
-        """See `FakeTwilio.script`."""
-        told = {"answers": list(map(asdict, answers)), "to": to, "on": on, "then": asdict(then) if then else None}
-        self._call("script", told)
-
-    def settle(self, to: str, status: str, error_code: int | None = None) -> None:
-        """See `FakeTwilio.settle`."""
-        self._call("settle", {"to": to, "status": status, "error_code": error_code})
-
-    def spoil_credentials(self, after: int = 0) -> None:
-        """See `FakeTwilio.spoil_credentials`."""
-        self._call("spoil_credentials", {"after": after})
-
-    def door(self, state: Door, times: int | None = None) -> None:
-        """See `FakeTwilio.door`."""
-        self._call("door", {"state": state, "times": times})
-
-    def drop_connections(self) -> None:
-        """See `FakeTwilio.drop_connections`."""
-        self._call("drop_connections", {})
-
-    def travel_to(self, instant: datetime) -> None:
-        """See `FakeTwilio.travel_to`."""
-        self._call("travel_to", {"instant": instant.isoformat()})
-
-    def _call(self, name: str, told: dict[str, Any] | None = None) -> Any:
-        with self._lock:
-            content = None if told is None else json.dumps(told)
-            self._channel.request("GET" if told is None else "POST", f"/_fake/{name}", content)
-            answer = self._channel.getresponse()
-            document = json.load(answer)
-        if answer.status != HTTPStatus.OK:
-            raise ValueError(document["error"])
-        return document
+    def _call(self, method: str, name: str) -> Any:
+        self._channel.request(method, f"/_fake/{name}")
+        return json.load(self._channel.getresponse())
 
 
-def self_signed_certificate(folder: Path) -> tuple[str, str]:
-    """Makes certificate and key of 127.0.0.1 and localhost with the openssl command, for `tls=`."""
-    certificate, key = str(folder / "cert.pem"), str(folder / "key.pem")
+def self_signed_certificate(folder: Path, names: str = "DNS:localhost,IP:127.0.0.1") -> tuple[str, str]:
+    """Makes certificate and key of these names with the openssl command, for `tls=`."""
+    files = str(folder / "cert.pem"), str(folder / "key.pem")
     kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    files = ["-out", certificate, "-keyout", key]
-    subprocess.run(["openssl", "req", *kind, *names, *files], check=True, capture_output=True)
-    return certificate, key
+    about = ["-subj", "/CN=localhost", "-addext", f"subjectAltName={names}", "-out", files[0], "-keyout", files[1]]
+    subprocess.run(["openssl", "req", *kind, *about], check=True, capture_output=True)
+    return files
 
 
 def main() -> None:

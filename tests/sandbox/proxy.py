@@ -2,7 +2,7 @@
 
     with Proxy(("127.0.0.1", 3306)) as proxy:
         lost = proxy.on_query("INSERT INTO HabitNotification", Verdict.CUT_AFTER)   # executed, its answer lost
-        run_the_program(environ={"DB_HOST": proxy.host, "DB_PORT": str(proxy.port), ...})
+        run_the_program(environ=database.environ() | proxy.environ())
         assert lost.hits == 1
 
 It can cut what stands, refuse or silence the server, make each way longer, and judge each query before it is passed on.
@@ -20,9 +20,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Self
 
-from tests.sandbox.fake_twilio import Listener, make_close_reset
+from tests.sandbox.listener import Listener, Served, make_close_reset
 
 COM_QUERY = 3
 CLIENT_SSL = 0x08  # in the second byte of the capabilities, of the server's greeting and of the client's answer
@@ -63,8 +62,8 @@ class Rule:
         return self.seen == self.nth or (self.forever and self.seen > self.nth)
 
 
-class Proxy:
-    """The proxy, in a thread of this process from `start` (or `with`) until `stop`."""
+class Proxy(Served):
+    """The proxy."""
 
     def __init__(
         self,
@@ -87,32 +86,11 @@ class Proxy:
         """The errors that the server answered with, by number."""
         self.silent = False
         self._refusing = False
-        self._server = _Server(self, host, port)
+        self._server: _Server = _Server(self, host, port)
 
-    def start(self) -> Self:
-        """Listens, in a thread of its own; back when connections are taken."""
-        self._server.start()
-        return self
-
-    def stop(self) -> None:
-        """Cuts everything and ends, if it runs."""
-        self._server.stop()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    @property
-    def host(self) -> str:
-        """Where it listens."""
-        return self._server.address[0]
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return self._server.address[1]
+    def environ(self) -> dict[str, str]:
+        """The settings that lead to the database through it."""
+        return {"DB_HOST": self.host, "DB_PORT": str(self.port)}
 
     @property
     def connections(self) -> int:

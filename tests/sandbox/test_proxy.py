@@ -4,8 +4,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pymysql
@@ -13,6 +13,7 @@ import pytest
 
 from tests.sandbox.database import Database, Server
 from tests.sandbox.proxy import Proxy, Verdict
+from tests.sandbox.sockets import SocketServer, wait_for
 
 CLIENT_SSL = 0x0800
 GREETING = b"\x0a5.5.5-fake\0" + bytes(4) + b"saltsalt" + b"\0" + struct.pack("<H", 0xFFFF) + bytes(20)
@@ -26,46 +27,29 @@ def query(text: str) -> bytes:
     return packet(0, b"\x03" + text.encode())
 
 
-class Echo:
+class Echo(SocketServer):
     """A server that greets like MySQL and then sends back whatever it gets; `received` is what reached it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.received = bytearray()
         self.ended: list[str] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address: tuple[str, int] = self._listener.getsockname()
-        threading.Thread(target=self._take, daemon=True).start()
 
-    def _take(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client.sendall(packet(0, GREETING))
-            try:
-                while data := client.recv(1 << 16):
-                    self.received += data
-                    client.sendall(data)
-                self.ended.append("closed")
-            except OSError:
-                self.ended.append("reset")
-
-    def close(self) -> None:
-        """Takes no more connections: they are refused."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+    def serve(self, client: socket.socket) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(packet(0, GREETING))
+        try:
+            while data := client.recv(1 << 16):
+                self.received += data
+                client.sendall(data)
+            self.ended.append("closed")
+        except OSError:
+            self.ended.append("reset")
 
 
 @pytest.fixture
 def echo() -> Iterator[Echo]:
-    with closing(Echo()) as server:
+    with Echo() as server:
         yield server
 
 
@@ -94,13 +78,6 @@ def read(client: socket.socket, count: int) -> bytes:
 def ask(client: socket.socket, message: bytes) -> bytes:
     client.sendall(message)
     return read(client, len(message))
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.002)
 
 
 def assert_silent(client: socket.socket) -> None:
@@ -272,25 +249,18 @@ def test_the_end_cuts_everything_and_leaves_no_thread(echo: Echo) -> None:
 # --------------------------------------------------------------------------------------------------------- verdicts
 
 
-def test_cut_before_keeps_the_query_from_the_server(proxy: Proxy, echo: Echo) -> None:
-    rule = proxy.on_query("INSERT", Verdict.CUT_BEFORE)
+@pytest.mark.parametrize(("verdict", "reached"), [(Verdict.CUT_BEFORE, b""), (Verdict.CUT_AFTER, query("INSERT 1"))])
+def test_a_cut_keeps_a_query_from_the_server_or_loses_its_answer(
+    proxy: Proxy, echo: Echo, verdict: Verdict, reached: bytes
+) -> None:
+    rule = proxy.on_query("INSERT", verdict)
     with connected(proxy) as client:
         ask(client, query("SELECT 1"))
         client.sendall(query("INSERT 1"))
         with pytest.raises(ConnectionResetError):
             client.recv(1)
     wait_for(lambda: echo.ended == ["reset"])
-    assert bytes(echo.received) == query("SELECT 1")
-    assert (rule.hits, rule.happened.is_set()) == (1, True)
-
-
-def test_cut_after_loses_the_answer_of_a_query_that_reached_the_server(proxy: Proxy, echo: Echo) -> None:
-    rule = proxy.on_query("INSERT", Verdict.CUT_AFTER)
-    with connected(proxy) as client:
-        client.sendall(query("INSERT 1"))
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
-    assert bytes(echo.received) == query("INSERT 1")
+    assert bytes(echo.received) == query("SELECT 1") + reached
     assert (rule.hits, rule.happened.is_set()) == (1, True)
 
 
@@ -359,28 +329,17 @@ def test_the_hook_sees_each_query_and_comes_before_the_rules(proxy: Proxy) -> No
 
 def connect_through(proxy: Proxy, database: Database, **settings: Any) -> Any:
     environ = database.environ()
-    return pymysql.connect(
-        host=proxy.host,
-        port=proxy.port,
-        user=environ["DB_USER"],
-        password=environ["DB_PASSWORD"],
-        database=environ["DB_NAME"],
-        autocommit=True,
-        connect_timeout=5,
-        **settings,
-    )
+    settings |= {"user": environ["DB_USER"], "password": environ["DB_PASSWORD"], "database": environ["DB_NAME"]}
+    return pymysql.connect(host=proxy.host, port=proxy.port, autocommit=True, connect_timeout=5, **settings)
 
 
-def numbers(database: Database, server: Server) -> list[int]:
-    with closing(server.connect(database=database.name)) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT n FROM Numbers ORDER BY n")
-        return [n for (n,) in cursor.fetchall()]
+def numbers(database: Database) -> list[int]:
+    return [n for (n,) in database.rows("SELECT n FROM Numbers ORDER BY n")]
 
 
 @pytest.fixture
-def table(database: Database, server: Server) -> Database:
-    with closing(server.connect(database=database.name)) as connection, connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE Numbers (n INT PRIMARY KEY)")
+def table(database: Database) -> Database:
+    database.execute("CREATE TABLE Numbers (n INT PRIMARY KEY)")
     return database
 
 
@@ -397,7 +356,7 @@ def test_a_real_insert_is_executed_exactly_when_the_cut_comes_after_it(
         with pytest.raises(pymysql.err.OperationalError) as error:
             cursor.execute("INSERT INTO Numbers VALUES (2)")
         assert error.value.args[0] == 2013
-    assert numbers(table, server) == kept
+    assert numbers(table) == kept
 
 
 def test_a_real_insert_that_hangs_ends_in_the_read_timeout(table: Database, server: Server) -> None:
@@ -409,7 +368,7 @@ def test_a_real_insert_that_hangs_ends_in_the_read_timeout(table: Database, serv
         with pytest.raises(pymysql.err.OperationalError) as error:
             connection.cursor().execute("INSERT INTO Numbers VALUES (1)")
         assert error.value.args[0] == 2013
-    assert numbers(table, server) == [1]
+    assert numbers(table) == [1]
 
 
 def test_the_errors_of_a_real_server_are_counted(table: Database, server: Server) -> None:
