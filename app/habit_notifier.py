@@ -56,6 +56,7 @@ import traceback
 import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
@@ -85,11 +86,7 @@ SPACING = timedelta(hours=11, minutes=30)  # between two texts to one user, what
 ALL_ATTEMPTS = timedelta(minutes=30)  # of a Job: its activeDeadlineSeconds
 RETENTION = timedelta(days=90)  # of the ledger's rows
 CLOCK_TOLERANCE = timedelta(minutes=5)  # between Twilio's clock or a time stamp and ours
-OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while nobody is claimed
-OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
-FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
-EXAMPLE = "+14155550123"  # of the numbers that belong to nobody
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
@@ -202,11 +199,6 @@ class User:
     logged_day1: bool
     rows_matter: bool = True  # whether a gate may have something to say of the user's rows in the ledger
 
-    @property
-    def shown_zone(self) -> str:
-        """The zone for the log; one that is none may be anything, a name in the wrong column, too."""
-        return self.zone if resolve_zone(self.zone) else Personal(self.zone)
-
     def __str__(self) -> str:
         return f"{self.name or '(no name)'} (ID: {shown_id(self.id)})"
 
@@ -306,7 +298,7 @@ def placed(case: Case) -> Skip | None:
         return Skip(Outcome.BAD_ZONE, "time zone %r came in use during this run: the next one serves", (user.zone,))
     wrong = "time zone %r is unknown" if user.zone else "there is no time zone"
     remedy = f"{wrong}: correct User.time_zone or set DEFAULT_TIME_ZONE"
-    return Skip(Outcome.BAD_ZONE, remedy, (user.shown_zone,) if user.zone else ())
+    return Skip(Outcome.BAD_ZONE, remedy, (Personal(user.zone),) if user.zone else ())
 
 
 def numbered(case: Case) -> Skip | None:
@@ -319,14 +311,13 @@ def numbered(case: Case) -> Skip | None:
 
 def of_the_past(case: Case) -> Skip | None:
     """A row from a clock that was ahead would bar its user for as long, unnamed."""
+    last_day = max(case.days.today + timedelta(days=1), (case.now + EARLIEST_ZONE).date())  # people may have moved
     for row in case.rows:
-        if row.claimed_at > case.now + CLOCK_TOLERANCE or row.local_day > case.days.today + timedelta(days=1):
-            return Skip(
-                Outcome.FUTURE,
-                "the ledger has a row of %s, claimed at %s UTC, from a clock that was ahead. Delete it: "
-                "DELETE FROM %s WHERE user_id = %s AND local_day = '%s';",
-                (row.local_day, f"{row.claimed_at:%Y-%m-%d %H:%M}", LEDGER, literal(row.user_id), row.local_day),
-            )
+        if row.claimed_at > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
+            words = "a clock that was ahead left the row of %s, claimed at %s UTC. Unless its text went out today: "
+            delete = "DELETE FROM %s WHERE user_id = %s AND local_day = '%s';"
+            claimed, key = f"{row.claimed_at:%Y-%m-%d %H:%M}", (LEDGER, literal(row.user_id), row.local_day)
+            return Skip(Outcome.FUTURE, words + delete, (row.local_day, claimed, *key))
     return None
 
 
@@ -397,7 +388,8 @@ def spaced(case: Case) -> Skip | None:
         if row.state is State.SENDING and case.now < row.claimed_at + case.settings.deadline:
             return Skip(Outcome.NOT_TRIED, "another run holds this user for another local day", again=True)
         words = "another text may have been posted as late as %s UTC, not 11 h 30 min ago, or today"
-        return Skip(Outcome.DEFERRED, words, (f"{last:%Y-%m-%d %H:%M}",))
+        unsure = row.state is not State.SENT and case.now - row.claimed_at < ALL_ATTEMPTS
+        return Skip(Outcome.UNCERTAIN if unsure else Outcome.DEFERRED, words, (f"{last:%Y-%m-%d %H:%M}",))
     return None
 
 
@@ -410,8 +402,8 @@ def in_window(case: Case) -> Skip | None:
     return Skip(Outcome.LATER, "it is %s there, SEND_WINDOW is %s", (local, "-".join(f"{t:%H:%M}" for t in window)))
 
 
-# A run asks them in this order and takes the first that speaks; none of them writes. `handled` comes before
-# `of_the_past`, whose DELETE must never name a text of today. A gate that reads rows wants its part of ROW_MATTERS.
+# A run takes the first that speaks; none of them writes. `handled` comes before `of_the_past`, whose DELETE must never
+# name a text of today. A gate that reads rows stands in READ_ROWS, too, and wants its part of ROW_MATTERS, in Store.
 GATES: tuple[Callable[[Case], Skip | None], ...] = (
     listed,
     placed,
@@ -479,7 +471,7 @@ class Job:
     def prove(self) -> None:
         """Whatever would fail everybody fails here, before anybody is claimed."""
         self.patiently(self.store.open)
-        twilios = self.patiently(self.twilio.probe)
+        twilios = self.patiently(lambda: within(PROBE_LIMIT, self.brake, self.twilio.probe))
         log.info("Twilio client initialized")
         compare_clocks(twilios, self.clock())
 
@@ -503,13 +495,15 @@ class Job:
 
         :raises FixFirst: when carriers block the sender
         """
-        rows, messages, failure = self.store.unsettled(self.clock()), {}, None
+        rows, found, failure = self.store.unsettled(self.clock()), deque[Message](), None
         try:
-            for message in self.twilio.outcomes(rows, self.brake):
-                messages[message.sid] = message
+            within(
+                SETTLE_BUDGET + PROBE_LIMIT, self.brake, lambda: found.extend(self.twilio.outcomes(rows, self.brake))
+            )
         except NotifierError as cut_short:
             failure = cut_short
             log.warning("Not all earlier texts were looked up, the next run goes on: %s", failure)
+        messages = {message.sid: message for message in list(found)}
         settled = settled_rows(rows, messages, self.clock(), looked_up=failure is None)
         self.store.settle(settled)
         self.report.learned(rows, settled)
@@ -537,7 +531,8 @@ class Job:
     def log_doubts(self) -> Iterator[str]:
         """Whether the newest logs are as they should be, if they can be read."""
         try:
-            yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), self.report.users)
+            users = self.report.users * self.settings.shard_count
+            yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), users)
         except DatabaseError as failure:
             if failure.remedy is not Remedy.SMALLER:
                 raise
@@ -555,7 +550,7 @@ class Job:
                 self.report.walked = True
                 return
             reminders = self.due(page.users)
-            self.report.page(page)
+            self.report.page(page, self.settings.only_users)
             self.report.walked = page.last
             yield reminders
 
@@ -754,6 +749,7 @@ def too_many(rules: Counter[str], limit: int) -> str:
 
 
 PROGRESS_SECONDS = 10.0
+FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
 NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
 
 
@@ -776,10 +772,10 @@ class Report:
         self.users, self.started = users, True
         log.info("Found %d users with phone numbers", users)
 
-    def page(self, page: Page) -> None:
+    def page(self, page: Page, only: Collection[str]) -> None:
         """Count a page of users, and name those of it whose logs could not be read."""
         self._looked_at += page.users_in_all
-        for user_id in page.unread:
+        for user_id in (each for each in page.unread if not only or id_key(each) in only):
             reason = "MySQL does not read their logs in time: index Log (habit_id, created_at), see DEPLOYMENT.md"
             self.skipped(User(user_id, "", "", "", None, logged_day1=False), Skip(Outcome.NOT_TRIED, reason))
         self._progress()
@@ -859,10 +855,12 @@ class Report:
                 )
 
     def verdict(self, shards: int) -> NotifierError | None:
-        """What the counts say of the whole run. A shard's few people do not stop the others."""
+        """What the counts say of the whole run. A shard's few people do not stop the other shards."""
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
-        if self.counts[Outcome.TRIAL] or (setup >= (FEW if shards == 1 else STREAK) and not sent):
-            return FixFirst(f"Twilio refuses texts for our set-up, the last one: {self._set_up}")
+        if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
+            for_all = self.counts[Outcome.TRIAL] or shards == 1 or setup >= STREAK
+            kind = FixFirst if for_all else RetryLater
+            return kind(f"Twilio refuses texts for our set-up, the last one: {self._set_up}")
         if barred := self.counts[Outcome.FUTURE]:
             return FixFirst(f"{barred} users are barred by rows of the future: delete them, as their lines above say")
         if uncertain and not sent:
@@ -954,7 +952,7 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
     """What carriers, or whoever pays, may dislike about the two texts."""
     for name in (NO_LOGS.message, MISSED_YESTERDAY.message):
         text = getattr(settings, name).replace("{name}", longest_name)
-        if not re.search(r"\bSTOP\b", text, re.IGNORECASE):
+        if not re.search(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b", text):
             yield f'{name.upper()} does not say how to opt out: write "Reply STOP to opt out"'
         if (parts := segments(text)) > 1:
             name_of = f"a name of {len(longest_name)} characters"
@@ -965,6 +963,8 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
 
 
 NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
+EARLIEST_ZONE = timedelta(hours=14)  # ahead of UTC
+EXAMPLE = "+14155550123"  # of the numbers that belong to nobody
 SMALLEST_VALIDITY = 60  # seconds: a text that may wait less is left for the next window
 
 
@@ -1084,13 +1084,13 @@ def literal(value: UserId) -> str:
     return f"X'{value.hex()}'" if isinstance(value, bytes) else repr(value)
 
 
-UUID = re.compile("[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
+HEX_ID = re.compile("[0-9a-fA-F-]{8,}")  # a UUID, or bytes
 
 
 def id_key(user_id: UserId) -> str:
-    """An id as ONLY_USERS names it: of a UUID the case says nothing."""
+    """An id as ONLY_USERS names it; in hexadecimal digits the case says nothing."""
     text = str(shown_id(user_id))
-    return text.lower() if UUID.fullmatch(text) else text
+    return text.lower() if HEX_ID.fullmatch(text) else text
 
 
 def message_for(reminder: Reminder, settings: Settings) -> str:
@@ -1135,6 +1135,8 @@ def is_after(row: Row, logged: date | datetime) -> bool:
 
 TERM_LIMIT, DEADLINE_LIMIT = 40.0, 60.0  # seconds for what is in flight, after SIGTERM and after the deadline
 WATCHDOG_LIMIT = 13.0  # seconds more until the process is ended: within terminationGracePeriodSeconds, 60
+OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while nobody is claimed
+OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
 STREAK, STREAK_WINDOW = 10, 30  # so many failures among the last answers say: it's not these people, it's everybody
 OUR_FAULT = "the program failed: what is queued is not posted"
 
@@ -1249,6 +1251,26 @@ def watchdog(brake: Brake) -> Iterator[None]:
         over.set()
 
 
+def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
+    """What a step comes to, in a thread of its own: an answer that goes on for ever holds up nobody else.
+
+    :raises Outage: when it takes longer
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(step())
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    sleep(seconds, lambda: future.done() or brake.overdue())
+    if not future.done():
+        raise Outage("Twilio's answer does not end: see https://status.twilio.com")
+    return future.result()
+
+
 class Streak:
     """Failures that say: it's not these people, it's everybody."""
 
@@ -1277,6 +1299,7 @@ class Streak:
 
 HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
 HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
+PROBE_LIMIT = 30.0  # seconds for one question to Twilio, however slowly its answer drips
 LONGEST_PAUSE = 120.0  # seconds, when Twilio says "too many" but not for how long
 PAUSE_BUDGET = 600.0  # seconds that one run may spend in such pauses
 
@@ -1372,6 +1395,8 @@ NO_TRUST = "Twilio's certificate does not verify: does a proxy open TLS? Name it
 QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
 NO_SUCH = 20404
 SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
+OF_ONE_TEXT = range(21_000, 31_000)  # codes that do not speak of the account, whatever the status
+CONTENT_TYPE = re.compile(r"(application|text|image)/[\w.+-]+")
 MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
 NOT_POSTED = Answer(Action.PAUSE, "the run ended before it was posted")
 DAY_IS_OVER = Answer(Action.PAUSE, "its local day is over")
@@ -1560,7 +1585,7 @@ def accepted(message: Any) -> Answer:
     """What a message that Twilio made says; it may have failed at once."""
     if not MESSAGE_SID.fullmatch(str(message.sid)):
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
-    code, parts = column_int(message.error_code, 999_999), column_int(message.num_segments, 32_767)
+    code, parts = error_code(message.error_code), column_int(message.num_segments, 32_767)
     if str(message.status) in LOST:
         words = f"Twilio took it, but it {message.status}: {meaning(code)}"
         return Answer(Action.REFUSE, words, code, message.sid, parts)
@@ -1571,6 +1596,12 @@ def column_int(value: object, most: int) -> int | None:
     """A number that fits into its column of the ledger; None for anything else."""
     text = "" if isinstance(value, bool) else str(value)
     return int(text) if text.isdecimal() and int(text) <= most else None
+
+
+def error_code(value: object) -> int | None:
+    """A code of Twilio's; None for anything else."""
+    code = column_int(value, 999_999)
+    return code if code and code >= SMALLEST_CODE else None
 
 
 def understand(error: Exception, response: Response | None) -> Answer:
@@ -1584,27 +1615,28 @@ def understand(error: Exception, response: Response | None) -> Answer:
     body = refusal(response)
     if body is None:
         what = "an answer that is not Twilio's, or a broken one" if status < 500 else "Twilio, or a proxy, failed"
-        kind = quoted((response.headers or {}).get("Content-Type", "no content type"))
-        return Answer(Action.UNCERTAIN, f"{what} (HTTP {status}, {kind})")
+        kind = CONTENT_TYPE.match((response.headers or {}).get("Content-Type", ""))
+        return Answer(Action.UNCERTAIN, f"{what} (HTTP {status}, {kind[0] if kind else 'no content type'})")
     code = int(body["code"])
     said = quoted(body.get("message") or body.get("title"))
     unknown = Action.FAIL, f"Twilio answered HTTP {status} {said}".rstrip()
-    action, words = TWILIO_CODES.get(code) or HTTP_STATUSES.get(status) or unknown
+    by_status = None if code in OF_ONE_TEXT and status not in (408, 429) else HTTP_STATUSES.get(status)
+    action, words = TWILIO_CODES.get(code) or by_status or unknown
     link = f"{words} (error {code}, https://www.twilio.com/docs/api/errors/{code})"
-    return Answer(action, link, column_int(code, 999_999), retry_after=retry_after(response))
+    return Answer(action, link, error_code(code), retry_after=retry_after(response))
 
 
 def refusal(response: Response) -> dict[str, Any] | None:
     """The body of a 4xx that is Twilio's, in its own form or in that of RFC 9457; None when it is not."""
     try:
         body = json.loads(response.text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not 400 <= response.status_code < 500 or not isinstance(body, dict):
         return None
     code, status = body.get("code"), body.get("status")
-    ours = isinstance(code, int) and code >= SMALLEST_CODE and status == response.status_code  # a bool is an int, too
-    return body if ours else None
+    twilios = isinstance(code, int) and code >= SMALLEST_CODE and status == response.status_code
+    return body if twilios else None
 
 
 def retry_after(response: Response) -> float | None:
@@ -1811,17 +1843,21 @@ class Remedy(Enum):
     FIX = auto()  # by a person
 
 
+CONNECTION_LOST = "the connection was lost"
 READ_ONLY = "it is read-only: set DB_HOST to the primary"
 EXPIRED = "the password of DB_USER has expired: give the account a new one"
 LOCKED = "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK"
 AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
 BAD_JSON = "a view reads JSON that is none: see docs/your-tables.md"
-TOO_SLOW = "a statement took too long: index Log (habit_id, created_at), see DEPLOYMENT.md"
+TOO_SLOW = (
+    "a statement took too long: is a table locked, or Log without index (habit_id, created_at)? See DEPLOYMENT.md"
+)
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
-    -3: (Remedy.FIX, "a column holds bytes that are no text"),
+    -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
     -2: (Remedy.FIX, "what answers is not a MySQL server that this program can talk to: check DB_HOST and DB_PORT"),
     -1: (Remedy.RECONNECT, "what answers is not MySQL: check DB_HOST and DB_PORT"),
-    0: (Remedy.RECONNECT, "the connection was lost"),
+    0: (Remedy.RECONNECT, CONNECTION_LOST),
+    1036: (Remedy.SWITCH_OVER, READ_ONLY),
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
     1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name, or grant the account access"),
     1045: (
@@ -1838,7 +1874,13 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1142: (Remedy.FIX, "DB_USER lacks a grant on this table: see the grants in DEPLOYMENT.md"),
     1143: (Remedy.FIX, "DB_USER lacks a grant on this column: see the grants in DEPLOYMENT.md"),
     1146: (Remedy.FIX, "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"),
+    1152: (Remedy.RECONNECT, CONNECTION_LOST),
+    1158: (Remedy.RECONNECT, CONNECTION_LOST),
+    1159: (Remedy.RECONNECT, CONNECTION_LOST),
+    1160: (Remedy.RECONNECT, CONNECTION_LOST),
+    1161: (Remedy.RECONNECT, CONNECTION_LOST),
     1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
+    1180: (Remedy.REPEAT, "it could not commit"),
     1203: (Remedy.RECONNECT, "the account has too many connections"),
     1205: (Remedy.REPEAT, "another transaction holds a lock"),
     1213: (Remedy.REPEAT, "a deadlock"),
@@ -1855,22 +1897,28 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1820: (Remedy.FIX, EXPIRED),
     1836: (Remedy.SWITCH_OVER, READ_ONLY),
     1862: (Remedy.FIX, EXPIRED),
+    1874: (Remedy.SWITCH_OVER, READ_ONLY),
     1927: (Remedy.RECONNECT, "the connection was killed"),
     1969: (Remedy.SMALLER, TOO_SLOW),
     2003: (Remedy.RECONNECT, "it cannot be reached: check DB_HOST, DB_PORT, the server and the NetworkPolicy"),
-    2006: (Remedy.RECONNECT, "the connection was lost"),
+    2006: (Remedy.RECONNECT, CONNECTION_LOST),
     2013: (Remedy.RECONNECT, "the connection was lost, or it did not answer in time"),
     2026: (Remedy.FIX, "it offers no TLS: switch it on there, or remove DB_SSL_CA"),
     2059: (Remedy.FIX, AUTHENTICATION),
     2061: (Remedy.FIX, AUTHENTICATION),
     3024: (Remedy.SMALLER, TOO_SLOW),
+    3032: (Remedy.RECONNECT, "it is in offline mode"),
+    3100: (Remedy.REPEAT, "its group did not take the statement"),
+    3101: (Remedy.REPEAT, "its group rolled the statement back"),
     3118: (Remedy.FIX, LOCKED),
     3141: (Remedy.FIX, BAD_JSON),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
+    3169: (Remedy.RECONNECT, "the connection was killed"),
     3989: (Remedy.SWITCH_OVER, READ_ONLY),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
     4038: (Remedy.FIX, BAD_JSON),
     4151: (Remedy.FIX, LOCKED),
+    9001: (Remedy.RECONNECT, "its proxy reaches no server in time"),
 }
 SILENT = {0, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these helps nobody, or quotes a value
 NO_SUCH_TABLE = 1146
@@ -2007,7 +2055,7 @@ class Store:
     def __init__(self, settings: Settings, stop: Stop) -> None:
         self._settings, self._stop = settings, stop
         self._connection: pymysql.Connection[Any] | None = None
-        self._opened = self._dates = self._binary_ids = self._fresh = self._has_ledger = False
+        self._opened = self._claimed = self._dates = self._binary_ids = self._fresh = self._has_ledger = False
         self._days: Mapping[bytes, Days] = {}
         self._zones = ""
         self.as_of: datetime | None = None  # --now: the ledger as it stood then
@@ -2076,7 +2124,8 @@ class Store:
                 failure = DatabaseError(error, self._settings.hide, connected=connected, written=self._opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self._disconnect()
-            pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else DATABASE_PATIENCE
+            patience = DATABASE_PATIENCE if self._claimed else OUTAGE_PATIENCE
+            pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
             repeats = Remedy.REPEAT, *([Remedy.RECONNECT] if self._opened else [])
             if failure.remedy not in repeats or time.monotonic() + pause > start + patience:
                 raise failure
@@ -2208,21 +2257,19 @@ class Store:
 
     def _check_shape(self, id_type: str) -> None:
         """Whether a ledger that was made by hand holds what is written, one row for each user and day."""
-        alter = f"ALTER TABLE `{self._settings.db_name}`.`{LEDGER}`"
+        ledger = f"`{self._settings.db_name}`.`{LEDGER}`"
         for column, kind, collation, *_ in self._run(f"SHOW FULL COLUMNS FROM `{LEDGER}`"):
             there, wanted = f"{kind} COLLATE {collation}" if collation else kind, LEDGER_COLUMNS.get(column, kind)
             if column == "user_id" and there != id_type:
                 reason = f"{LEDGER}.user_id is {there}, but User.id is {id_type}. Run as an administrator:"
-                raise FixFirst(reason, f"{alter} MODIFY `user_id` {id_type} NOT NULL;")
+                raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `user_id` {id_type} NOT NULL;")
             if column != "user_id" and not holds(kind, wanted):
                 reason = f"{LEDGER}.{column} is {kind}, too little for {wanted}. Run as an administrator:"
-                raise FixFirst(reason, f"{alter} MODIFY `{column}` {wanted};")
+                raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `{column}` {wanted};")
         key = [column for _, _, _, _, column, *_ in self._run(f"SHOW INDEX FROM `{LEDGER}` WHERE Key_name = 'PRIMARY'")]
         if key != ["user_id", "local_day"]:
-            reason = (
-                f"{LEDGER} lacks the primary key that keeps a day from being claimed twice. Run as an administrator:"
-            )
-            raise FixFirst(reason, f"{alter} ADD PRIMARY KEY (`user_id`, `local_day`);")
+            why = f"{LEDGER} lacks the primary key that keeps a day from being claimed twice. Run as an administrator:"
+            raise FixFirst(why, f"ALTER TABLE {ledger} ADD PRIMARY KEY (`user_id`, `local_day`);")
 
     def ledger_doubts(self, now: datetime) -> Iterator[str]:
         """What of the ledger's rows wants a person's eye."""
@@ -2251,7 +2298,7 @@ class Store:
 
     def newest_logs(self, limit: datetime) -> NewestLogs:
         """What the logs that were inserted last say, as far as their ids tell; 'ahead' are those after the limit."""
-        bound: object = (limit + timedelta(hours=14)).date() if self._dates else naive(limit)  # UTC+14 is the first
+        bound: object = (limit + EARLIEST_ZONE).date() if self._dates else naive(limit)
         [(count, newest, ahead)] = self._run(
             f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL))
                 FROM (SELECT created_at FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
@@ -2438,6 +2485,7 @@ class Store:
         """
         rows: dict[UserId, list[Row]] = defaultdict(list)
         if reminders:
+            self._claimed = True
             token = secrets.token_hex(16)  # of its own for each attempt
             self.claims |= {reminder: claim_of(reminder, token, now) for reminder in reminders}
             self._run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
@@ -2628,7 +2676,7 @@ KNOWN_ENDS = LOST | {"delivered", "read"}
 FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any more
 GONE = {30004, 30005, 30006}  # permanent for this number
 BLOCKED_SENDER = {30007, 30024, 30032, 30034}
-OURS = BLOCKED_SENDER | {30001, 30002, 30036}  # the sender's fault, not the recipient's
+OURS = BLOCKED_SENDER | {30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036}  # not the recipient's fault
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
     30001: "the queue overflowed",
@@ -2639,9 +2687,14 @@ DELIVERY_CODES = {
     30006: "a landline, or a carrier that cannot be reached",
     30007: "a carrier's filter took it for spam",
     30008: "for a reason that the carrier does not tell",
+    30022: "more at a time than the sender's registration allows (A2P 10DLC)",
+    30023: "the registration's daily cap was reached (A2P 10DLC)",
     30024: "the sender's number is not provisioned at the carrier",
+    30027: "the carrier's daily cap was reached (A2P 10DLC)",
     30032: "the toll-free number is not verified",
+    30033: "the sender's campaign is suspended (A2P 10DLC)",
     30034: "the sender is not registered (A2P 10DLC)",
+    30035: "the sender's registration is not complete (A2P 10DLC)",
     30036: "it waited longer than VALIDITY_PERIOD",
 }
 
@@ -2662,7 +2715,7 @@ def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: date
         age, message = now - row.claimed_at, messages.get(row.sid or "")
         if message:
             final = message.status if message.status in FINAL or age > SETTLE_FINAL else None
-            code = column_int(message.code, 999_999)
+            code = error_code(message.code)
             settled.append(replace(row, state=State.SENT, code=code, final_status=final))
         elif age > (patience if row.sid else ALL_ATTEMPTS):
             state = State.SENT if row.sid else State.UNCERTAIN
@@ -2727,7 +2780,12 @@ def explain(job: Job) -> Exit:
             raise RetryLater(f"there is no user {job.about} in User")
         zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
         user = replace(user, days=days_of(job.now, zone, job.settings.day_starts_at) if zone else None)
-        log.info("User %s, %s, time zone %r", user, Personal(user.phone) or "no phone number", user.shown_zone)
+        log.info(
+            "User %s, %s, time zone %r",
+            user,
+            Personal(user.phone) or "no phone number",
+            user.zone if resolve_zone(user.zone) else Personal(user.zone),
+        )
         rows, last_logs = job.store.history([user])
         case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
         if user.days:
@@ -3150,7 +3208,7 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
         return ""
     if re.search("[\ud800-\udfff]", text):  # how Python reads such bytes
         raise ValueError(f"{name} holds bytes that are no UTF-8: write it anew")
-    shown = "" if declared["secret"] or "@" in text else f" {text!r}"  # user:password@host, where a host was asked for
+    shown = "" if declared["secret"] or is_secret(text, environ) else f" {text!r}"
     if PLACEHOLDER.fullmatch(text):
         raise ValueError(f"{name} is still the placeholder{shown}: write {kind.write or declared['help']}")
     try:
@@ -3158,6 +3216,12 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
     except ValueError:
         wrong = f"is{shown}" if shown else "has a value that cannot be right"
         raise ValueError(f"{name} {wrong}: write {kind.write}") from None
+
+
+def is_secret(text: str, environ: Mapping[str, str]) -> bool:
+    """Whether a value that is wrong here would be right in a secret's place."""
+    secrets_set = {environ.get(declared.name.upper()) for declared in fields(Settings) if declared.metadata["secret"]}
+    return "@" in text or text in secrets_set or re.fullmatch("[A-Z]{0,2}[0-9a-fA-F]{32}", text) is not None
 
 
 def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, str]) -> str:

@@ -33,7 +33,7 @@ NOT_DUE = frozenset({"only who is due"})
 MIDNIGHT = "local midnight while a run is at work"
 
 RECORD_FIRST = """\
-        self.store.record(dict.fromkeys(ours, Answer(Action.ACCEPT, sid="SM" + "0" * 32)), now)
+        self.store.record(dict.fromkeys(ours, Answer(Action.ACCEPT, sid="SM" + "0" * 32)), self.clock())
         self.sender.submit(ours)
 """
 RETRY_5XX = """\

@@ -168,6 +168,15 @@ def test_a_status_counts_when_twilio_gives_a_code_that_is_not_known(
     assert post(twilio.url).action is action
 
 
+@pytest.mark.parametrize(("status", "action"), [(400, Action.FAIL), (403, Action.FAIL), (429, Action.PAUSE)])
+@pytest.mark.parametrize("code", [21000, 21670, 30999])
+def test_a_code_that_speaks_of_one_text_stops_nobody_else_s(
+    twilio: FakeTwilio, code: int, status: int, action: Action
+) -> None:
+    twilio.script(refuse(code, status))
+    assert post(twilio.url).action is action
+
+
 FOREIGN = [
     *("", "<html>no</html>", "[]", "null", "{", "12", "\x00", '"x"', "{}", '{"message": null}'),
     *('{"code": null, "status": %d}', '{"code": "21610", "status": %d}', '{"code": true, "status": %d}'),

@@ -288,6 +288,8 @@ def test_a_user_is_left_in_peace_as_the_definitions_say(seed: int) -> None:
         ("7b0e2f5c-3d8a-4a2b-9a50-1c5f1e6d7a91", "7b0e2f5c-3d8a-4a2b-9a50-1c5f1e6d7a90", False),
         (bytes.fromhex("7b0e2f5c"), "7B0E2F5C", True),
         (bytes.fromhex("7b0e2f5d"), "7B0E2F5C", False),
+        ("auth0|5f7c", "auth0|5f7c,me@home", True),
+        ("aB", "Ab", False),
         (42, "", True),
     ],
 )

@@ -45,7 +45,7 @@ from tests.sandbox.fake_twilio import GSM7_BASIC, segments
 
 NOW = datetime(2026, 5, 10, 9, tzinfo=UTC)
 TODAY = date(2026, 5, 10)
-DAY = timedelta(days=1)
+DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 DEADLINE = timedelta(seconds=1_500)
 PHONE, OTHER_PHONE = "+14155550123", "+14155550199"
 OPTED_OUT, NO_PERMISSION = 21610, 21408
@@ -315,6 +315,15 @@ def test_a_row_of_the_future_bars_its_user_by_name_with_the_statement_to_paste(
         assert told(skip).endswith(statement)
 
 
+@pytest.mark.parametrize(("day", "expected"), [(TODAY + DAY, Outcome.DEFERRED), (TODAY + 2 * DAY, Outcome.FUTURE)])
+def test_whoever_moved_from_the_first_zone_to_the_last_is_not_barred(day: date, expected: Outcome) -> None:
+    now = NOW.replace(hour=10, minute=30)  # just after midnight of the 11th on Kiritimati
+    pago = days_of(now + MINUTE, pytz.timezone("Pacific/Pago_Pago"))
+    assert pago.today == TODAY - DAY
+    row = a_row(local_day=day, claimed_at=now, finished_at=now)
+    assert outcome(skipped([row], a_user(days=pago), now + MINUTE)) is expected
+
+
 rows = st.builds(
     a_row,
     st.sampled_from(State),
@@ -387,10 +396,25 @@ def test_nobody_is_texted_within_eleven_and_a_half_hours_of_their_last_text(
     last = NOW - ago
     recent = a_row(state, local_day=day, claimed_at=last - timedelta(minutes=5), finished_at=last)
     for skip in (lost([recent, ours()]), skipped([recent])):
-        assert outcome(skip) is expected
+        if state is State.UNCERTAIN and last > NOW - timedelta(minutes=25):  # it was claimed five minutes before
+            assert outcome(skip) is Outcome.UNCERTAIN
+        else:
+            assert outcome(skip) is expected
         if skip:
             assert f"{last:%Y-%m-%d %H:%M} UTC" in told(skip)
             assert "11 h 30 min" in told(skip)
+
+
+@pytest.mark.parametrize("state", [State.UNCERTAIN, State.SENDING, State.SENT])
+@pytest.mark.parametrize(
+    ("age", "fails"), [(30 * MINUTE - SECOND, True), (30 * MINUTE, False), (30 * MINUTE + SECOND, False)]
+)
+def test_what_an_attempt_left_uncertain_just_before_midnight_fails_the_next_one(
+    state: State, age: timedelta, fails: bool
+) -> None:
+    row = a_row(state, local_day=YESTERDAY, claimed_at=NOW - age)
+    fails = fails and state is not State.SENT
+    assert outcome(skipped([row])) is (Outcome.UNCERTAIN if fails else Outcome.DEFERRED)
 
 
 @pytest.mark.parametrize("state", State)
@@ -672,4 +696,4 @@ def test_only_a_zone_that_is_there_and_unknown_is_named_when_the_default_replace
     zones = [Zone(None, "", 3), Zone(b"", "", 2), Zone(b"Mars", "Mars", 4), Zone(b"Europe/Berlin", "Europe/Berlin", 9)]
     assert list(zone_doubts(zones, settings_of())) == []
     [doubt] = zone_doubts(zones, settings_of(DEFAULT_TIME_ZONE="Asia/Tokyo"))
-    assert doubt == "4 users have the unknown zone 'Mars': DEFAULT_TIME_ZONE (Asia/Tokyo) serves for it"
+    assert doubt == "4 users have the unknown zone “Mars”: DEFAULT_TIME_ZONE (Asia/Tokyo) serves"
