@@ -56,7 +56,7 @@ import traceback
 import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
@@ -1265,9 +1265,10 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
             future.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    sleep(seconds, lambda: future.done() or brake.overdue())
-    if not future.done():
-        raise Outage("Twilio's answer does not end: see https://status.twilio.com")
+    until = time.monotonic() + seconds
+    while not wait([future], timeout=0.2).done:
+        if time.monotonic() > until or brake.overdue():
+            raise Outage("Twilio's answer does not end: see https://status.twilio.com")
     return future.result()
 
 

@@ -446,7 +446,12 @@ class Judge:
 
 
 # Errors of a run without faults: what earlier ones left, and what people's numbers refuse.
-OF_EARLIER = ("No text was surely sent", "Twilio refuses texts for our set-up", "Carriers block the sender")
+OF_EARLIER = (
+    "No text was surely sent",
+    "Not everybody was served",
+    "Twilio refuses texts for our set-up",
+    "Carriers block the sender",
+)
 UNDELIVERED = "UNDELIVERED_LIMIT", "3"
 
 
@@ -470,8 +475,12 @@ def code_of(line: str, group: Played, told: Told) -> int | None:
         "this node's clock is wrong": 1,
         "looking up texts takes too long": 1,
         "No text was surely sent": 1,
+        "Not everybody was served": 1,
+        "Twilio's answer does not end": 1,
         "What became of the last": 1,
     }
+    if re.match(r"\d+ users are barred by rows of the future", line):
+        return 2
     if re.match(r"\d+ of the last \d+ texts are uncertain or did not reach Twilio", line):
         return 1
     return next((code for start, code in starts.items() if line.startswith(start)), None)

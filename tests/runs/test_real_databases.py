@@ -411,7 +411,7 @@ def test_a_wrong_zone_that_the_default_replaces_is_named_and_an_empty_one_is_not
     assert town.run(DEFAULT_TIME_ZONE="Europe/Berlin") == 0
     assert len(town.twilio.book) == 5
     [said] = [line for line in town.lines("WARNING") if "DEFAULT_TIME_ZONE" in line]
-    assert said.startswith("2 users have the unknown zone 'Mars/Base'")
+    assert said.startswith("2 users have the unknown zone “Mars/Base”")
 
 
 @pytest.mark.parametrize(("ahead", "warned"), [(1, False), (40, True)])

@@ -591,6 +591,8 @@ BROKEN = {
     "DROP TABLE habit_tracker.habit_logs": 1356,
     VIEWS["User"].replace("AS name", "AS first_name"): 1054,
     VIEWS["Log"].replace("AS created_at", "AS done_at"): 1054,
+    VIEWS["User"].replace("u.first_name AS name", "(SELECT 'a' UNION ALL SELECT 'b') AS name"): 1242,
+    VIEWS["User"].replace("u.id AS id", "(CAST(0 AS UNSIGNED) - u.id) AS id"): 1690,
 }
 
 
@@ -603,6 +605,18 @@ def test_a_broken_view_is_told_with_this_page(
     said = failure(application, twilio, caplog)
     assert f"(error {BROKEN[sql]}" in said
     assert "docs/your-tables.md" in said
+
+
+def test_a_view_that_reads_json_where_there_is_none_is_told_with_this_page(
+    application: Application, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture
+) -> None:
+    application.take_in(Person("Due", NO_LOGS), "+12025550100")
+    application.page(
+        "CREATE OR REPLACE VIEW habit_notifier.`Log` AS SELECT u.id AS id, u.id AS habit_id, j.at AS created_at"
+        " FROM habit_tracker.users u JOIN JSON_TABLE(u.first_name, '$[*]' COLUMNS (at DATETIME PATH '$')) j"
+    )
+    assert re.search(r"\(error (3141|4038)\)$", failure(application, twilio, caplog).splitlines()[0])
+    assert "| error 3141 (MySQL) or 4038 (MariaDB) |" in PAGE
 
 
 def test_the_page_explains_these_errors() -> None:
