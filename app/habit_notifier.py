@@ -869,14 +869,14 @@ class Report:
 
     def close(self, brake: Brake, settings: Settings) -> Exit:
         """Sum up; the exit code."""
-        early = brake.failure
+        early, left = brake.failure, any(outcome.exit_code is Exit.RETRY for outcome in self.counts)
         if self.started:
             self._warn(settings)
             self._sum_up()
             if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
-        brake.blame(unfinished=self.started and self.unfinished)
-        if self.started and self.unfinished and not brake.failure:
+        brake.blame(unfinished=self.started and (left or not self.walked))
+        if left and not brake.failure:
             brake.pull(RetryLater("Not everybody was served: the lines above name each of them, and why"))
         if early and self.started and brake.failure is early:  # its first telling may stand above thousands of lines
             tell(early)
@@ -908,11 +908,6 @@ class Report:
         self.tell_totals()
         sent, failed = self.counts[Outcome.SENT], self.failed
         log.info("Job completed. Notifications sent: %d, Failed: %d", sent, failed, extra={"event": "completed"})
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether a retry would find work that this run left."""
-        return not self.walked or any(outcome.exit_code is Exit.RETRY for outcome in self.counts)
 
     @property
     def failed(self) -> int:
@@ -2533,14 +2528,19 @@ class Store:
         return [as_row(values) for values in rows]
 
     def settle(self, settled: Iterable[Row]) -> None:
-        """Write what Twilio says of rows, those of which it says the same by one statement."""
+        """Write what Twilio says of rows, those of which it says the same by one statement; not what is outdated.
+
+        A run that was suspended may wake and record a text that this one took for lost.
+        """
         alike = defaultdict(list)
         for row in settled:
-            alike[row.state, row.code, row.final_status].append((row.user_id, row.local_day, row.token))
+            said = row.state, row.code, row.final_status, row.sid is None
+            alike[said].append((row.user_id, row.local_day, row.token))
         for said, keys in alike.items():
             for part in chunks(keys, KEYS):
                 self._run(
-                    f"UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s WHERE {any_of(part)}",
+                    f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s
+                        WHERE (message_sid IS NULL) = %s AND ({any_of(part)})""",
                     [*said, *chain.from_iterable(part)],
                 )
 

@@ -234,6 +234,7 @@ def _label(axis: Any, title: str, x: str, y: str, *, logarithmic: bool = False) 
 
 
 def _curves(cases: list[Case]) -> tuple[list[Case], list[Case]]:
-    """The cases over users, all with the most old logs, and those over old logs, all with the most users."""
-    most_old, most_users = (max((getattr(c, name) for c in cases), default=0) for name in ("old_logs", "users"))
-    return [c for c in cases if c.old_logs == most_old], [c for c in cases if c.users == most_users]
+    """The cases over users, all with the most old logs, and those over old logs, all with the same number of users."""
+    most_old = max((case.old_logs for case in cases), default=0)
+    users = {case.users for case in cases if case.old_logs < most_old}
+    return [c for c in cases if c.old_logs == most_old], [c for c in cases if c.users in users]
