@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.bench import process, report, sending, shards
+from tests.bench import evaluation, process, report, sending, shards
 from tests.bench.evaluation import Case, Extra
 from tests.bench.measure import Bench
 from tests.bench.process import Memory, Start
 from tests.bench.sending import Speed
 from tests.bench.shards import Shards
+from tests.full import sample
 from tests.project.shell import ROOT, ran
 
 CASE = Case(
@@ -40,19 +41,21 @@ RESULTS = report.Results(
 )
 
 
-def test_evaluation_finds_whom_the_reference_finds() -> None:
+def test_evaluation_finds_whom_the_reference_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without the index; the benchmark fails when the program and the reference disagree on who is due."""
     if not (shutil.which("mariadb") or shutil.which("mysql")):
         pytest.skip("no mariadb or mysql client to measure against")
-    command = [sys.executable, "-m", "tests.bench", "evaluation", "--users", "300", "900"]
-    done = ran(*command, seconds=200)
-    assert done.returncode == 0, done.stderr
-    rows = re.findall(r"^\| (yes|no) \| (300|900) \| ([\d,]+) \| (\d+) ", done.stdout, flags=re.MULTILINE)
-    assert [row[:3] for row in rows] == [
-        (index, users, logs) for index in ("yes", "no") for users, logs in (("300", "6,000"), ("900", "18,000"))
+    monkeypatch.setattr(evaluation, "TURNS", 1)
+    sizes, old = sample(([300, 900], [0, 4]), ([300], []))
+    cases, extras = evaluation.run(Bench(ROOT / "app", full=False), sizes, old)
+    expected = [
+        (index, users, logs)
+        for index in (True, False)
+        for users, logs in (*((n, 20) for n in sizes), *((sizes[-1], n) for n in old))
     ]
-    assert all(int(row[3]) > 50 for row in rows)
-    assert re.findall(r"^\| (views|seven|all) .* s \| [\d.]+ \| (.*?) \|", done.stdout, flags=re.MULTILINE) == [
+    assert [(case.index, case.users, case.old_logs) for case in cases] == expected
+    assert all(case.due > 50 for case in cases)
+    assert [(extra.words.split()[0], extra.to) for extra in extras] == [
         ("views", "that of tables"),
         ("seven", "the C client's"),
         ("all", "the C client's"),

@@ -15,7 +15,7 @@ from tests.faults.program import MovedError, mutate
 from tests.full import sample
 from tests.project.shell import ran
 
-RUNS, SEED, SECONDS = sample(300, 80), 20240115, sample(45, 15)
+RUNS, SEED, SECONDS = sample(300, 40), 20240115, sample(45, 8)
 ENOUGH = sample(30, 8)  # runs that even a busy machine plays in those seconds
 
 

@@ -147,7 +147,8 @@ def test_a_zone_that_came_in_use_during_the_run_is_not_called_unknown() -> None:
         *("+123456", "+1 415", "+1234567890123456"),  # six digits are too few, sixteen too many
         # the 0 falls away abroad: which digits are meant is not plain
         *("+44 (0)20 7946 0123", "+44(0)2079460132", "+44 [0] 20 7946 0132", "+44 ( 0 ) 20 7946 0132"),
-        "\uff0b44\uff080\uff0920 7946 0132",
+        *("\uff0b44\uff080\uff0920 7946 0132", "+44 (020) 7946 0132", "+1 415 555 0123 (2)"),
+        *("+1 415 555 0123\u00b2", "+1 415 555 012\u2460", "+44 \u247320 7946 0132"),  # digits, but not of a number
     ],
 )
 def test_whoever_has_no_number_that_can_be_texted_is_skipped_with_the_number(stored: str) -> None:

@@ -285,6 +285,16 @@ def test_who_is_missing_is_told_by_each_shard_and_nobody_else_is(town: Town) -> 
     assert len(town.twilio.book) == 6
 
 
+@variants({"id_type": "CHAR(36)", "collation": "utf8mb4_bin"})
+def test_ids_that_differ_in_case_alone_are_two_people(town: Town) -> None:
+    for key, number in (("aB", "+12025550101"), ("Ab", "+12025550102"), ("auth0|7", "+12025550103")):
+        row = "INSERT INTO User (id, name, phone_number, time_zone) VALUES (%s, 'Ana', %s, 'UTC')"
+        town.database.execute(row, (key, number))
+    assert town.run(NOON, ONLY_USERS="aB,auth0|7") == 0
+    assert town.texted == ["+12025550101", "+12025550103"]
+    assert not town.said("there is no such user")
+
+
 # --- the texts themselves
 
 

@@ -136,6 +136,23 @@ def test_a_question_that_cannot_be_read_ends_as_a_run_would(
     assert said(database.environ() | wrong, *question)[0] == code
 
 
+@pytest.mark.parametrize("level", ["WARNING", "ERROR"])
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (["--dry-run"], "Dry run completed"),
+        (["--explain", "1"], "at the earliest: "),
+        (["--check"], "INFO - settings: ok"),
+    ],
+    ids=str,
+)
+def test_a_question_is_answered_however_little_is_to_be_logged(
+    question: list[str], answer: str, level: str, database: Database, environ: dict[str, str]
+) -> None:
+    database.insert_user("Ana", ANA, "UTC")
+    assert answer in str(said(environ | {"LOG_LEVEL": level}, *question)[1])
+
+
 # --- explain ----------------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +270,14 @@ def test_who_is_due_may_be_texted_now_and_who_cannot_be_texted_never(database: D
     due = database.insert_user("Ana", ANA, "Europe/Berlin")
     never = database.insert_user("Bad Number", "call me", "Europe/Berlin")
     assert "at the earliest: 2026-03-30 09:00 UTC" in str(said(database.environ(), "--explain", str(due))[1])
-    assert "at the earliest: not within" in str(said(database.environ(), "--explain", str(never))[1])
+    lines = str(said(database.environ(), "--explain", str(never))[1])
+    assert "at the earliest: not within 90 days, see the gates" in lines
+
+
+def test_the_earliest_next_text_is_not_late_by_the_minute_of_the_question(database: Database) -> None:
+    user = database.insert_user("Ana", ANA, "UTC", logs=[NOW - DAY])
+    lines = said(database.environ(), "--explain", str(user), at=NOW.replace(minute=7, second=31))[1]
+    assert "at the earliest: 2026-03-31 00:00 UTC" in str(lines)
 
 
 def test_an_explanation_of_nobody_fails(database: Database) -> None:
@@ -315,6 +339,9 @@ def test_ids_may_be_uuids_or_binary(server: Server) -> None:
     [
         ["--dry-run", "--now", "2026-03-29T09:00:00"],
         ["--explain", "1", "--now", "yesterday"],
+        ["--dry-run", "--now", "2026-03-29"],
+        ["--dry-run", "--now", "0001-01-01T00:00:00+14:00"],
+        ["--dry-run", "--now", "9999-12-31T23:00Z"],
         ["--dry-run", "--now", ""],
         ["--now", "2026-03-29T09:00:00Z"],
         ["--run", "--now", "2026-03-29T09:00:00Z"],
@@ -326,11 +353,13 @@ def test_ids_may_be_uuids_or_binary(server: Server) -> None:
     ids=" ".join,
 )
 def test_another_moment_needs_a_zone_and_is_for_questions_only(
-    argv: list[str], environ: dict[str, str], twilio: FakeTwilio
+    argv: list[str], environ: dict[str, str], twilio: FakeTwilio, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         program.run(environ, argv)
     assert ended.value.code == 2
+    if "--now" in argv and argv[0] in ("--dry-run", "--explain"):
+        assert "write it like 2026-03-29T09:00:00Z" in capsys.readouterr().err
     assert twilio.requests == []
 
 
@@ -341,6 +370,21 @@ def test_another_moment_is_what_days_are_judged_by(database: Database) -> None:
         assert sum("would be texted" in line for line in lines) == texts
     lines = said(database.environ(), "--explain", str(user), "--now", "2026-03-29T00:00:00+05:45")[1]
     assert "INFO - It is 2026-03-28 19:15 there, the local day 2026-03-28" in lines
+
+
+def test_what_was_logged_after_that_moment_is_not_known_there(database: Database) -> None:
+    logs = [NOW.replace(hour=3) - DAY, NOW.replace(hour=8), *(NOW + 5 * DAY for _ in range(3))]
+    user = database.insert_user("Ana", ANA, "UTC", logs=logs)
+    create_ledger(database)
+    at = ["--now", "2026-03-30T04:07:00Z"]
+    lines = said(database.environ(), "--explain", str(user), *at, at=NOW + 9 * DAY)[1]
+    assert "at the earliest: 2026-03-31 00:00 UTC" in str(lines)
+    assert "still to come" not in str(lines)
+    for days in (3, 4):
+        row(database, user, NOW.date() - days * DAY)
+    database.execute("DELETE FROM Log WHERE created_at < %s", (NOW + DAY,))
+    quiet = said(database.environ() | {"QUIET_AFTER": "2"}, "--explain", str(user), *at, at=NOW + 9 * DAY)[1]
+    assert any(line.startswith("INFO - Gate wanted: no text") for line in quiet)
 
 
 # --- check ------------------------------------------------------------------------------------------------------------
@@ -451,6 +495,15 @@ BROKEN = {
         "missing": shows(HOW + "the ledger is not there yet. The first run makes", sql(f"DROP TABLE {LEDGER}")),
         "column": shows(FAILS + "MySQL: a column is missing", sql(f"ALTER TABLE {LEDGER} DROP segments")),
         "type": shows(FAILS + f"{LEDGER}.user_id is bigint", sql(f"ALTER TABLE {LEDGER} MODIFY user_id BIGINT")),
+        "width": shows(
+            FAILS + f"{LEDGER}.message_sid is varchar(20), too little for CHAR(34) NULL. Run as an administrator:",
+            sql(f"ALTER TABLE {LEDGER} MODIFY message_sid VARCHAR(20) NULL"),
+        ),
+        "no key": shows(FAILS + f"{LEDGER} lacks the primary key", sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY")),
+        "other key": shows(
+            FAILS + f"{LEDGER} lacks the primary key",
+            sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD PRIMARY KEY (user_id, local_day, run_token)"),
+        ),
         "stuck": shows(HOW + "1 rows were left at 'sending'", claimed(state="sending", final_status=None)),
         "future": shows(
             HOW + "1 rows were claimed in the future", claimed(claimed_at=(NOW + DAY).replace(tzinfo=None))

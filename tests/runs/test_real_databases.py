@@ -23,7 +23,7 @@ from habit_notifier import Exit, Settings, Stop, Store
 from tests.runs.statements import CLAIM, PAGE
 from tests.runs.town import NOON, Town, at_send, variants
 from tests.sandbox.database import LEDGER, Database, Server
-from tests.sandbox.fake_twilio import FakeTwilio
+from tests.sandbox.fake_twilio import FakeTwilio, Request
 from tests.sandbox.proxy import Proxy
 from tests.sandbox.sockets import SocketServer
 
@@ -227,8 +227,14 @@ def test_a_switch_over_in_mid_run_is_waited_for(
         assert town.counts == {"sent": USERS}
 
 
-@pytest.mark.parametrize("number", [1047, 1290, 1836, 1792, 3989])
-@pytest.mark.parametrize("statement", [CLAIM, PAGE])
+LATELY_WRITABLE = [1036, 1290, 1792, 1836, 1874, 3989]
+AWAY = [1047, 1152, 1158, 1159, 1160, 1161, 1180, 3032, 3100, 3101, 3169, 9001]
+
+
+@pytest.mark.parametrize(
+    ("number", "statement"),
+    [*((number, CLAIM) for number in LATELY_WRITABLE + AWAY), *((number, PAGE) for number in (1047, 1290, 3032))],
+)
 def test_a_node_that_is_not_ready_for_a_while_is_waited_for(
     town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch, number: int, statement: str
 ) -> None:
@@ -241,6 +247,22 @@ def test_a_node_that_is_not_ready_for_a_while_is_waited_for(
 
     monkeypatch.setattr(Store, "_execute", refuse_twice)
     assert town.run() == 0
+    assert town.served == people
+
+
+def test_an_outage_before_anybody_is_claimed_is_waited_for_as_at_the_start(
+    town: Town, people: list[str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 20.0)
+    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 0.5)
+
+    def away(request: Request) -> None:
+        if request.operation == "list":
+            proxy.refuse()
+            threading.Timer(1.5, proxy.restore).start()
+
+    town.twilio.hook = away
+    assert town.run(**proxy.environ()) == 0
     assert town.served == people
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import habit_notifier
-from habit_notifier import Brake, Job, Report, Row, Settings, State, Stop, utc_now
+from habit_notifier import Brake, Job, Report, Row, Settings, State, Stop, Store, utc_now
 from tests.environ import settings_of
 from tests.runs.town import NOON, Town
 from tests.sandbox.database import LEDGER, Database
@@ -415,6 +415,35 @@ def test_the_look_up_of_a_run_has_a_budget_of_time(world: World, monkeypatch: py
     assert 1 <= sum(settled) < 10
     words = "looking up texts takes too long, the rest waits"
     assert f"WARNING Not all earlier texts were looked up, the next run goes on: {words}" in world.log
+
+
+def test_a_look_up_whose_answer_never_ends_holds_up_no_text(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SETTLE_BUDGET", "PROBE_LIMIT"):
+        monkeypatch.setattr(habit_notifier, name, 0.4)
+    world.row(state="sent", claimed=NOON - DAY, sid=world.message(at=NOON - DAY))
+    world.user(BERT)
+    slow_lists(world, 4)
+    start = time.monotonic()
+    assert world.run(NOON) == 0
+    assert time.monotonic() - start < 3
+    assert len(world.twilio.book) == 2
+    words = "WARNING Not all earlier texts were looked up, the next run goes on: Twilio's answer does not end"
+    assert any(line.startswith(words) for line in world.log)
+
+
+def test_what_another_run_recorded_during_a_look_up_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was suspended wakes, and records a text that this one has taken for lost."""
+    user = world.row(state="sending", claimed=NOON - HOUR)
+    unsettled, sid = Store.unsettled, "SM" + "b" * 32
+
+    def wake(store: Store, now: datetime) -> list[Row]:
+        rows = unsettled(store, now)
+        world.database.execute(f"UPDATE {LEDGER} SET state = 'sent', message_sid = %s", (sid,))
+        return rows
+
+    monkeypatch.setattr(Store, "unsettled", wake)
+    assert world.settle(NOON) == 0
+    assert world.told(user) == ("sent", sid, None, None)
 
 
 @senders

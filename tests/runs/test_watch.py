@@ -278,6 +278,28 @@ def test_events_have_stable_fields(town: Town) -> None:
     assert found == expected
 
 
+def test_what_became_of_earlier_texts_is_told_with_the_same_fields(town: Town) -> None:
+    user = town.database.insert_user("Ana", ANA, "UTC")
+    assert town.run(NOW - timedelta(days=1)) == 0
+    town.twilio.settle(ANA, "undelivered", 30003)
+    [message] = town.twilio.book
+    [learned] = [line for line in lines(town.environ)[1] if line.get("event") == "learned"]
+    expected = {"user_id": user, "outcome": "undelivered", "rule": "no_logs", "code": 30003, "sid": message.sid}
+    assert {name: learned[name] for name in expected} == expected
+
+
+def test_ids_that_are_decimals_are_told_as_objects_too(town: Town) -> None:
+    town.database.execute("DROP TABLE Log, Habit, User")
+    town.database.execute(
+        "CREATE TABLE User (id DECIMAL(20, 0) PRIMARY KEY, name TEXT, phone_number TEXT, time_zone TEXT)"
+    )
+    town.database.execute("CREATE TABLE Habit (id INT PRIMARY KEY, user_id DECIMAL(20, 0), name TEXT)")
+    town.database.execute("CREATE TABLE Log (id INT PRIMARY KEY, habit_id INT, created_at DATETIME)")
+    town.database.execute("INSERT INTO User (id, name, phone_number, time_zone) VALUES (7, 'Ana', %s, 'UTC')", (ANA,))
+    told = lines(town.environ)[1]
+    assert [line["user_id"] for line in told if line.get("event") in ("due", "text")] == ["7", "7"]
+
+
 def test_wrong_settings_are_told_as_objects_too(town: Town) -> None:
     code, found = lines(town.environ | {"DB_PORT": "x", "TWILIO_AUTH_TOKEN": ""})
     assert code == 2
@@ -370,6 +392,27 @@ def test_every_end_leaves_its_exit_code_and_first_error(
     assert found["error"].startswith(error)
 
 
+def test_the_first_error_comes_with_its_remedy(town: Town, summary: Path) -> None:
+    town.database.insert_user("Ana", ANA, "UTC")
+    assert town.run(NOW, **town.database.least_account()) == 2
+    assert "CREATE TABLE IF NOT EXISTS" in read(summary)["error"]
+    assert "GRANT SELECT, INSERT, UPDATE, DELETE ON" in read(summary)["error"]
+
+
+def test_a_run_that_ends_for_its_users_says_so_in_the_summary(town: Town, summary: Path) -> None:
+    create_ledger(town.database)
+    future, held = town.database.insert_users([("Ana", ANA, "UTC"), ("Bo", "+12025550142", "UTC")])
+    town.database.insert_row(future, NOW + timedelta(days=45))
+    assert town.run(NOW) == 2
+    assert read(summary)["error"].startswith("1 users are barred by rows of the future: delete them")
+    town.database.execute(f"DELETE FROM {LEDGER}")
+    town.database.insert_row(
+        held, NOW - timedelta(minutes=1), state="sending", finished_at=None, local_day="2026-03-29"
+    )
+    assert town.run(NOW) == 1
+    assert read(summary)["error"] == "Not everybody was served: the lines above name each of them, and why"
+
+
 @pytest.mark.usefixtures("server")  # as all tests here do
 @pytest.mark.parametrize("letter", ["x", "é", "王", "🙂", '"', "\\", "a\x00", "a\udcff"])
 def test_the_longest_summary_is_whole(letter: str, summary: Path) -> None:
@@ -459,6 +502,15 @@ def test_the_url_may_come_from_a_file(town: Town, switch: Switch, tmp_path: Path
     (tmp_path / "url").write_text(switch.url + "\n")
     assert town.run(NOW, HEARTBEAT_URL_FILE=tmp_path / "url") == 0
     assert switch.ends == ["/start", ""]
+
+
+@pytest.mark.parametrize(("status", "told"), [("200 OK", 0), ("302 Found", 2), ("404 Not Found", 2)])
+def test_a_switch_that_does_not_take_a_ping_is_named_with_its_status(
+    town: Town, status: str, told: int, switch: Switch
+) -> None:
+    switch.answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()
+    assert town.run(NOW, HEARTBEAT_URL=switch.url) == 0
+    assert town.said(f"WARNING HEARTBEAT_URL was not told: HTTP {status[:3]}") == told
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
