@@ -208,10 +208,10 @@ class Judge:
             if any(fault.kind in ("clock behind", "clock ahead") for fault in group.faults):
                 yield "only who is due", f"{user} got {text} by a clock that is wrong"
             self._days[user.key].append((text, days))
-            asleep = [a for a, b in group.jumps if timedelta() <= text.accepted_at - b < SECOND]
-            self._instants[text.sid] = [
-                at + by for at in (text.accepted_at, *asleep) for by in (-self._slack, self._slack)
-            ]
+            asleep = [text.accepted_at]  # or when it may have left: the clock may have jumped on its way, even twice
+            for before, after in sorted(group.jumps, reverse=True):
+                asleep += [before] if timedelta() <= asleep[-1] - after < SECOND else []
+            self._instants[text.sid] = [at + by for at in asleep for by in (-self._slack, self._slack)]
             here = {zone_day(user, at, self._default) for at in self._instants[text.sid]}
             if days and not days & here:
                 yield "only who is due", f"{user} got {text} when {days} was over"

@@ -135,6 +135,9 @@ class Stage:
         self.database = self.databases[scene.id_type]
         self.twilio = self.fakes[scene.tls]
         self.clock = SceneClock(scene.steps[0].at - datetime.now(UTC))
+        for thread in threading.enumerate():  # of runs in this process, which went on without them: none ends with it
+            if "(_work)" in thread.name:
+                thread.join(5)
         self.twilio.reset()
         self.twilio.clock = self.clock
         self.twilio.list_lag = scene.list_lag
