@@ -256,13 +256,17 @@ def test_an_outage_before_anybody_is_claimed_is_waited_for_as_at_the_start(
     monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 20.0)
     monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 0.5)
 
+    restored = threading.Timer(1.5, proxy.restore)
+
     def away(request: Request) -> None:
         if request.operation == "list":
             proxy.refuse()
-            threading.Timer(1.5, proxy.restore).start()
+            proxy.cut()
+            restored.start()
 
     town.twilio.hook = away
     assert town.run(**proxy.environ()) == 0
+    assert restored.finished.is_set()
     assert town.served == people
 
 
