@@ -2056,7 +2056,7 @@ class Store:
         self._zones = ""
         self.as_of: datetime | None = None  # --now: the ledger as it stood then
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
-        self._recorded: deque[tuple[float, Row]] = deque()
+        self._recorded: deque[tuple[float, list[Row]]] = deque()
 
     def __enter__(self) -> Store:
         return self
@@ -2145,7 +2145,7 @@ class Store:
     def _write_again(self) -> None:
         """On a new connection: what was written last may be lost with the server that it was written to."""
         since = time.monotonic() - DATABASE_MEMORY
-        rows = [*(row for at, row in self._recorded if at > since), *self.claims.values()]
+        rows = [*(row for at, some in self._recorded if at > since for row in some), *self.claims.values()]
         for part in chunks(rows, KEYS):
             self._execute(*upsert(part))
 
@@ -2500,7 +2500,7 @@ class Store:
         self.claims |= kept  # what is written again on a new connection
         for part in chunks(list(kept.values()), KEYS):
             self._run(*upsert(part))
-        self._recorded.extend((time.monotonic(), row) for row in kept.values())
+        self._recorded.append((time.monotonic(), list(kept.values())))
         while self._recorded and self._recorded[0][0] < time.monotonic() - DATABASE_MEMORY:
             self._recorded.popleft()
         for reminder in kept:

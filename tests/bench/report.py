@@ -19,8 +19,7 @@ from tests.bench.sending import LATENCY, Speed
 from tests.bench.shards import CONCURRENCY, Shards
 
 START_BOUND = 1.3  # times the imports
-MEMORY_BOUND = 70  # MiB, of a whole run
-SETTLE_BOUND = 90  # MiB, of --settle
+MEMORY_BOUND = 90  # MiB
 BARE_BOUND = 0.9  # of what twilio's client alone reaches with 64 threads
 PRICE_BOUND = 0.10  # of the speed at 32
 
@@ -32,7 +31,9 @@ one grouped query ([reference.sql](../tests/bench/reference.sql)), from the star
 a loop of one query for each user and day. The ratio of CPU, the server's included, is the one to trust when the machine
 was busy with other things. The bounds are for a million users with 24 million logs. The ledger is empty."""
 MEMORY = f"""The most of a whole run at the default concurrency, database and Twilio over TLS, and of `--settle` an hour
-later, which looks at up to 20,000 texts; at most {MEMORY_BOUND} and {SETTLE_BOUND} MiB."""
+later, which looks at up to 20,000 texts; at most {MEMORY_BOUND} MiB. The
+results of the last 60 s are kept, to be written again when the database switches over: with 420 texts/s, as here, they
+are a sixth of it."""
 EXTRAS = """The same with more, with the index and as many users as the table above has at most."""
 SENDING = f"""Over plain HTTP, against a Twilio in a process of its own that takes {LATENCY * 1000:.0f} ms a text. The
 limit is concurrency / latency; *bare* is a loop over twilio's client with as many threads; the ledger's price is the
@@ -129,9 +130,7 @@ def _extra(extra: Extra) -> list[str]:
 
 
 def _memory(row: Memory) -> list[str]:
-    most = (
-        _bold(f"{mib:.0f}", mib <= bound) for mib, bound in ((row.mib, MEMORY_BOUND), (row.settling_mib, SETTLE_BOUND))
-    )
+    most = (_bold(f"{mib:.0f}", mib <= MEMORY_BOUND) for mib in (row.mib, row.settling_mib))
     return [f"{row.users:,}", f"{row.texts:,}", *most]
 
 

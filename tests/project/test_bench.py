@@ -97,12 +97,12 @@ def test_what_is_out_of_its_bound_is_bold() -> None:
         "make bench",
         "MySQL 9",
         cases=[
-            replace(CASE, to_client=1.01), replace(CASE, cpu_to_client=1.01), replace(CASE, to_loop=24.9),
-            replace(WITHOUT, to_client=0.96), replace(WITHOUT, cpu_to_client=0.96), replace(WITHOUT, to_loop=6.9),
+            replace(CASE, to_client=1.41), replace(CASE, cpu_to_client=1.41), replace(CASE, to_loop=24.9),
+            replace(WITHOUT, to_client=1.11), replace(WITHOUT, cpu_to_client=1.11), replace(WITHOUT, to_loop=6.9),
         ],
         extras=[replace(EXTRA, times=1.26)],
         starts=[Start(0.14, 0.1, 1.31)],
-        memory=[Memory(10_000, 2_000, 70.6, 90.6)],
+        memory=[Memory(10_000, 2_000, 90.6, 90.6)],
         speeds=[
             replace(SPEED, concurrency=8, texts=71), replace(SPEED, concurrency=64, to_bare=0.89),
             replace(SPEED, round_trip=0.005, price=0.11),
