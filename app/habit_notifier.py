@@ -862,7 +862,8 @@ class Report:
             kind = FixFirst if for_all else RetryLater
             return kind(f"Twilio refuses texts for our set-up, the last one: {self._set_up}")
         if barred := self.counts[Outcome.FUTURE]:
-            return FixFirst(f"{barred} users are barred by rows of the future: delete them, as their lines above say")
+            kind = FixFirst if shards == 1 else RetryLater
+            return kind(f"{barred} users are barred by rows of the future: delete them, as their lines above say")
         if uncertain and not sent:
             return RetryLater(f"No text was surely sent, and {uncertain} may have been: see https://status.twilio.com")
         return None
@@ -880,7 +881,11 @@ class Report:
             brake.pull(RetryLater("Not everybody was served: the lines above name each of them, and why"))
         if early and self.started and brake.failure is early:  # its first telling may stand above thousands of lines
             tell(early)
-        return Exit.worst([*(outcome.exit_code for outcome in self.counts), *brake.exit_codes])
+        alone = settings.shard_count == 1  # else exit code 2 would stop the other shards, for a few people of this one
+        asked = (
+            Exit.RETRY if outcome is Outcome.FUTURE and not alone else outcome.exit_code for outcome in self.counts
+        )
+        return Exit.worst([*asked, *brake.exit_codes])
 
     def _warn(self, settings: Settings) -> None:
         """What whoever set this up should know of the texts."""

@@ -112,3 +112,13 @@ def test_each_shard_settles_and_purges_the_rows_of_its_own_users(town: Town) -> 
         left -= own
         assert sum(day < later.date() for (day,) in town.rows("local_day")) == left
     assert left == 0
+
+
+def test_a_row_of_the_future_fails_its_shard_and_stops_no_other(town: Town) -> None:
+    assert town.run(NOON, "--settle") == 0  # makes the ledger
+    user = next(user for user in ids(town) if own_of(user, 1, 2))
+    town.database.insert_row(user, NOON + timedelta(days=45))
+    assert [town.run(**shard(index, 2)) for index in range(2)] == [0, 1]
+    assert town.said("ERROR 1 users are barred by rows of the future: delete them") == 1
+    assert len(town.served) == USERS - 1
+    assert town.run() == 2
