@@ -24,6 +24,7 @@ from habit_notifier import (
     days_of,
     delivered,
     in_window,
+    is_after,
     is_permanent,
     listed,
     meaning,
@@ -118,6 +119,17 @@ def test_only_the_latest_end_tells_that_a_number_is_gone() -> None:
     assert delivered(a_case([gone, a_row(3)]))  # of what came after it, nothing is known yet
     assert delivered(a_case([gone, a_row(3, "undelivered", 30034)]))
     assert delivered(a_case([gone], REFUSED_RETRY_DAYS=0)) is None
+    for code in (30006, 21614):
+        skip = delivered(a_case([a_row(4, "undelivered", code), a_row(5, "undelivered", 30003)]))
+        assert skip
+        assert skip.args == (meaning(code),)
+
+
+@pytest.mark.parametrize(("ago", "after"), [(2, False), (3, False), (4, True)])
+def test_a_text_is_after_the_logs_of_earlier_days_and_of_earlier_instants(ago: int, after: bool) -> None:
+    row = a_row(3)
+    assert is_after(row, row.local_day + timedelta(days=3 - ago)) is after
+    assert is_after(row, row.claimed_at + timedelta(seconds=3 - ago)) is after
 
 
 @pytest.mark.parametrize("status", ["undelivered", "failed"])
@@ -135,7 +147,7 @@ def test_as_many_losses_in_a_row_as_the_limit_says_are_enough(limit: int, code: 
 LOST = [a_row(ago, "undelivered", 30003) for ago in (7, 5, 3)]
 
 
-@pytest.mark.parametrize("blocked", [*sorted(BLOCKED_SENDER), 30001, 30002, 30036])
+@pytest.mark.parametrize("blocked", [*sorted(BLOCKED_SENDER), 30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036])
 def test_what_the_sender_is_to_blame_for_neither_counts_nor_resets(blocked: int) -> None:
     ours = [a_row(ago, "undelivered", blocked) for ago in (6, 4, 2)]
     assert delivered(a_case(ours)) is None
