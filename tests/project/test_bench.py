@@ -17,7 +17,7 @@ from tests.bench.measure import Bench
 from tests.bench.process import Memory, Start
 from tests.bench.sending import Speed
 from tests.bench.shards import Shards
-from tests.full import sample
+from tests.full import FULL, sample
 from tests.project.shell import ROOT, ran
 
 CASE = Case(
@@ -79,8 +79,9 @@ def test_the_other_parts_measure_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.texts > 20
     assert 30 < memory.mib < 200
     assert 30 < memory.settling_mib < 200
-    assert [speed.round_trip for speed in sending.run(bench)] == [0, 0.005]
-    assert [row.count for row in shards.run(bench, 200)] == [1, 2]
+    if FULL:  # a dozen processes each
+        assert [speed.round_trip for speed in sending.run(bench)] == [0, 0.005]
+        assert [row.count for row in shards.run(bench, 200)] == [1, 2]
 
 
 def test_what_is_not_a_part_is_told() -> None:
