@@ -233,6 +233,7 @@ def test_what_all_attempts_of_a_job_left_uncertain_fails_and_what_is_older_is_co
     assert expected.failed is (expected is Outcome.UNCERTAIN)
     assert skip
     assert skip.again is (state is State.SENDING and expected is Outcome.UNCERTAIN)
+    assert told(skip).startswith("another run is texting" if state is State.SENDING else "it may have been sent")
 
 
 @pytest.mark.parametrize("state", [State.SENT, State.UNCERTAIN, State.SENDING])
