@@ -81,6 +81,7 @@ IN_LEDGER: dict[str, set[str | None]] = {
 STATES = {"sending", "sent", "refused", "uncertain"}
 FINAL = {"delivered", "undelivered", "failed"}
 SECOND = timedelta(seconds=1)
+ATTEMPTS = timedelta(minutes=31)  # of a Job, all of them, and some slack
 
 Problem = tuple[str, str]
 
@@ -392,6 +393,10 @@ class Judge:
             if not found or len(named) != 1:
                 continue
             state = rows.get((str(person.id), found.day))
+            if state is None and named[0] == "uncertain":  # an attempt before this one, on the local day before
+                lately = told.run.now - ATTEMPTS
+                recent = (r for r in group.ledger_after if r.user_id == person.id and r.claimed_at > lately)
+                state = next((row.state for row in recent), None)
             right = set(IN_LEDGER.get(named[0], {None}))
             if is_zombie(group) and None in right:
                 right.add("sending")
