@@ -470,7 +470,7 @@ def test_5_a_twilio_that_fails_for_everybody_fails_the_job_and_nobody_is_texted_
     assert outside.texts() == due
     count = due.total()
     words = rf"  {job}  failed \(BackoffLimitExceeded\), exit code 1: 0 sent, {count} failed, {count} uncertain\n    "
-    assert re.search(f"{words}.*is Twilio well", user.does("make status"))
+    assert re.search(rf"{words}.*see https://status\.twilio\.com", user.does("make status"))
 
 
 def test_5_a_clock_that_is_wrong_keeps_a_run_from_texting_until_it_is_mended(
