@@ -161,7 +161,7 @@ class Outcome(Enum):
     UNCERTAIN = ("uncertain", True, Exit.DONE, logging.WARNING)
     RELEASED = ("not sent", True, Exit.RETRY, logging.WARNING)
     NOT_TRIED = ("not tried", True, Exit.RETRY, logging.WARNING)
-    FUTURE = ("barred by a row of the future", True, Exit.ACT, logging.WARNING)
+    FUTURE = ("barred by a row of the future", True, Exit.RETRY, logging.WARNING)
 
     def __init__(self, words: str, failed: bool, exit_code: Exit, level: int) -> None:
         self.words, self.failed, self.exit_code, self.level = words, failed, exit_code, level
@@ -386,7 +386,7 @@ def spaced(case: Case) -> Skip | None:
         if row.state is State.REFUSED or (last <= case.now - SPACING and last < case.days.end):
             continue
         if row.state is State.SENDING and case.now < row.claimed_at + case.settings.deadline:
-            return Skip(Outcome.NOT_TRIED, "another run holds this user for another local day", again=True)
+            return Skip(Outcome.NOT_TRIED, "another run holds this user, or was cut off while it did", again=True)
         words = "another text may have been posted as late as %s UTC, not 11 h 30 min ago, or today"
         unsure = row.state is not State.SENT and case.now - row.claimed_at < ALL_ATTEMPTS
         return Skip(Outcome.UNCERTAIN if unsure else Outcome.DEFERRED, words, (f"{last:%Y-%m-%d %H:%M}",))
@@ -471,9 +471,14 @@ class Job:
     def prove(self) -> None:
         """Whatever would fail everybody fails here, before anybody is claimed."""
         self.patiently(self.store.open)
-        twilios = self.patiently(lambda: within(PROBE_LIMIT, self.brake, self.twilio.probe))
+        twilios = self.patiently(self.probe)
         log.info("Twilio client initialized")
-        compare_clocks(twilios, self.clock())
+        for doubt in clock_doubts(twilios, self.clock()):
+            log.warning("%s", doubt)
+
+    def probe(self) -> datetime | None:
+        """Ask Twilio whether texts could be posted; its clock."""
+        return within(PROBE_LIMIT, self.brake, self.twilio.probe)
 
     def patiently(self, step: Callable[[], T]) -> T:
         """Take a step, again and again while what it needs is away: nobody is claimed yet."""
@@ -503,7 +508,7 @@ class Job:
         except NotifierError as cut_short:
             failure = cut_short
             log.warning("Not all earlier texts were looked up, the next run goes on: %s", failure)
-        messages = {message.sid: message for message in list(found)}
+        messages = {message.sid: message for message in list(found)}  # a copy: what does not end may still add to it
         settled = settled_rows(rows, messages, self.clock(), looked_up=failure is None)
         self.store.settle(settled)
         self.report.learned(rows, settled)
@@ -522,13 +527,13 @@ class Job:
         self.store.judge_by(days_by_zone(zones, self.settings, self.now), self.now)
         yield from zone_doubts(zones, self.settings)
         if not self.store.as_of:  # of another moment the newest logs say nothing
-            yield from self.log_doubts()
+            yield from self.look_at_logs()
         if only := self.settings.only_users:
             yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
             for user_id in sorted(only - self.store.known(only)):
                 yield f"ONLY_USERS names {user_id}: there is no such user"
 
-    def log_doubts(self) -> Iterator[str]:
+    def look_at_logs(self) -> Iterator[str]:
         """Whether the newest logs are as they should be, if they can be read."""
         try:
             users = self.report.users * self.settings.shard_count
@@ -698,13 +703,13 @@ class Job:
         self.report.not_tried(self.waiting)
 
 
-def compare_clocks(twilios: datetime | None, now: datetime) -> None:
+def clock_doubts(twilios: datetime | None, now: datetime) -> Iterator[str]:
     """Days are judged, and the ledger is kept, by this clock.
 
     :raises RetryLater: when it is not Twilio's
     """
     if twilios is None:
-        log.warning("Twilio's answer has no Date: whether this node's clock is right is not known")
+        yield "Twilio's answer has no Date: whether this node's clock is right is not known"
     elif abs(twilios - now) > CLOCK_TOLERANCE:
         raise RetryLater(
             f"this node's clock is wrong: it says {now:%Y-%m-%d %H:%M:%S} UTC, Twilio {twilios:%Y-%m-%d %H:%M:%S}: "
@@ -855,7 +860,7 @@ class Report:
                 )
 
     def verdict(self, shards: int) -> NotifierError | None:
-        """What the counts say of the whole run. A shard's few people do not stop the other shards."""
+        """What the counts say of the whole run. For a few people no shard ends with 2, which would stop all others."""
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
         if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
             for_all = self.counts[Outcome.TRIAL] or shards == 1 or setup >= STREAK
@@ -865,7 +870,8 @@ class Report:
             kind = FixFirst if shards == 1 else RetryLater
             return kind(f"{barred} users are barred by rows of the future: delete them, as their lines above say")
         if uncertain and not sent:
-            return RetryLater(f"No text was surely sent, and {uncertain} may have been: see https://status.twilio.com")
+            why = "the lines above say why. If it is Twilio, see https://status.twilio.com"
+            return RetryLater(f"No text was surely sent, and {uncertain} may have been: {why}")
         return None
 
     def close(self, brake: Brake, settings: Settings) -> Exit:
@@ -881,11 +887,7 @@ class Report:
             brake.pull(RetryLater("Not everybody was served: the lines above name each of them, and why"))
         if early and self.started and brake.failure is early:  # its first telling may stand above thousands of lines
             tell(early)
-        alone = settings.shard_count == 1  # else exit code 2 would stop the other shards, for a few people of this one
-        asked = (
-            Exit.RETRY if outcome is Outcome.FUTURE and not alone else outcome.exit_code for outcome in self.counts
-        )
-        return Exit.worst([*asked, *brake.exit_codes])
+        return Exit.worst([*(outcome.exit_code for outcome in self.counts), *brake.exit_codes])
 
     def _warn(self, settings: Settings) -> None:
         """What whoever set this up should know of the texts."""
@@ -2059,6 +2061,7 @@ class Store:
         self._opened = self._claimed = self._dates = self._binary_ids = self._fresh = self._has_ledger = False
         self._days: Mapping[bytes, Days] = {}
         self._zones = ""
+        self._until = time.monotonic() + settings.run_deadline  # nothing is waited for longer, before a claim
         self.as_of: datetime | None = None  # --now: the ledger as it stood then
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
         self._recorded: deque[tuple[float, list[Row]]] = deque()
@@ -2125,7 +2128,7 @@ class Store:
                 failure = DatabaseError(error, self._settings.hide, connected=connected, written=self._opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self._disconnect()
-            patience = DATABASE_PATIENCE if self._claimed else OUTAGE_PATIENCE
+            patience = DATABASE_PATIENCE if self._claimed else min(OUTAGE_PATIENCE, self._until - start)
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
             repeats = Remedy.REPEAT, *([Remedy.RECONNECT] if self._opened else [])
             if failure.remedy not in repeats or time.monotonic() + pause > start + patience:
@@ -2447,7 +2450,7 @@ class Store:
     # ledger
 
     def history(self, users: Sequence[User]) -> tuple[dict[UserId, list[Row]], dict[UserId, date]]:
-        """The rows of users whose days are known, and the last log of those whom QUIET_AFTER may concern."""
+        """The rows of users of whom one may matter, and the last log of those whom QUIET_AFTER may concern."""
         rows: dict[UserId, list[Row]] = defaultdict(list)
         ids = [user.id for user in users if user.rows_matter and self._has_ledger]
         for part in chunks(ids, IN_LIST):
@@ -2906,11 +2909,7 @@ def check_users(job: Job) -> Iterator[str]:
 
 def check_twilio(job: Job) -> Iterator[str]:
     """Credentials, and this node's clock."""
-    twilios = job.twilio.probe()
-    if twilios is None:
-        yield "Twilio's answer has no Date: whether this node's clock is right is not known"
-    else:
-        compare_clocks(twilios, job.clock())
+    yield from clock_doubts(job.probe(), job.clock())
 
 
 def check_hours(job: Job) -> Iterator[str]:
@@ -2929,7 +2928,7 @@ CHECKS: dict[str, tuple[set[str], Callable[[Job], Iterable[str]]]] = {
     "users and logs": ({"database"}, check_users),
     "hours": (set(), check_hours),
     "Twilio": (set(), check_twilio),
-    "sender": ({"Twilio"}, lambda job: job.twilio.find_sender()),
+    "sender": ({"Twilio"}, lambda job: within(PROBE_LIMIT, job.brake, lambda: list(job.twilio.find_sender()))),
 }
 
 
@@ -3343,9 +3342,8 @@ def masked(value: object) -> object:
 def impersonal(text: str) -> str:
     """A text without what others are quoted with, which may hold anything, and without people's numbers."""
     text = re.sub("“[^”]*”", "(hidden)", text)
-    return re.sub(
-        rf"(?!\{EXAMPLE})(\+|%2B)([0-9]{{7,15}})(?![0-9])", lambda number: masked_number("+" + number[2]), text
-    )
+    number = rf"(?!{re.escape(EXAMPLE)}(?![0-9]))(\+|%2B)([0-9]{{7,15}})(?![0-9])"
+    return re.sub(number, lambda found: masked_number("+" + found[2]), text)
 
 
 def masked_number(text: str) -> str:
@@ -3464,7 +3462,6 @@ def heartbeat(environ: Mapping[str, str]) -> str:
 
 def ping(url: str, end: str, summary: Mapping[str, Any] | None = None) -> None:
     """Tell the dead man's switch; whatever comes of it, for PING_SECONDS at most, is only logged."""
-
     problem = [f"no answer within {PING_SECONDS:g} s"]
 
     def post() -> None:

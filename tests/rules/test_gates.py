@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from habit_notifier import (
     BLOCKED_SENDER,
     GONE,
+    READ_ROWS,
     Case,
     FixFirst,
     Outcome,
@@ -111,6 +112,16 @@ def test_a_number_that_is_gone_is_left_alone_for_as_long_as_one_that_refused(
 def test_a_refusal_that_came_as_a_failed_text_stays_remembered_once_it_is_settled(code: int) -> None:
     before, after = a_row(1, "refused", code, state=State.REFUSED), a_row(1, "failed", code)
     assert [outcome(speaks_against(a_case([row]))) for row in (before, after)] == [Outcome.REMEMBERED] * 2
+
+
+def test_without_rows_no_gate_that_reads_rows_speaks() -> None:
+    settings: dict[str, Any] = {
+        "UNDELIVERED_LIMIT": 1,
+        "QUIET_AFTER": 1,
+        "MAX_PER_WEEK": 1,
+        "SEND_WINDOW": "09:00-20:00",
+    }
+    assert [gate.__name__ for gate in READ_ROWS if gate(a_case(**settings))] == []
 
 
 def test_only_the_latest_end_tells_that_a_number_is_gone() -> None:

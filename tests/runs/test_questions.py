@@ -15,6 +15,7 @@ from pathlib import Path
 import pymysql
 import pytest
 
+import habit_notifier
 from habit_notifier import CHECKS, GATES
 from tests.rules import oracle
 from tests.rules.oracle import SECOND
@@ -22,7 +23,7 @@ from tests.runs import program
 from tests.runs.test_population import population, settle_in
 from tests.runs.town import create_ledger
 from tests.sandbox.database import LEDGER, Database, Server, make_certificates
-from tests.sandbox.fake_twilio import FakeTwilio, Operation, Request, refuse
+from tests.sandbox.fake_twilio import ACCEPT, FakeTwilio, Operation, Request, refuse
 
 NOW = datetime(2026, 3, 30, 9, tzinfo=UTC)  # in Berlin, day 2 has 23 hours
 DAY = timedelta(days=1)
@@ -575,6 +576,18 @@ def test_other_senders_are_found_in_the_account(
 ) -> None:
     twilio.senders.add("12345")
     assert verdicts(ready | sender)[1]["sender"] == ["INFO ok"]
+
+
+def test_a_twilio_whose_answer_never_ends_does_not_hold_up_a_check(
+    ready: dict[str, str], twilio: FakeTwilio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "PROBE_LIMIT", 0.4)
+    for operation, name in (("list", "Twilio"), ("numbers", "sender")):
+        late = ACCEPT.delayed(after=4)
+        twilio.hook = lambda request, on=operation, late=late: late if request.operation == on else None
+        code, found = verdicts(ready)
+        assert code == 2
+        assert found[name] == ["ERROR Twilio's answer does not end: see https://status.twilio.com"]
 
 
 def test_wrong_settings_are_all_that_a_check_tells(ready: dict[str, str]) -> None:

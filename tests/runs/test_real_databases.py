@@ -270,6 +270,25 @@ def test_an_outage_before_anybody_is_claimed_is_waited_for_as_at_the_start(
     assert town.served == people
 
 
+def test_an_outage_before_anybody_is_claimed_is_waited_for_until_the_deadline_and_told(
+    town: Town, people: list[str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 60.0)
+
+    def away(request: Request) -> None:
+        if request.operation == "list":
+            proxy.refuse()
+            proxy.cut()
+
+    town.twilio.hook = away
+    began = time.monotonic()
+    assert town.run(**proxy.environ(), RUN_DEADLINE=2) == 1
+    assert time.monotonic() - began < 8
+    assert town.problem.startswith("MySQL: it cannot be reached: check DB_HOST")
+    assert not town.twilio.book
+    assert len(people) == USERS
+
+
 def test_an_outage_at_the_start_is_waited_for(
     town: Town, people: list[str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import pytest
 import requests
 
 import habit_notifier
-from habit_notifier import Http, Job, OneLine, Outcome, Report, Settings, Stop, Twilio, phone_number
+from habit_notifier import Http, Job, OneLine, Outcome, Report, Settings, Stop, Twilio, impersonal, phone_number
 from tests.runs import program
 from tests.runs.test_log import NASTY
 from tests.runs.town import Town, create_ledger
@@ -221,6 +221,12 @@ def test_with_pii_the_same_is_said_and_the_summary_has_none_of_it(
     last = text[text.rindex("ERROR") :] if "ERROR" in text else text
     assert people.leaks(last if "quotes" in wrong or wrong == "unknown refusals" else text)
     assert people.leaks(summary.read_text()) == set()
+
+
+@pytest.mark.usefixtures("server")  # as all tests here do
+def test_the_example_of_a_remedy_is_nobodys_number_and_a_longer_one_is() -> None:
+    assert impersonal("such as +14155550123: correct") == "such as +14155550123: correct"
+    assert impersonal("to +141555501234, +14155550124") == "to +1******1234, +1******0124"
 
 
 def test_a_masked_number_keeps_its_country_and_its_end(town: Town) -> None:
