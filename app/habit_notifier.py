@@ -403,7 +403,7 @@ def in_window(case: Case) -> Skip | None:
 
 
 # A run takes the first that speaks; none of them writes. `handled` comes before `of_the_past`, whose DELETE must never
-# name a text of today. A gate that reads rows stands in READ_ROWS, too, and wants its part of ROW_MATTERS, in Store.
+# name a text of today. A gate that reads rows stands in READ_ROWS, too, and wants its part of ROW_MATTERS, in Ledger.
 GATES: tuple[Callable[[Case], Skip | None], ...] = (
     listed,
     placed,
@@ -435,22 +435,22 @@ class Job:
     def __init__(self, settings: Settings, report: Report, clock: Clock, stop: Stop) -> None:
         self.settings, self.report, self.clock = settings, report, clock
         self.brake = Brake(stop, clock, settings.run_deadline)
-        self.store = Store(settings, stop)
-        self.twilio = Twilio(settings)
+        self.database = Database(settings, stop)
+        self.tracker, self.ledger = Tracker(settings, self.database), Ledger(settings, self.database)
+        self.twilio, self.streak = Twilio(settings), Streak(self.brake)
         self.sender = Sender(self.twilio, self.brake, settings, clock)
-        self.streak = Streak(self.brake)
         self.now = clock()  # what days are judged by; read anew when all has answered
         self.waiting: deque[Reminder] = deque()
         self.unrecorded: dict[Reminder, Answer] = {}
         self.aside: list[tuple[User, Skip]] = []  # another run holds them
-        self.about = ""  # the user whom --explain asks about
-        self.last_call = False
+        self.about, self.last_call = "", False  # whom --explain asks about; whether nobody is put aside any more
+        self.as_of: datetime | None = None  # --now
 
     def run(self) -> Exit:
         """Text everybody who is due."""
         log.info("Starting habit notification job")
         log.info("Settings: %s", self.settings.shown())
-        with self.brake.holding(), self.store, self.sender:
+        with self.brake.holding(), self.database, self.sender:
             self.prove()
             self.learn()
             self.look_around()
@@ -462,7 +462,7 @@ class Job:
 
     def settle(self) -> Exit:
         """Ask Twilio what became of texts whose end is not known yet; text nobody."""
-        with self.brake.holding(), self.store:
+        with self.brake.holding(), self.database:
             self.prove()
             if failure := self.learn():
                 raise failure
@@ -470,10 +470,17 @@ class Job:
 
     def prove(self) -> None:
         """Whatever would fail everybody fails here, before anybody is claimed."""
-        self.patiently(self.store.open)
+        self.patiently(self.open)
         twilios = self.patiently(self.probe)
         log.info("Twilio client initialized")
         for doubt in clock_doubts(twilios, self.clock()):
+            log.warning("%s", doubt)
+
+    def open(self) -> None:
+        """Connect to the database, and prove what is read and written."""
+        self.tracker.look()
+        self.ledger.open()
+        for doubt in self.tracker.doubts():
             log.warning("%s", doubt)
 
     def probe(self) -> datetime | None:
@@ -500,7 +507,7 @@ class Job:
 
         :raises FixFirst: when carriers block the sender
         """
-        rows, found, failure = self.store.unsettled(self.clock()), deque[Message](), None
+        rows, found, failure = self.ledger.unsettled(self.clock()), deque[Message](), None
         try:
             within(
                 SETTLE_BUDGET + PROBE_LIMIT, self.brake, lambda: found.extend(self.twilio.outcomes(rows, self.brake))
@@ -510,7 +517,7 @@ class Job:
             log.warning("Not all earlier texts were looked up, the next run goes on: %s", failure)
         messages = {message.sid: message for message in list(found)}  # a copy: what does not end may still add to it
         settled = settled_rows(rows, messages, self.clock(), looked_up=failure is None)
-        self.store.settle(settled)
+        self.ledger.settle(settled)
         self.report.learned(rows, settled)
         stop_if_blocked(settled)
         return failure
@@ -522,22 +529,23 @@ class Job:
 
     def survey(self) -> Iterator[str]:
         """Read the time and the zones; what concerns everybody and looks wrong."""
-        self.now, zones = self.clock(), self.store.zones()
+        self.now, zones = self.clock(), self.tracker.zones()
         self.report.start(sum(zone.users for zone in zones))
-        self.store.judge_by(days_by_zone(zones, self.settings, self.now), self.now)
+        days = days_by_zone(zones, self.settings, self.now)
+        self.tracker.judge_by(days, self.now, self.ledger.rows_matter)
         yield from zone_doubts(zones, self.settings)
-        if not self.store.as_of:  # of another moment the newest logs say nothing
+        if not self.as_of:  # of another moment the newest logs say nothing
             yield from self.look_at_logs()
         if only := self.settings.only_users:
             yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
-            for user_id in sorted(only - self.store.known(only)):
+            for user_id in sorted(only - self.tracker.known(only)):
                 yield f"ONLY_USERS names {user_id}: there is no such user"
 
     def look_at_logs(self) -> Iterator[str]:
         """Whether the newest logs are as they should be, if they can be read."""
         try:
             users = self.report.users * self.settings.shard_count
-            yield from log_doubts(self.store.newest_logs(self.now + CLOCK_TOLERANCE), users)
+            yield from log_doubts(self.tracker.newest_logs(self.now + CLOCK_TOLERANCE), users)
         except DatabaseError as failure:
             if failure.remedy is not Remedy.SMALLER:
                 raise
@@ -549,7 +557,7 @@ class Job:
 
     def judged(self) -> Iterator[list[Reminder]]:
         """The reminders of each page, while more work may be taken."""
-        pages = self.store.pages(self.report.users)
+        pages = self.tracker.pages(self.report.users)
         while not self.brake.pulled:
             if (page := next(pages, None)) is None:
                 self.report.walked = True
@@ -583,7 +591,7 @@ class Job:
     def due(self, users: Sequence[User]) -> list[Reminder]:
         """The reminders to claim; who gets none is reported, or put aside."""
         users = self.once_each(users)
-        rows, last_logs = self.store.history(users)
+        rows, last_logs = self.history(users)
         now, reminders = self.clock(), []  # read after the rows: what another run has just written is not of the future
         for user in users:
             case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), self.settings, now)
@@ -592,6 +600,13 @@ class Job:
             else:
                 reminders.append(Reminder(user, rule_for(logged_day1=user.logged_day1), case.days))
         return reminders
+
+    def history(self, users: Sequence[User]) -> tuple[Mapping[UserId, list[Row]], Mapping[UserId, date]]:
+        """The ledger's rows of those of whom some may matter; the last log of those whom QUIET_AFTER may concern."""
+        rows = self.ledger.history((user.id for user in users if user.rows_matter), self.as_of)
+        quiet = self.settings.quiet_after
+        long = {user_id: own for user_id, own in rows.items() if quiet and len(own) >= quiet}
+        return rows, self.tracker.last_logs(long, self.as_of)
 
     def once_each(self, users: Sequence[User]) -> list[User]:
         """The users without those whose id came before: a view over a join may return one twice."""
@@ -653,10 +668,10 @@ class Job:
     def give_way(self, handful: Sequence[Reminder]) -> Collection[Reminder]:
         """Write the claims; those that another run has a better right to are released, reported, and returned."""
         now = self.clock()
-        rows = self.store.claim(handful, now)
+        rows = self.ledger.claim(handful, now)
         cases = {r: Case(r.user, rows[r.user.id], None, self.settings, now) for r in handful}
-        others = {r: skip for r, case in cases.items() if (skip := not_ours(self.store.claims[r], case))}
-        self.store.release(others)
+        others = {r: skip for r, case in cases.items() if (skip := not_ours(self.ledger.claims[r], case))}
+        self.ledger.release(others)
         for reminder, skip in others.items():
             del self.unrecorded[reminder]
             self.skip(reminder.user, skip)
@@ -666,7 +681,7 @@ class Job:
         """Record what became of texts, then tell it."""
         self.unrecorded |= answers
         self.streak.add(answers.values())
-        self.store.record(answers, self.clock())
+        self.ledger.record(answers, self.clock())
         self.report.finished(answers, self.clock())
         for reminder in answers:
             del self.unrecorded[reminder]
@@ -675,7 +690,7 @@ class Job:
         """After a failure: wait for what is in flight, and try once more to record it."""
         self.unrecorded |= self.sender.answers()
         try:
-            self.store.record(self.unrecorded, self.clock())
+            self.ledger.record(self.unrecorded, self.clock())
         except NotifierError:
             log.error(
                 "What became of the last %d texts could not be recorded: their rows stay at 'sending', which keeps "
@@ -689,7 +704,7 @@ class Job:
         """Delete old rows, a few at a time; what is left, or fails, can wait for the next run."""
         deleted, before = 0, (self.clock() - RETENTION).date()
         try:
-            while not self.brake.pulled and (some := self.store.purge(before)):
+            while not self.brake.pulled and (some := self.ledger.purge(before)):
                 deleted += some
         except NotifierError as failure:
             log.warning("Left for the next run: %s", failure)
@@ -1253,11 +1268,8 @@ def watchdog(brake: Brake) -> Iterator[None]:
         over.set()
 
 
-def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
-    """What a step comes to, in a thread of its own: an answer that goes on for ever holds up nobody else.
-
-    :raises Outage: when it takes longer
-    """
+def in_background(step: Callable[[], T]) -> Future[T]:
+    """What a step comes to, in a thread of its own."""
     future: Future[T] = Future()
 
     def work() -> None:
@@ -1267,7 +1279,15 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
             future.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    until = time.monotonic() + seconds
+    return future
+
+
+def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
+    """What a step comes to, in a thread of its own: an answer that goes on for ever holds up nobody else.
+
+    :raises Outage: when it takes longer
+    """
+    future, until = in_background(step), time.monotonic() + seconds
     while not wait([future], timeout=0.2).done:
         if time.monotonic() > until or brake.overdue():
             raise Outage("Twilio's answer does not end: see https://status.twilio.com")
@@ -1824,6 +1844,7 @@ class Sender:
 
 
 FIRST_PAGE, PAGE_USERS = 1_000, 10_000  # users judged by one query: by the first one, and at most
+READERS = 2  # pages that are read at the same time
 PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the users, one that took more by a half
 IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
 KEYS = 500  # ledger rows that one statement deletes or changes
@@ -1978,38 +1999,6 @@ class RefuseClearPassword:
         raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
 
 
-TABLES = {
-    "User": ("id", "name", "phone_number", "time_zone"),
-    "Habit": ("id", "user_id"),
-    "Log": ("id", "habit_id", "created_at"),
-}
-LEDGER = "HabitNotification"
-LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
-  `user_id` {user_id} NOT NULL,
-  `local_day` DATE NOT NULL,
-  `phone_number` VARCHAR(16) NOT NULL,
-  `rule` VARCHAR(32) NOT NULL,
-  `state` VARCHAR(16) NOT NULL,
-  `run_token` CHAR(32) NOT NULL,
-  `claimed_at` DATETIME(6) NOT NULL,
-  `finished_at` DATETIME(6) NULL,
-  `message_sid` CHAR(34) NULL,
-  `error_code` INT NULL,
-  `final_status` VARCHAR(32) NULL,
-  `segments` SMALLINT NULL,
-  PRIMARY KEY (`user_id`, `local_day`),
-  KEY `local_day` (`local_day`),
-  KEY `unsettled` (`final_status`, `local_day`)
-) ENGINE=InnoDB DEFAULT CHARACTER SET ascii"""
-LEDGER_COLUMNS = dict(re.findall(r"^  `(\w+)` (.*),$", LEDGER_DDL, re.MULTILINE))
-ROW = ", ".join(LEDGER_COLUMNS)
-
-HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
-LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
-    WHERE h.user_id = u.id AND l.created_at >= z.{start} AND l.created_at < z.{end})"""
-# Rows of which `of_the_past`, `handled`, `remembered`, `delivered` or `spaced` may have something to say.
-ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR n.finished_at >= z.since
-    OR n.state = 'refused' OR n.final_status IN ('undelivered', 'failed'))"""
 # Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
 STATEMENT_SECONDS = DATABASE_TIMEOUT - 2
 STATEMENT_LIMIT = (
@@ -2018,75 +2007,66 @@ STATEMENT_LIMIT = (
 )
 
 
-def as_text(column: str) -> str:
-    """A column's text as UTF-8 bytes, which may hold some that are no UTF-8: to be decoded by us."""
-    return f"CAST(CONVERT({column} USING utf8mb4) AS BINARY)"
+Execute = Callable[[str, Sequence[object]], object]
 
 
-class Zone(NamedTuple):
-    """A time zone as it is stored, its name as people mean it, and how many users have it."""
+@dataclass
+class Stage:
+    """How far a run is: it decides what an error means, and how long a database that is away is waited for."""
 
-    key: bytes | None
-    name: str
-    users: int
-
-
-class NewestLogs(NamedTuple):
-    """Of the logs with the highest ids: how many, the latest, how many are to come, whether all were before day 1."""
-
-    looked_at: int
-    newest: date | None
-    ahead: int
-    past: bool
+    until: float  # nothing is waited for longer, before a claim
+    opened: bool = False  # all is there and could be written: what fails now may pass
+    claimed: bool = False
 
 
-class Page(NamedTuple):
-    """Some users: how many, those who are due or whose days cannot be told, and ids whose logs could not be read."""
+class Database:
+    """One connection to MySQL, made anew when it is lost. Belongs to one thread at a time.
 
-    users_in_all: int
-    users: Sequence[User]
-    unread: Sequence[UserId]
-    last: bool
-
-
-class Store:
-    """The habit tracker's tables, and the ledger. Belongs to the main thread.
-
-    Every statement may be repeated after a lost answer. Every method raises DatabaseError; `open` raises FixFirst, too.
+    Every statement may be repeated after a lost answer.
     """
 
-    def __init__(self, settings: Settings, stop: Stop) -> None:
+    def __init__(self, settings: Settings, stop: Stop, stage: Stage | None = None) -> None:
         self._settings, self._stop = settings, stop
+        self.stage = stage or Stage(time.monotonic() + settings.run_deadline)
         self._connection: pymysql.Connection[Any] | None = None
-        self._opened = self._claimed = self._dates = self._binary_ids = self._fresh = self._has_ledger = False
-        self._days: Mapping[bytes, Days] = {}
-        self._zones = ""
-        self._until = time.monotonic() + settings.run_deadline  # nothing is waited for longer, before a claim
-        self.as_of: datetime | None = None  # --now: the ledger as it stood then
-        self.claims: dict[Reminder, Row] = {}  # and not recorded yet
-        self._recorded: deque[tuple[float, list[Row]]] = deque()
+        self._fresh = self._closed = False
+        self._others: list[Database] = []
+        self.on_connect: Callable[[Execute], object] = lambda _execute: None
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Database:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._disconnect()
+        for database in (*self._others, self):
+            database._closed = True
+            database._disconnect()
 
-    def _ours(self, user_id: str) -> str:
-        """The condition for this shard's users: a checksum, since ids may be numbers or UUIDs."""
-        return f"CRC32({user_id}) MOD {self._settings.shard_count} = {self._settings.shard}"
+    def beside(self) -> Database:
+        """One more connection, for another thread; it ends with this one."""
+        self._others.append(Database(self._settings, self._stop, self.stage))
+        return self._others[-1]
 
-    @property
-    def _users(self) -> str:
-        return f"{HAS_PHONE} AND {self._ours('u.id')}"
+    def run(self, sql: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows; repeat it, or reconnect and repeat it, as MYSQL_ERRORS says.
 
-    @property
-    def _zone_key(self) -> str:
-        """Zones are compared as the bytes that are stored: a collation folds case and trailing blanks."""
-        key = "CAST(u.time_zone AS BINARY)"
-        return f"COALESCE({key}, '')" if self._settings.default_time_zone else key
-
-    # connection
+        :raises DatabaseError: when that does not help, or not in time
+        """
+        start, pauses = time.monotonic(), chain((0.0, 0.2, 0.5, 1.0, 2.0), repeat(4.0))
+        while True:
+            try:
+                return self._run_once(sql, args)
+            except (pymysql.err.MySQLError, *ODD_ERRORS) as error:
+                connected = self._connection is not None
+                failure = DatabaseError(error, self._settings.hide, connected=connected, written=self.stage.opened)
+            if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
+                self._disconnect()
+            patience = DATABASE_PATIENCE if self.stage.claimed else min(OUTAGE_PATIENCE, self.stage.until - start)
+            pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
+            repeats = Remedy.REPEAT, *([Remedy.RECONNECT] if self.stage.opened else [])
+            if self._closed or failure.remedy not in repeats or time.monotonic() + pause > start + patience:
+                raise failure
+            log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
+            sleep(pause * random.uniform(0.8, 1.2), lambda: self._stop.requested)  # noqa: S311 - jitter
 
     def _connect(self) -> pymysql.Connection[Any]:
         s, timeout = self._settings, LAST_TIMEOUT if self._stop.requested else DATABASE_TIMEOUT
@@ -2117,30 +2097,11 @@ class Store:
                 self._connection.close()
             self._connection = None
 
-    def _run(self, sql: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Run one statement and return its rows; repeat it, or reconnect and repeat it, as MYSQL_ERRORS says."""
-        start, pauses = time.monotonic(), chain((0.0, 0.2, 0.5, 1.0, 2.0), repeat(4.0))
-        while True:
-            try:
-                return self._run_once(sql, args)
-            except (pymysql.err.MySQLError, *ODD_ERRORS) as error:
-                connected = self._connection is not None
-                failure = DatabaseError(error, self._settings.hide, connected=connected, written=self._opened)
-            if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
-                self._disconnect()
-            patience = DATABASE_PATIENCE if self._claimed else min(OUTAGE_PATIENCE, self._until - start)
-            pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
-            repeats = Remedy.REPEAT, *([Remedy.RECONNECT] if self._opened else [])
-            if failure.remedy not in repeats or time.monotonic() + pause > start + patience:
-                raise failure
-            log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
-            sleep(pause * random.uniform(0.8, 1.2), lambda: self._stop.requested)  # noqa: S311 - jitter
-
     def _run_once(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
         if self._connection is None:
             self._connection, self._fresh = self._connect(), True
         if self._fresh:
-            self._write_again()
+            self.on_connect(self._execute)
             self._fresh = False
         return self._execute(sql, args)
 
@@ -2150,49 +2111,95 @@ class Store:
             cursor.execute(sql, tuple(args))
             return list(cursor.fetchall())
 
-    def _write_again(self) -> None:
-        """On a new connection: what was written last may be lost with the server that it was written to."""
-        since = time.monotonic() - DATABASE_MEMORY
-        rows = [*(row for at, some in self._recorded if at > since for row in some), *self.claims.values()]
-        for part in chunks(rows, KEYS):
-            self._execute(*upsert(part))
+    def type_of(self, table: str, column: str) -> str:
+        """The full type of a column, as a CREATE TABLE writes it."""
+        [(_, kind, collation, *_)] = self.run(f"SHOW FULL COLUMNS FROM `{table}` WHERE Field = %s", [column])
+        return f"{kind} COLLATE {collation}" if collation else str(kind)
 
-    # set-up
 
-    def open(self) -> None:
-        """Connect, check the tables' columns, and make the ledger or check that it can be written.
+TABLES = {
+    "User": ("id", "name", "phone_number", "time_zone"),
+    "Habit": ("id", "user_id"),
+    "Log": ("id", "habit_id", "created_at"),
+}
+HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
+LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
+    WHERE h.user_id = u.id AND l.created_at >= z.{start} AND l.created_at < z.{end})"""
 
-        :raises FixFirst: when a table, a column, a type or a grant is not as needed
-        """
-        id_type = self.look()
-        self._open_ledger(id_type)
-        self._check_shape(id_type)
-        self._opened = self._has_ledger = True
-        for warning in self.doubts():
-            log.warning("%s", warning)
 
-    def look(self) -> str:
-        """Connect, and check what is read; the type of User.id.
+def as_text(column: str) -> str:
+    """A column's text as UTF-8 bytes, which may hold some that are no UTF-8: to be decoded by us."""
+    return f"CAST(CONVERT({column} USING utf8mb4) AS BINARY)"
+
+
+class Zone(NamedTuple):
+    """A time zone as it is stored, its name as people mean it, and how many users have it."""
+
+    key: bytes | None
+    name: str
+    users: int
+
+
+class NewestLogs(NamedTuple):
+    """Of the logs with the highest ids: how many, the latest, how many are to come, whether all were before day 1."""
+
+    looked_at: int
+    newest: date | None
+    ahead: int
+    past: bool
+
+
+class Page(NamedTuple):
+    """Some users: how many, those who are due or whose days cannot be told, and ids whose logs could not be read."""
+
+    users_in_all: int
+    users: Sequence[User]
+    unread: Sequence[UserId]
+    last: bool = False
+
+
+class Tracker:
+    """The habit tracker's tables, which are only read. Every method raises DatabaseError."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings, self._database = settings, database
+        self._dates = self._binary_ids = False  # what Log.created_at and User.id are
+        self._days: Mapping[bytes, Days] = {}
+        self._zones, self._rows_matter = "", "FALSE"
+        self._ahead: deque[tuple[UserId | None, UserId | None, int]] = deque()  # ids still to be read, how many at most
+        self._size = 0  # of the next page
+
+    @property
+    def _users(self) -> str:
+        return f"{HAS_PHONE} AND {of_this_shard('u.id', self._settings)}"
+
+    @property
+    def _zone_key(self) -> str:
+        """Zones are compared as the bytes that are stored: a collation folds case and trailing blanks."""
+        key = "CAST(u.time_zone AS BINARY)"
+        return f"COALESCE({key}, '')" if self._settings.default_time_zone else key
+
+    def look(self) -> None:
+        """Connect, and check what is read.
 
         :raises FixFirst: when a table, a column or a type is not as needed
         """
-        self._run("SELECT 1")
+        self._database.run("SELECT 1")
         log.info("Database connection established")
         if not self._settings.db_ssl_ca:
             log.info("MySQL's server is not verified: DB_SSL_CA would do that")
         for table, columns in TABLES.items():
-            self._run(f"SELECT {', '.join(columns)} FROM `{table}` LIMIT 0")
-        created_at, id_type = self._type_of("Log", "created_at"), self._type_of("User", "id")
+            self._database.run(f"SELECT {', '.join(columns)} FROM `{table}` LIMIT 0")
+        created_at = self._database.type_of("Log", "created_at")
         if not created_at.startswith(("datetime", "timestamp", "date")):
             raise FixFirst(f"Log.created_at is {created_at}: it must be a TIMESTAMP or a DATETIME in UTC, or a DATE")
-        self._dates, self._binary_ids = created_at == "date", "binary" in id_type
+        self._dates, self._binary_ids = created_at == "date", "binary" in self._database.type_of("User", "id")
         self.judge_by({}, datetime.now(UTC))
-        self._run(*self._page_query(None, None, limit="LIMIT 0"))  # finds what is wrong between the tables
-        return id_type
+        self._database.run(*self._page_query(None, None, limit="LIMIT 0"))  # finds what is wrong between the tables
 
     def doubts(self) -> Iterator[str]:
         """What works, but not well."""
-        [(durable,)] = self._run("SELECT @@innodb_flush_log_at_trx_commit")
+        [(durable,)] = self._database.run("SELECT @@innodb_flush_log_at_trx_commit")
         if durable != 1:
             yield (
                 f"innodb_flush_log_at_trx_commit is {durable}: a crash of the server can lose the ledger's last second "
@@ -2201,109 +2208,13 @@ class Store:
         kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'Log'"
         indexed = "SHOW INDEX FROM `Log` WHERE Seq_in_index = 1 AND Column_name = 'habit_id'"
         statement = f"CREATE INDEX habit_created ON `{self._settings.db_name}`.`Log` (habit_id, created_at);"
-        if self._run(kind) == [("BASE TABLE",)] and not self._run(indexed):
+        if self._database.run(kind) == [("BASE TABLE",)] and not self._database.run(indexed):
             yield f"no index of Log begins with habit_id: {statement}"
-
-    def _type_of(self, table: str, column: str) -> str:
-        """The full type of a column, as a CREATE TABLE writes it."""
-        [(_, kind, collation, *_)] = self._run(f"SHOW FULL COLUMNS FROM `{table}` WHERE Field = %s", [column])
-        return f"{kind} COLLATE {collation}" if collation else str(kind)
-
-    def _open_ledger(self, id_type: str) -> None:
-        """Check the ledger by statements that touch no row but fail when a column or a grant is missing; make it."""
-        ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
-        try:
-            self.try_ledger()
-        except DatabaseError as error:
-            if error.number not in NO_SUCH_GRANT_OR_TABLE:
-                raise
-            try:
-                self._run(ddl)
-                self.try_ledger()
-            except DatabaseError as refused:
-                raise self._no_ledger(ddl) if refused.number in {1044, *NO_SUCH_GRANT_OR_TABLE} else refused from None
-            log.info("Created the ledger %s", LEDGER)
-
-    def try_ledger(self, explain: str = "") -> None:
-        """Statements that touch no row, but fail when a column or a grant is missing or the server is read-only."""
-        self._run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
-        self._run(f"{explain}INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
-        self._run(f"{explain}UPDATE {LEDGER} SET state = state WHERE FALSE")
-        self._run(f"{explain}DELETE FROM {LEDGER} WHERE FALSE")
-
-    def look_at_ledger(self) -> None:
-        """Whoever only reads takes a ledger that is not there for an empty one."""
-        try:
-            self._run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
-            self._has_ledger = True
-        except DatabaseError as error:
-            if error.number not in NO_SUCH_GRANT_OR_TABLE:
-                raise
-            log.warning("The ledger %s is not there, or DB_USER may not read it: taken as empty", LEDGER)
-
-    def missing_ledger(self) -> str:
-        """The statement that makes the ledger, if it is missing; else '', and it can be written.
-
-        :raises FixFirst: when its type is not as needed, a grant is missing, or the server is read-only
-        """
-        if self._run("SELECT @@read_only OR @@innodb_read_only") != [(0,)]:
-            raise FixFirst(f"MySQL: {READ_ONLY}")
-        id_type = self._type_of("User", "id")
-        ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
-        try:
-            self.try_ledger("EXPLAIN ")
-        except DatabaseError as error:
-            if error.number == NO_SUCH_TABLE:
-                return " ".join(ddl.split()) + ";"
-            raise self._no_ledger(ddl) if error.number in NO_SUCH_GRANT_OR_TABLE else error from None
-        self._check_shape(id_type)
-        return ""
-
-    def _check_shape(self, id_type: str) -> None:
-        """Whether a ledger that was made by hand holds what is written, one row for each user and day."""
-        ledger = f"`{self._settings.db_name}`.`{LEDGER}`"
-        for column, kind, collation, *_ in self._run(f"SHOW FULL COLUMNS FROM `{LEDGER}`"):
-            there, wanted = f"{kind} COLLATE {collation}" if collation else kind, LEDGER_COLUMNS.get(column, kind)
-            if column == "user_id" and there != id_type:
-                reason = f"{LEDGER}.user_id is {there}, but User.id is {id_type}. Run as an administrator:"
-                raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `user_id` {id_type} NOT NULL;")
-            if column != "user_id" and not holds(kind, wanted):
-                reason = f"{LEDGER}.{column} is {kind}, too little for {wanted}. Run as an administrator:"
-                raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `{column}` {wanted};")
-        key = [column for _, _, _, _, column, *_ in self._run(f"SHOW INDEX FROM `{LEDGER}` WHERE Key_name = 'PRIMARY'")]
-        if key != ["user_id", "local_day"]:
-            why = f"{LEDGER} lacks the primary key that keeps a day from being claimed twice. Run as an administrator:"
-            raise FixFirst(why, f"ALTER TABLE {ledger} ADD PRIMARY KEY (`user_id`, `local_day`);")
-
-    def ledger_doubts(self, now: datetime) -> Iterator[str]:
-        """What of the ledger's rows wants a person's eye."""
-        questions = {
-            "claimed in the future, by a clock that was ahead": ("claimed_at > %s", now + CLOCK_TOLERANCE),
-            "left at 'sending' by a run that was cut off": (
-                "state = 'sending' AND final_status IS NULL AND claimed_at < %s",
-                now - ALL_ATTEMPTS,
-            ),
-        }
-        for words, (where, bound) in questions.items():
-            [(count,)] = self._run(f"SELECT COUNT(*) FROM {LEDGER} WHERE {where}", [naive(bound)])
-            if count:
-                yield f"{count} rows were {words}"
-
-    def _no_ledger(self, ddl: str) -> FixFirst:
-        [(account,)] = self._run("SELECT CURRENT_USER()")
-        user, _, host = account.rpartition("@")
-        return FixFirst(
-            f"DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:",
-            " ".join(ddl.split()) + ";",
-            f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{self._settings.db_name}`.`{LEDGER}` TO '{user}'@'{host}';",
-        )
-
-    # reading
 
     def newest_logs(self, limit: datetime) -> NewestLogs:
         """What the logs that were inserted last say, as far as their ids tell; 'ahead' are those after the limit."""
         bound: object = (limit + EARLIEST_ZONE).date() if self._dates else naive(limit)
-        [(count, newest, ahead)] = self._run(
+        [(count, newest, ahead)] = self._database.run(
             f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL))
                 FROM (SELECT created_at FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
             [bound],
@@ -2315,7 +2226,7 @@ class Store:
 
     def zones(self) -> list[Zone]:
         """The zones that this run's users with a phone number have."""
-        rows = self._run(
+        rows = self._database.run(
             f"""SELECT {self._zone_key}, {as_text("MIN(u.time_zone)")}, COUNT(*)
                 FROM `User` u WHERE {self._users} GROUP BY 1"""
         )
@@ -2324,57 +2235,76 @@ class Store:
     def known(self, ids: Collection[str]) -> set[str]:
         """Those of the ids, as ONLY_USERS names them, that are in User."""
         wanted = list(map(self._stored_id, [*ids, *map(str.upper, ids)]))
-        found = self._run(f"SELECT id FROM `User` WHERE id IN ({holes(wanted)})", wanted)
+        found = self._database.run(f"SELECT id FROM `User` WHERE id IN ({holes(wanted)})", wanted)
         return {id_key(user_id) for (user_id,) in found}
 
-    def judge_by(self, days: Mapping[bytes, Days], now: datetime) -> None:
-        """Judge users by these days of their zones, at this instant."""
-        self._days, self._zones = days, zones_table(days, now, dates=self._dates)
+    def judge_by(self, days: Mapping[bytes, Days], now: datetime, rows_matter: str = "FALSE") -> None:
+        """Judge users by these days of their zones, at this instant; of whom rows matter, `Ledger.rows_matter` says."""
+        self._days, self._rows_matter = days, rows_matter
+        self._zones = zones_table(days, now, dates=self._dates)
 
     def pages(self, total: int) -> Iterator[Page]:
         """This run's users with a phone number: those who are due, and those whose days cannot be told.
 
-        Starts at another place each time, so that a deadline does not starve the same people day after day.
+        Starts at another place each time, so that a deadline does not starve the same people day after day. While a
+        page is at work the next ones are read, each on a connection of its own.
         """
-        middle = self._run(
+        middle = self._database.run(
             f"SELECT u.id FROM `User` u WHERE {self._users} ORDER BY u.id LIMIT 1 OFFSET %s",
             [random.randrange(max(total, 1))],  # noqa: S311 - no secret
         )
-        for low, through in [(middle[0][0], None), (None, middle[0][0])] if middle else [(None, None)]:
-            yield from self._pages(low, through)
+        ranges = [(middle[0][0], None), (None, middle[0][0])] if middle else [(None, None)]
+        self._ahead, self._size = deque((low, through, PAGE_USERS) for low, through in ranges), FIRST_PAGE
+        readers = [self._database.beside() for _ in range(READERS)]
+        coming = deque(chain.from_iterable(map(self._read_next, readers)))
+        while coming:
+            reader, reading = coming.popleft()
+            page = reading.result()
+            coming.extend(self._read_next(reader))
+            yield page._replace(last=not coming)
 
-    def _pages(self, low: UserId | None, through: UserId | None) -> Iterator[Page]:
-        """The pages of the ids in (low, through]; their size follows the time that they take."""
-        size, last_range = min(FIRST_PAGE, PAGE_USERS), low is None
-        while (slice_ := self._slice(low, through, size))[0]:
-            (count, high), began = slice_, time.monotonic()
-            try:
-                users, unread = list(self._due(low, high)), []
-            except DatabaseError as failure:
-                if failure.remedy is not Remedy.SMALLER:
-                    raise
-                if count > 1:
-                    size = max(count // 2, 1)
-                    log.info("A page of %d users takes too long: asking for %d", count, size)
-                    continue
-                users, unread = [], [high]
-            last = last_range and count < size
-            low, size = high, next_size(size, time.monotonic() - began)
-            yield Page(count, users, unread, last)
+    def _read_next(self, reader: Database) -> Iterator[tuple[Database, Future[Page]]]:
+        """Begin to read one more page, if there is one."""
+        if slice_ := self._slice():
+            yield reader, in_background(partial(self._page, reader, *slice_))
 
-    def _slice(self, low: UserId | None, through: UserId | None, size: int) -> tuple[int, UserId]:
-        """Of the next users with a phone number in (low, through]: how many, and the last id."""
-        within, args = id_range(low, through)
-        [(count, high)] = self._run(
-            f"""SELECT COUNT(*), MAX(id)
-                FROM (SELECT u.id FROM `User` u WHERE {within} AND {self._users} ORDER BY u.id LIMIT {size}) slice""",
-            args,
-        )
-        return count, high
+    def _slice(self) -> tuple[UserId | None, UserId, int] | None:
+        """The next users that are still to be read: the bounds (low, high] of their ids, and how many."""
+        while self._ahead:
+            low, through, most = self._ahead.popleft()
+            within, args = id_range(low, through)
+            size = min(self._size, most)
+            [(count, high)] = self._database.run(
+                f"""SELECT COUNT(*), MAX(id) FROM
+                    (SELECT u.id FROM `User` u WHERE {within} AND {self._users} ORDER BY u.id LIMIT {size}) slice""",
+                args,
+            )
+            if count == size:  # there may be more
+                self._ahead.appendleft((high, through, most))
+            if count:
+                return low, high, count
+        return None
 
-    def _due(self, low: UserId | None, high: UserId) -> Iterator[User]:
+    def _page(self, reader: Database, low: UserId | None, high: UserId, count: int) -> Page:
+        """Read one page; if that takes too long, put its ids back, to be read fewer at a time."""
+        began = time.monotonic()
+        try:
+            users = list(self._due(reader, low, high))
+        except DatabaseError as failure:
+            if failure.remedy is not Remedy.SMALLER:
+                raise
+            if count == 1:
+                return Page(1, [], [high])
+            self._size = count // 2
+            log.info("A page of %d users takes too long: asking for %d", count, self._size)
+            self._ahead.appendleft((low, high, self._size))
+            return Page(0, [], [])
+        self._size = next_size(self._size, time.monotonic() - began)
+        return Page(count, users, [])
+
+    def _due(self, reader: Database, low: UserId | None, high: UserId) -> Iterator[User]:
         """The users in (low, high] who have logged nothing on day 2, and those whose zone is unknown."""
-        for user_id, name, phone, zone, key, day1, matter in self._run(*self._page_query(low, high)):
+        for user_id, name, phone, zone, key, day1, matter in reader.run(*self._page_query(low, high)):
             days = self._days.get(key)
             yield User(user_id, shown_name(name), phone_number(phone), zone_name(zone), days, bool(day1), bool(matter))
 
@@ -2389,20 +2319,6 @@ class Store:
                 ORDER BY u.id {limit}""",
             args,
         )
-
-    @property
-    def _rows_matter(self) -> str:
-        """Whether a gate may have something to say of a user's rows in the ledger: of most, none has."""
-        if not self._has_ledger:
-            return "FALSE"
-        limits = {
-            "TRUE": self._settings.quiet_after,
-            "n.local_day > z.today - INTERVAL 7 DAY": self._settings.max_per_week,
-        }
-        counts = [
-            f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in {ROW_MATTERS: 1, **limits}.items() if limit
-        ]
-        return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
 
     def user(self, user_id: str) -> User | None:
         """One user, as ONLY_USERS would name them."""
@@ -2431,7 +2347,7 @@ class Store:
     def _users_where(self, where: str, args: Sequence[object]) -> list[tuple[User, str]]:
         """Users, whatever they logged, each with the phone number as it stands."""
         columns = ", ".join(map(as_text, ("u.name", "u.phone_number", "u.time_zone")))
-        rows = self._run(f"SELECT u.id, {columns}, {self._zone_key} FROM `User` u WHERE {where}", args)
+        rows = self._database.run(f"SELECT u.id, {columns}, {self._zone_key} FROM `User` u WHERE {where}", args)
         return [
             (User(i, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False), clean(phone))
             for i, name, phone, zone, key in rows
@@ -2440,134 +2356,31 @@ class Store:
     def logs_of(self, user: User, days: Days) -> list[tuple[date, str]]:
         """The logs of a user since day 1, each with its habit's name."""
         first = bounds_of(days, dates=self._dates)[0]
-        rows = self._run(
+        rows = self._database.run(
             f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
                 WHERE h.user_id = %s AND l.created_at >= %s ORDER BY l.created_at LIMIT 1000""",
             [user.id, first],
         )
         return [(at.replace(tzinfo=UTC) if isinstance(at, datetime) else at, clean(habit)) for at, habit in rows]
 
-    # ledger
-
-    def history(self, users: Sequence[User]) -> tuple[dict[UserId, list[Row]], dict[UserId, date]]:
-        """The rows of users of whom one may matter, and the last log of those whom QUIET_AFTER may concern."""
-        rows: dict[UserId, list[Row]] = defaultdict(list)
-        ids = [user.id for user in users if user.rows_matter and self._has_ledger]
-        for part in chunks(ids, IN_LIST):
-            for row in self._rows(part):
-                rows[row.user_id].append(row)
+    def last_logs(self, rows: Mapping[UserId, Sequence[Row]], as_of: datetime | None) -> dict[UserId, date]:
+        """The last log of each of these users, if it is not older than their rows; as of now, or of another moment."""
         logs: dict[UserId, date] = {}
-        limit = self._settings.quiet_after
-        for part in chunks([user_id for user_id, own in rows.items() if limit and len(own) >= limit], IN_LIST):
+        for part in chunks(list(rows), IN_LIST):
             since = min(row.local_day for user_id in part for row in rows[user_id])
-            logs |= self._last_logs(part, since)
-        return rows, logs
-
-    def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> list[Row]:
-        sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({holes(user_ids)}) AND local_day >= %s"
-        rows = [as_row(values) for values in self._run(sql, [*user_ids, since])]
-        return [row for row in rows if self.as_of is None or row.claimed_at <= self.as_of]
-
-    def _last_logs(self, user_ids: Sequence[UserId], since: date) -> dict[UserId, date]:
-        found = self._run(
-            f"""SELECT u.id, MAX(l.created_at) FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
-                STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
-                WHERE u.id IN ({holes(user_ids)}) AND l.created_at >= %s AND l.created_at <= %s
-                GROUP BY u.id""",
-            [*user_ids, since - timedelta(days=1), naive(self.as_of) if self.as_of else date.max],
-        )
-        return {
-            user_id: at.replace(tzinfo=UTC) if isinstance(at, datetime) else at
-            for user_id, at in found
-            if isinstance(at, date)  # a zero date is a str
-        }
-
-    def claim(self, reminders: Sequence[Reminder], now: datetime) -> dict[UserId, list[Row]]:
-        """Write claims into the ledger; the rows of these users' last days, as they stand then.
-
-        The check for a recent text comes after the claim: of two runs with different local days, one sees the other.
-        """
-        rows: dict[UserId, list[Row]] = defaultdict(list)
-        if reminders:
-            self._claimed = True
-            token = secrets.token_hex(16)  # of its own for each attempt
-            self.claims |= {reminder: claim_of(reminder, token, now) for reminder in reminders}
-            self._run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
-            since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
-            for row in self._rows([reminder.user.id for reminder in reminders], since):
-                rows[row.user_id].append(row)
-        return rows
-
-    def record(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
-        """Write what became of claims: keep the row of a text that may have been sent, delete the others'."""
-        kept = {
-            reminder: answered(self.claims[reminder], answer, now)
-            for reminder, answer in answers.items()
-            if answer.outcome in STATES and reminder in self.claims
-        }
-        self.claims |= kept  # what is written again on a new connection
-        for part in chunks(list(kept.values()), KEYS):
-            self._run(*upsert(part))
-        self._recorded.append((time.monotonic(), list(kept.values())))
-        while self._recorded and self._recorded[0][0] < time.monotonic() - DATABASE_MEMORY:
-            self._recorded.popleft()
-        for reminder in kept:
-            del self.claims[reminder]
-        self.release([reminder for reminder in answers if reminder not in kept])
-
-    def release(self, reminders: Iterable[Reminder]) -> None:
-        """Delete the rows of texts that were surely not sent, so that they may be tried again."""
-        claims = {reminder: self.claims[reminder] for reminder in reminders if reminder in self.claims}
-        self._delete([(row.user_id, row.local_day, row.token) for row in claims.values()])
-        for reminder in claims:
-            del self.claims[reminder]
-
-    def _delete(self, keys: Sequence[tuple[Any, ...]]) -> None:
-        for part in chunks(keys, KEYS):
-            self._run(f"DELETE FROM {LEDGER} WHERE {any_of(part)}", list(chain.from_iterable(part)))
-
-    def unsettled(self, now: datetime) -> list[Row]:
-        """The oldest rows of whose texts Twilio's last word is not known, those of the last minutes left out."""
-        rows = self._run(
-            f"""SELECT {ROW} FROM {LEDGER} WHERE final_status IS NULL AND claimed_at < %s AND {self._ours("user_id")}
-                ORDER BY local_day LIMIT {SETTLE_ROWS}""",
-            [naive(now - SETTLE_AFTER)],
-        )
-        return [as_row(values) for values in rows]
-
-    def settle(self, settled: Iterable[Row]) -> None:
-        """Write what Twilio says of rows, those of which it says the same by one statement; not what is outdated.
-
-        A run that was suspended may wake and record a text that this one took for lost.
-        """
-        alike = defaultdict(list)
-        for row in settled:
-            said = row.state, row.code, row.final_status, row.sid is None
-            alike[said].append((row.user_id, row.local_day, row.token))
-        for said, keys in alike.items():
-            for part in chunks(keys, KEYS):
-                self._run(
-                    f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s
-                        WHERE (message_sid IS NULL) = %s AND ({any_of(part)})""",
-                    [*said, *chain.from_iterable(part)],
-                )
-
-    def purge(self, before: date) -> int:
-        """Delete some of this run's rows of days before; how many."""
-        keys = self._run(
-            f"""SELECT user_id, local_day, run_token FROM {LEDGER}
-                WHERE local_day < %s AND {self._ours("user_id")} ORDER BY local_day LIMIT {KEYS}""",
-            [before],
-        )
-        self._delete(keys)
-        return len(keys)
-
-
-def holds(there: str, wanted: str) -> bool:
-    """Whether a column of the one type can hold what one of the other does."""
-    parts = re.compile(r"(?:var|big|small|medium)?([a-z]+)(?:\((\d+)\))?")
-    [(kind, width), (least_kind, least)] = (parts.findall(text.lower())[0] for text in (there, wanted))
-    return kind == least_kind and int(width or 0) >= int(least or 0)
+            found = self._database.run(
+                f"""SELECT u.id, MAX(l.created_at) FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
+                    STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
+                    WHERE u.id IN ({holes(part)}) AND l.created_at >= %s AND l.created_at <= %s
+                    GROUP BY u.id""",
+                [*part, since - timedelta(days=1), naive(as_of) if as_of else date.max],
+            )
+            logs |= {
+                user_id: at.replace(tzinfo=UTC) if isinstance(at, datetime) else at
+                for user_id, at in found
+                if isinstance(at, date)  # a zero date is a str
+            }
+        return logs
 
 
 def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[UserId]]:
@@ -2612,6 +2425,270 @@ def bounds_of(days: Days, *, dates: bool) -> tuple[date, ...]:
 def shown_name(name: object) -> str:
     """As much of a name as a text can hold."""
     return clean(name)[:NAME_LENGTH].strip()
+
+
+def of_this_shard(user_id: str, settings: Settings) -> str:
+    """The condition for this shard's users: a checksum, since ids may be numbers or UUIDs."""
+    return f"CRC32({user_id}) MOD {settings.shard_count} = {settings.shard}"
+
+
+LEDGER = "HabitNotification"
+LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
+  `user_id` {user_id} NOT NULL,
+  `local_day` DATE NOT NULL,
+  `phone_number` VARCHAR(16) NOT NULL,
+  `rule` VARCHAR(32) NOT NULL,
+  `state` VARCHAR(16) NOT NULL,
+  `run_token` CHAR(32) NOT NULL,
+  `claimed_at` DATETIME(6) NOT NULL,
+  `finished_at` DATETIME(6) NULL,
+  `message_sid` CHAR(34) NULL,
+  `error_code` INT NULL,
+  `final_status` VARCHAR(32) NULL,
+  `segments` SMALLINT NULL,
+  PRIMARY KEY (`user_id`, `local_day`),
+  KEY `local_day` (`local_day`),
+  KEY `unsettled` (`final_status`, `local_day`)
+) ENGINE=InnoDB DEFAULT CHARACTER SET ascii"""
+LEDGER_COLUMNS = dict(re.findall(r"^  `(\w+)` (.*),$", LEDGER_DDL, re.MULTILINE))
+ROW = ", ".join(LEDGER_COLUMNS)
+# Rows of which `of_the_past`, `handled`, `remembered`, `delivered` or `spaced` may have something to say.
+ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR n.finished_at >= z.since
+    OR n.state = 'refused' OR n.final_status IN ('undelivered', 'failed'))"""
+
+
+class Ledger:
+    """The table HabitNotification: a row for every text that may have been sent. Every method raises DatabaseError."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings, self._database = settings, database
+        self._there = False
+        self.claims: dict[Reminder, Row] = {}  # and not recorded yet
+        self._recorded: deque[tuple[float, list[Row]]] = deque()
+        database.on_connect = self._write_again
+
+    @property
+    def _ours(self) -> str:
+        return of_this_shard("user_id", self._settings)
+
+    def open(self) -> None:
+        """Make the ledger, or check by statements that touch no row that it can be written.
+
+        :raises FixFirst: when a type, a key or a grant is not as needed
+        """
+        id_type, ddl = self._definition()
+        try:
+            self._try()
+        except DatabaseError as error:
+            if error.number not in NO_SUCH_GRANT_OR_TABLE:
+                raise
+            try:
+                self._database.run(ddl)
+                self._try()
+            except DatabaseError as refused:
+                raise self._no_ledger(ddl) if refused.number in {1044, *NO_SUCH_GRANT_OR_TABLE} else refused from None
+            log.info("Created the ledger %s", LEDGER)
+        self._check_shape(id_type)
+        self._there = self._database.stage.opened = True
+
+    def _definition(self) -> tuple[str, str]:
+        """The type of User.id, and the statement that makes the ledger."""
+        id_type = self._database.type_of("User", "id")
+        return id_type, LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
+
+    def _try(self, explain: str = "") -> None:
+        """Statements that touch no row, but fail when a column or a grant is missing or the server is read-only."""
+        self._database.run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
+        self._database.run(f"{explain}INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
+        self._database.run(f"{explain}UPDATE {LEDGER} SET state = state WHERE FALSE")
+        self._database.run(f"{explain}DELETE FROM {LEDGER} WHERE FALSE")
+
+    def look(self) -> None:
+        """Whoever only reads takes a ledger that is not there for an empty one."""
+        try:
+            self._database.run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
+            self._there = True
+        except DatabaseError as error:
+            if error.number not in NO_SUCH_GRANT_OR_TABLE:
+                raise
+            log.warning("The ledger %s is not there, or DB_USER may not read it: taken as empty", LEDGER)
+
+    def missing(self) -> str:
+        """The statement that makes the ledger, if it is missing; else '', and it can be written.
+
+        :raises FixFirst: when its type is not as needed, a grant is missing, or the server is read-only
+        """
+        if self._database.run("SELECT @@read_only OR @@innodb_read_only") != [(0,)]:
+            raise FixFirst(f"MySQL: {READ_ONLY}")
+        id_type, ddl = self._definition()
+        try:
+            self._try("EXPLAIN ")
+        except DatabaseError as error:
+            if error.number == NO_SUCH_TABLE:
+                return " ".join(ddl.split()) + ";"
+            raise self._no_ledger(ddl) if error.number in NO_SUCH_GRANT_OR_TABLE else error from None
+        self._check_shape(id_type)
+        return ""
+
+    def _check_shape(self, id_type: str) -> None:
+        """Whether a ledger that was made by hand holds what is written, one row for each user and day."""
+        ledger = f"`{self._settings.db_name}`.`{LEDGER}`"
+        for column, kind, collation, *_ in self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`"):
+            there, wanted = f"{kind} COLLATE {collation}" if collation else kind, LEDGER_COLUMNS.get(column, kind)
+            if column == "user_id" and there != id_type:
+                reason = f"{LEDGER}.user_id is {there}, but User.id is {id_type}. Run as an administrator:"
+                raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `user_id` {id_type} NOT NULL;")
+            if column != "user_id" and not holds(kind, wanted):
+                reason = f"{LEDGER}.{column} is {kind}, too little for {wanted}. Run as an administrator:"
+                raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `{column}` {wanted};")
+        key = self._database.run(f"SHOW INDEX FROM `{LEDGER}` WHERE Key_name = 'PRIMARY'")
+        if [column for _, _, _, _, column, *_ in key] != ["user_id", "local_day"]:
+            why = f"{LEDGER} lacks the primary key that keeps a day from being claimed twice. Run as an administrator:"
+            raise FixFirst(why, f"ALTER TABLE {ledger} ADD PRIMARY KEY (`user_id`, `local_day`);")
+
+    def check_rows(self, now: datetime) -> Iterator[str]:
+        """What of the ledger's rows wants a person's eye."""
+        questions = {
+            "claimed in the future, by a clock that was ahead": ("claimed_at > %s", now + CLOCK_TOLERANCE),
+            "left at 'sending' by a run that was cut off": (
+                "state = 'sending' AND final_status IS NULL AND claimed_at < %s",
+                now - ALL_ATTEMPTS,
+            ),
+        }
+        for words, (where, bound) in questions.items():
+            [(count,)] = self._database.run(f"SELECT COUNT(*) FROM {LEDGER} WHERE {where}", [naive(bound)])
+            if count:
+                yield f"{count} rows were {words}"
+
+    def _no_ledger(self, ddl: str) -> FixFirst:
+        [(account,)] = self._database.run("SELECT CURRENT_USER()")
+        user, _, host = account.rpartition("@")
+        return FixFirst(
+            f"DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:",
+            " ".join(ddl.split()) + ";",
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{self._settings.db_name}`.`{LEDGER}` TO '{user}'@'{host}';",
+        )
+
+    @property
+    def rows_matter(self) -> str:
+        """The condition for users of whose rows a gate may have something to say: of most, none has."""
+        if not self._there:
+            return "FALSE"
+        limits = {
+            "TRUE": self._settings.quiet_after,
+            "n.local_day > z.today - INTERVAL 7 DAY": self._settings.max_per_week,
+        }
+        counts = [
+            f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in {ROW_MATTERS: 1, **limits}.items() if limit
+        ]
+        return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
+
+    def history(self, user_ids: Iterable[UserId], as_of: datetime | None = None) -> dict[UserId, list[Row]]:
+        """The rows of users, as they are now or were at another moment."""
+        rows: dict[UserId, list[Row]] = defaultdict(list)
+        for part in chunks(list(user_ids) if self._there else [], IN_LIST):
+            for row in self._rows(part):
+                if as_of is None or row.claimed_at <= as_of:
+                    rows[row.user_id].append(row)
+        return rows
+
+    def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> Iterator[Row]:
+        sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({holes(user_ids)}) AND local_day >= %s"
+        return map(as_row, self._database.run(sql, [*user_ids, since]))
+
+    def claim(self, reminders: Sequence[Reminder], now: datetime) -> dict[UserId, list[Row]]:
+        """Write claims into the ledger; the rows of these users' last days, as they stand then.
+
+        The check for a recent text comes after the claim: of two runs with different local days, one sees the other.
+        """
+        rows: dict[UserId, list[Row]] = defaultdict(list)
+        if reminders:
+            self._database.stage.claimed = True
+            token = secrets.token_hex(16)  # of its own for each attempt
+            self.claims |= {reminder: claim_of(reminder, token, now) for reminder in reminders}
+            self._database.run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
+            since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
+            for row in self._rows([reminder.user.id for reminder in reminders], since):
+                rows[row.user_id].append(row)
+        return rows
+
+    def record(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
+        """Write what became of claims: keep the row of a text that may have been sent, delete the others'."""
+        kept = {
+            reminder: answered(self.claims[reminder], answer, now)
+            for reminder, answer in answers.items()
+            if answer.outcome in STATES and reminder in self.claims
+        }
+        self.claims |= kept  # what is written again on a new connection
+        for part in chunks(list(kept.values()), KEYS):
+            self._database.run(*upsert(part))
+        self._recorded.append((time.monotonic(), list(kept.values())))
+        while self._recorded and self._recorded[0][0] < time.monotonic() - DATABASE_MEMORY:
+            self._recorded.popleft()
+        for reminder in kept:
+            del self.claims[reminder]
+        self.release([reminder for reminder in answers if reminder not in kept])
+
+    def release(self, reminders: Iterable[Reminder]) -> None:
+        """Delete the rows of texts that were surely not sent, so that they may be tried again."""
+        claims = {reminder: self.claims[reminder] for reminder in reminders if reminder in self.claims}
+        self._delete([(row.user_id, row.local_day, row.token) for row in claims.values()])
+        for reminder in claims:
+            del self.claims[reminder]
+
+    def _delete(self, keys: Sequence[tuple[Any, ...]]) -> None:
+        for part in chunks(keys, KEYS):
+            self._database.run(f"DELETE FROM {LEDGER} WHERE {any_of(part)}", list(chain.from_iterable(part)))
+
+    def _write_again(self, execute: Execute) -> None:
+        """On a new connection: what was written last may be lost with the server that it was written to."""
+        since = time.monotonic() - DATABASE_MEMORY
+        rows = [*(row for at, some in self._recorded if at > since for row in some), *self.claims.values()]
+        for part in chunks(rows, KEYS):
+            execute(*upsert(part))
+
+    def unsettled(self, now: datetime) -> list[Row]:
+        """The oldest rows of whose texts Twilio's last word is not known, those of the last minutes left out."""
+        rows = self._database.run(
+            f"""SELECT {ROW} FROM {LEDGER} WHERE final_status IS NULL AND claimed_at < %s AND {self._ours}
+                ORDER BY local_day LIMIT {SETTLE_ROWS}""",
+            [naive(now - SETTLE_AFTER)],
+        )
+        return [as_row(values) for values in rows]
+
+    def settle(self, settled: Iterable[Row]) -> None:
+        """Write what Twilio says of rows, those of which it says the same by one statement; not what is outdated.
+
+        A run that was suspended may wake and record a text that this one took for lost.
+        """
+        alike = defaultdict(list)
+        for row in settled:
+            said = row.state, row.code, row.final_status, row.sid is None
+            alike[said].append((row.user_id, row.local_day, row.token))
+        for said, keys in alike.items():
+            for part in chunks(keys, KEYS):
+                self._database.run(
+                    f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s
+                        WHERE (message_sid IS NULL) = %s AND ({any_of(part)})""",
+                    [*said, *chain.from_iterable(part)],
+                )
+
+    def purge(self, before: date) -> int:
+        """Delete some of this run's rows of days before; how many."""
+        keys = self._database.run(
+            f"""SELECT user_id, local_day, run_token FROM {LEDGER}
+                WHERE local_day < %s AND {self._ours} ORDER BY local_day LIMIT {KEYS}""",
+            [before],
+        )
+        self._delete(keys)
+        return len(keys)
+
+
+def holds(there: str, wanted: str) -> bool:
+    """Whether a column of the one type can hold what one of the other does."""
+    parts = re.compile(r"(?:var|big|small|medium)?([a-z]+)(?:\((\d+)\))?")
+    [(kind, width), (least_kind, least)] = (parts.findall(text.lower())[0] for text in (there, wanted))
+    return kind == least_kind and int(width or 0) >= int(least or 0)
 
 
 def any_of(keys: Sequence[object]) -> str:
@@ -2757,9 +2834,9 @@ def dry_run(job: Job) -> Exit:
     """Name who would be texted now; write nothing, and ask Twilio nothing."""
     hours: Counter[int] = Counter()
     rules: Counter[str] = Counter()
-    with job.brake.holding(), job.store:
-        job.store.look()
-        job.store.look_at_ledger()
+    with job.brake.holding(), job.database:
+        job.tracker.look()
+        job.ledger.look()
         job.look_around()
         job.last_call = True  # nobody is put aside
         for reminder in chain.from_iterable(job.pages()):
@@ -2781,11 +2858,11 @@ def dry_run(job: Job) -> Exit:
 
 def explain(job: Job) -> Exit:
     """Say of one user what speaks for a text and what against it; write nothing."""
-    with job.brake.holding(), job.store:
-        job.store.look()
-        job.store.look_at_ledger()
+    with job.brake.holding(), job.database:
+        job.tracker.look()
+        job.ledger.look()
         job.look_around()
-        if not (user := job.store.user(job.about)):
+        if not (user := job.tracker.user(job.about)):
             raise RetryLater(f"there is no user {job.about} in User")
         zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
         user = replace(user, days=days_of(job.now, zone, job.settings.day_starts_at) if zone else None)
@@ -2795,7 +2872,7 @@ def explain(job: Job) -> Exit:
             Personal(user.phone) or "no phone number",
             user.zone if resolve_zone(user.zone) else Personal(user.zone),
         )
-        rows, last_logs = job.store.history([user])
+        rows, last_logs = job.history([user])
         case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
         if user.days:
             explain_days(job, case)
@@ -2813,7 +2890,7 @@ def explain(job: Job) -> Exit:
 
 def explain_days(job: Job, case: Case) -> None:
     """The days of a user, the logs in them, the rule, and when a text is possible."""
-    days, logs = case.days, job.store.logs_of(case.user, case.days)
+    days, logs = case.days, job.tracker.logs_of(case.user, case.days)
     local = case.now.astimezone(days.zone)
     log.info("It is %s there, the local day %s", f"{local:%Y-%m-%d %H:%M}", days.today)
     for number, start, end in ((1, days.day1, days.day2), (2, days.day2, days.end)):
@@ -2851,7 +2928,7 @@ def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
 def check(job: Job) -> Exit:
     """Say of all that a run needs whether it is there; send nothing, write nothing."""
     failed: set[str] = set()
-    with job.store:
+    with job.database:
         for name, (needs, question) in CHECKS.items():
             if needs & failed:
                 log.info("%s: not checked, see above", name)
@@ -2872,17 +2949,17 @@ def check(job: Job) -> Exit:
 
 def check_database(job: Job) -> Iterator[str]:
     """Connection, tables, columns, types, and what refers to what."""
-    job.store.look()
+    job.tracker.look()
     if not job.settings.db_ssl_ca:
         yield "the server is not verified: DB_SSL_CA would do that"
 
 
 def check_ledger(job: Job) -> Iterator[str]:
     """That it is there and can be written; what is in it."""
-    if ddl := job.store.missing_ledger():
+    if ddl := job.ledger.missing():
         yield f"the ledger is not there yet. The first run makes it, if it may; else run as an administrator: {ddl}"
     else:
-        yield from job.store.ledger_doubts(job.clock())
+        yield from job.ledger.check_rows(job.clock())
 
 
 def check_users(job: Job) -> Iterator[str]:
@@ -2890,7 +2967,7 @@ def check_users(job: Job) -> Iterator[str]:
     yield from job.survey()
     found: dict[str, list[int | str]] = defaultdict(list)
     longest, seen = "", set()
-    for user, raw_phone in job.store.everybody():
+    for user, raw_phone in job.tracker.everybody():
         longest = max(longest, user.name, key=len)
         problems = {
             "have no time zone that is known": user.days is None,
@@ -2924,7 +3001,7 @@ CHECKS: dict[str, tuple[set[str], Callable[[Job], Iterable[str]]]] = {
     "settings": (set(), lambda _job: []),  # they were read
     "database": (set(), check_database),
     "ledger": ({"database"}, check_ledger),
-    "speed and durability": ({"database"}, lambda job: job.store.doubts()),
+    "speed and durability": ({"database"}, lambda job: job.tracker.doubts()),
     "users and logs": ({"database"}, check_users),
     "hours": (set(), check_hours),
     "Twilio": (set(), check_twilio),
@@ -3423,7 +3500,7 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
         if asked.mode in WRITES or settings.log_level == "DEBUG":  # the lines of the others are their answer
             log.setLevel(settings.log_level)
         job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
-        job.about, job.store.as_of = asked.explain or "", asked.now
+        job.about, job.as_of = asked.explain or "", asked.now
         with watchdog(job.brake):
             code = MODES[asked.mode][0](job)
         if job.brake.failure:

@@ -91,18 +91,18 @@ def send(texts: int, ledger: str) -> Figures:
         if first := next(pages, None):  # the first page is not what is measured here
             figures["seconds"] = _timed(lambda: deliver(job, _cut(chain([first], pages), texts)))
 
-    def claim(store: notifier.Store, reminders: list[notifier.Reminder], now: datetime) -> dict[Any, Any]:
-        store.claims |= {reminder: notifier.claim_of(reminder, "token", now) for reminder in reminders}
-        return {reminder.user.id: [store.claims[reminder]] for reminder in reminders}
+    def claim(ledger: notifier.Ledger, reminders: list[notifier.Reminder], now: datetime) -> dict[Any, Any]:
+        ledger.claims |= {reminder: notifier.claim_of(reminder, "token", now) for reminder in reminders}
+        return {reminder.user.id: [ledger.claims[reminder]] for reminder in reminders}
 
     no_ledger: dict[str, Any] = {
-        "history": lambda _store, _users: ({}, {}),
+        "history": lambda _ledger, _ids, _as_of=None: {},
         "claim": claim,
         "record": _nothing,
         "release": _nothing,
     }
     left_out: AbstractContextManager[object] = (
-        patch.multiple(notifier.Store, **no_ledger) if ledger == "without" else nullcontext()
+        patch.multiple(notifier.Ledger, **no_ledger) if ledger == "without" else nullcontext()
     )
     with patch.multiple(notifier.Job, deliver=some, clean_up=_nothing), left_out:
         cpu = time.process_time()

@@ -33,7 +33,7 @@ NOT_DUE = frozenset({"only who is due"})
 MIDNIGHT = "local midnight while a run is at work"
 
 RECORD_FIRST = """\
-        self.store.record(dict.fromkeys(ours, Answer(Action.ACCEPT, sid="SM" + "0" * 32)), self.clock())
+        self.ledger.record(dict.fromkeys(ours, Answer(Action.ACCEPT, sid="SM" + "0" * 32)), self.clock())
         self.sender.submit(ours)
 """
 RETRY_5XX = """\
@@ -81,7 +81,12 @@ MUTANTS = [
     ),
     Mutant("retry on 5xx", {"    if body is None:\n": RETRY_5XX}, TWICE, "5xx after accepting"),
     Mutant("a proxy believed", {"    if body is None:\n": BELIEVE}, LEDGER, "4xx of a proxy after accepting"),
-    Mutant("not written again", {"            self._write_again()\n": "            pass\n"}, LEDGER, "lost commits"),
+    Mutant(
+        "not written again",
+        {"            self.on_connect(self._execute)\n": "            pass\n"},
+        LEDGER,
+        "lost commits",
+    ),
     Mutant(
         "any clock believed", {"elif abs(twilios - now) > CLOCK_TOLERANCE:": "elif False:"}, NOT_DUE, "clock behind"
     ),

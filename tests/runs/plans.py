@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from pymysql.cursors import DictCursor
 
-from habit_notifier import Store
+from habit_notifier import Database
 from tests.sandbox.database import Server
 
 
@@ -29,19 +30,21 @@ class Step:
 def explained(server: Server, database: str, wanted: Callable[[str], bool]) -> Iterator[list[Step]]:
     """Filled with the steps of those statements that are wanted."""
     steps: list[Step] = []
-    run_once: Callable[..., list[tuple[Any, ...]]] = Store._run_once
+    one_at_a_time = threading.Lock()
+    run_once: Callable[..., list[tuple[Any, ...]]] = Database._run_once
 
     with server.connect(database=database) as beside, beside.cursor(DictCursor) as cursor:
 
-        def explain_and_run(store: Store, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
+        def explain_and_run(program: Database, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
             if wanted(sql):
-                cursor.execute(f"EXPLAIN {sql}", tuple(args))
-                plan = [step for step in cursor.fetchall() if step["table"]]
+                with one_at_a_time:
+                    cursor.execute(f"EXPLAIN {sql}", tuple(args))
+                    plan = [step for step in cursor.fetchall() if step["table"]]
                 steps.extend(Step(sql, s["table"], s["type"], s["key"], int(s["rows"] or 0)) for s in plan)
-            return run_once(store, sql, args)
+            return run_once(program, sql, args)
 
         if server.kind == "mysql":  # which would answer with a tree
             cursor.execute("SET explain_format = 'TRADITIONAL'")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Store, "_run_once", explain_and_run)
+            patch.setattr(Database, "_run_once", explain_and_run)
             yield steps

@@ -15,12 +15,12 @@ import pytest
 import pytz
 
 import habit_notifier
-from habit_notifier import Settings, Stop, Store
+from habit_notifier import Job
 from tests.runs import program
 from tests.runs.plans import Step, explained
 from tests.runs.statements import OUTCOMES, PURGE
 from tests.runs.statements import ZONES as ZONES_READ
-from tests.runs.town import create_ledger
+from tests.runs.town import create_ledger, opened
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 
@@ -128,29 +128,28 @@ def test_the_newest_logs_are_found_without_reading_all_logs(
     """Measured, not explained: MariaDB's plan does not show that the reading ends after so many rows."""
     monkeypatch.setattr(habit_notifier, "NEWEST_LOGS", 100)
     database, twilio = filled
-    with Store(Settings.read(database.environ() | twilio.environ()), Stop()) as store:
-        before = rows_read(store)
-        assert store.newest_logs(NOON) == habit_notifier.NewestLogs(
+    with opened(database.environ() | twilio.environ()) as job:
+        before = rows_read(job)
+        assert job.tracker.newest_logs(NOON) == habit_notifier.NewestLogs(
             100, (NOON - timedelta(hours=22)).replace(tzinfo=None), 0, past=False
         )
-        assert rows_read(store) - before < 1_000
+        assert rows_read(job) - before < 1_000
 
 
-def rows_read(store: Store) -> int:
-    return sum(int(count) for _, count in store._run("SHOW SESSION STATUS LIKE 'Handler_read%%'"))
+def rows_read(job: Job) -> int:
+    return sum(int(count) for _, count in job.database.run("SHOW SESSION STATUS LIKE 'Handler_read%%'"))
 
 
 @pytest.mark.usefixtures("plans")
 def test_the_zones_bounds_are_not_read_for_each_user_anew(filled: tuple[Database, FakeTwilio]) -> None:
     """Measured: MySQL finds them by a key, MariaDB holds them in a join buffer."""
     database, twilio = filled
-    with Store(Settings.read(database.environ() | twilio.environ()), Stop()) as store:
-        store.open()
+    with opened(database.environ() | twilio.environ()) as job:
         days = {name.encode(): habit_notifier.days_of(NOON, pytz.timezone(name)) for name in pytz.all_timezones}
-        store.judge_by(days, NOON)
-        before = rows_read(store)
-        assert [*store._due(None, USERS)]
-        assert rows_read(store) - before < len(days) * USERS / 10
+        job.tracker.judge_by(days, NOON)
+        before = rows_read(job)
+        assert [*job.tracker._due(job.database, None, USERS)]
+        assert rows_read(job) - before < len(days) * USERS / 10
 
 
 def test_what_the_ledger_holds_of_some_users_is_found_by_the_primary_key(plans: Plans) -> None:

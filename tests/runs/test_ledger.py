@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 import habit_notifier
-from habit_notifier import Exit, Stop
+from habit_notifier import Exit
 from tests.runs.program import started, starting_at
 from tests.runs.statements import CLAIM, CLAIM_CHECK, RECORD, RELEASE
-from tests.runs.town import NOON, Town, at_send, numbers
+from tests.runs.town import NOON, Town, at_send, numbers, opened
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio, refuse, slow
 from tests.sandbox.proxy import Proxy, Verdict
@@ -304,8 +304,8 @@ def transaction(database: Database) -> Iterator[Any]:
 def first_batch(town: Town, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The ids that a run claims first, its pages beginning at the table's; the ledger is there."""
     monkeypatch.setattr("random.randrange", lambda _: USERS - 1)  # all, up to the last one
-    with habit_notifier.Store(habit_notifier.Settings.read(town.environ), Stop()) as store:
-        store.open()
+    with opened(town.environ):
+        pass
     return town.ids[:CLAIMED]
 
 

@@ -19,7 +19,7 @@ import pymysql
 import pytest
 
 import habit_notifier
-from habit_notifier import Exit, Settings, Stop, Store
+from habit_notifier import Exit, Settings, Stop, Tracker
 from tests.runs.statements import CLAIM, PAGE
 from tests.runs.town import NOON, Town, at_send, variants
 from tests.sandbox.database import LEDGER, Database, Server
@@ -161,10 +161,10 @@ LIMITS = {"mariadb": ("max_statement_time", 8), "mysql": ("max_execution_time", 
 
 def test_the_server_ends_a_statement_before_the_client_gives_it_up(town: Town) -> None:
     name, limit = LIMITS[town.database.server.kind]
-    with Store(Settings.read(town.environ), Stop()) as store:
+    with habit_notifier.Database(Settings.read(town.environ), Stop()) as database:
         for _ in range(2):  # on a new connection, too
-            assert store._run(f"SELECT @@SESSION.{name}") == [(limit,)]
-            store._disconnect()
+            assert database.run(f"SELECT @@SESSION.{name}") == [(limit,)]
+            database._disconnect()
     assert habit_notifier.STATEMENT_SECONDS < habit_notifier.DATABASE_TIMEOUT
 
 
@@ -183,7 +183,7 @@ def test_pages_that_take_too_long_are_halved_until_whom_nobody_can_read_is_named
     town.database.insert_logs((habit, NOON - DAY) for habit in slow for _ in range(3))
     town.sql("RENAME TABLE Log TO Entry")
     town.sql("CREATE VIEW Log AS SELECT * FROM Entry WHERE SLEEP(0.1) = 2")  # reads long, and finds nothing
-    monkeypatch.setattr(Store, "newest_logs", lambda *_: habit_notifier.NewestLogs(0, NOON, 0, past=False))
+    monkeypatch.setattr(Tracker, "newest_logs", lambda *_: habit_notifier.NewestLogs(0, NOON, 0, past=False))
     assert town.run() == Exit.RETRY
     named = [line for line in town.lines("WARNING") if "gets no text, not tried: MySQL does not read" in line]
     assert len(named) == (USERS if everybody else 1)
@@ -238,14 +238,14 @@ AWAY = [1047, 1152, 1158, 1159, 1160, 1161, 1180, 3032, 3100, 3101, 3169, 9001]
 def test_a_node_that_is_not_ready_for_a_while_is_waited_for(
     town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch, number: int, statement: str
 ) -> None:
-    execute, refusals = Store._execute, iter(range(2))
+    execute, refusals = habit_notifier.Database._execute, iter(range(2))
 
-    def refuse_twice(store: Store, sql: str, args: Any) -> list[tuple[Any, ...]]:
-        if statement in sql and store._opened and next(refusals, None) is not None:
+    def refuse_twice(database: habit_notifier.Database, sql: str, args: Any) -> list[tuple[Any, ...]]:
+        if statement in sql and database.stage.opened and next(refusals, None) is not None:
             raise pymysql.err.OperationalError(number, "not now")
-        return execute(store, sql, args)
+        return execute(database, sql, args)
 
-    monkeypatch.setattr(Store, "_execute", refuse_twice)
+    monkeypatch.setattr(habit_notifier.Database, "_execute", refuse_twice)
     assert town.run() == 0
     assert town.served == people
 

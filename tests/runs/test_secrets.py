@@ -113,10 +113,10 @@ def test_a_librarys_warning_of_an_odd_header_does_not_tell_the_account(
 
 
 def test_a_traceback_does_not_tell_what_an_exception_holds(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_store: object) -> None:
+    def fail(_tracker: object) -> None:
         raise LookupError(f"GET /2010-04-01/Accounts/{FakeTwilio.ACCOUNT_SID} {FakeTwilio.AUTH_TOKEN}")
 
-    monkeypatch.setattr(habit_notifier.Store, "zones", fail)
+    monkeypatch.setattr(habit_notifier.Tracker, "zones", fail)
     assert town.run() == 1
     assert re.search(r"please report it.*LookupError: GET /2010-04-01/Accounts/\*{3} \*{3}", said(town))
     assert FakeTwilio.ACCOUNT_SID not in said(town)

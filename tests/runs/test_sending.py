@@ -313,12 +313,12 @@ def test_after_a_fault_of_the_program_nothing_that_waits_is_posted(town: Town, m
         town.twilio.script(throttle(1).delayed(after=0.3), to=number)  # three wait to be posted once more
     town.twilio.script(slow(0.5), to=first)
 
-    def fail(_store: object, results: list[object], _now: datetime) -> None:
+    def fail(_ledger: object, results: list[object], _now: datetime) -> None:
         if results:
             raise LookupError("a fault")
 
     with monkeypatch.context() as patch:
-        patch.setattr(habit_notifier.Store, "record", fail)
+        patch.setattr(habit_notifier.Ledger, "record", fail)
         assert town.run() == 1
     assert [line.split(r"\n")[0] for line in town.log if line.startswith("CRITICAL")] == [
         "CRITICAL A fault of the program, please report it"
@@ -625,14 +625,14 @@ def test_users_who_left_during_the_run_are_not_told_as_not_looked_at(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     town.people(3)
-    count = habit_notifier.Store.zones
+    count = habit_notifier.Tracker.zones
 
-    def count_and_delete(store: habit_notifier.Store) -> list[habit_notifier.Zone]:
-        zones = count(store)
+    def count_and_delete(tracker: habit_notifier.Tracker) -> list[habit_notifier.Zone]:
+        zones = count(tracker)
         town.sql("DELETE FROM User WHERE id = 2")
         return zones
 
-    monkeypatch.setattr(habit_notifier.Store, "zones", count_and_delete)
+    monkeypatch.setattr(habit_notifier.Tracker, "zones", count_and_delete)
     assert town.run() == 0
     assert town.totals == (2, 0)
     assert not town.said("before the last page")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import habit_notifier
-from habit_notifier import Brake, Job, Report, Row, Settings, State, Stop, Store, utc_now
+from habit_notifier import Brake, Job, Ledger, Report, Row, Settings, State, Stop, utc_now
 from tests.environ import settings_of
 from tests.runs.town import NOON, Town
 from tests.sandbox.database import LEDGER, Database
@@ -434,14 +434,14 @@ def test_a_look_up_whose_answer_never_ends_holds_up_no_text(world: World, monkey
 def test_what_another_run_recorded_during_a_look_up_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was suspended wakes, and records a text that this one has taken for lost."""
     user = world.row(state="sending", claimed=NOON - HOUR)
-    unsettled, sid = Store.unsettled, "SM" + "b" * 32
+    unsettled, sid = Ledger.unsettled, "SM" + "b" * 32
 
-    def wake(store: Store, now: datetime) -> list[Row]:
-        rows = unsettled(store, now)
+    def wake(ledger: Ledger, now: datetime) -> list[Row]:
+        rows = unsettled(ledger, now)
         world.database.execute(f"UPDATE {LEDGER} SET state = 'sent', message_sid = %s", (sid,))
         return rows
 
-    monkeypatch.setattr(Store, "unsettled", wake)
+    monkeypatch.setattr(Ledger, "unsettled", wake)
     assert world.settle(NOON) == 0
     assert world.told(user) == ("sent", sid, None, None)
 
@@ -471,7 +471,7 @@ def test_a_deadline_that_comes_while_texts_are_looked_up_fails_nobody(world: Wor
 
 
 class Memory:
-    """Learns what became of so many texts of one day without a server; stands in for Store and Twilio's client."""
+    """Learns what became of so many texts of one day without a server; stands in for the ledger and Twilio's client."""
 
     def __init__(self, rows: int) -> None:
         sids = [f"SM{n:032}" for n in range(rows)]
@@ -496,7 +496,7 @@ class Memory:
         """The most bytes in use at once."""
         stand_in: Any = self
         job = Job(settings, Report(), lambda: NOON + HOUR, Stop())
-        job.store, job.brake = stand_in, Brake(Stop(), utc_now, 60)
+        job.ledger, job.brake = stand_in, Brake(Stop(), utc_now, 60)
         job.twilio._client = lambda: (stand_in, stand_in)  # type: ignore[method-assign]
         tracemalloc.start()
         assert job.learn() is None

@@ -10,9 +10,8 @@ from zlib import crc32
 import pytest
 
 import habit_notifier
-from habit_notifier import Settings, Stop, Store
 from tests.runs.statements import CLAIM
-from tests.runs.town import NOON, Town, judging, numbers
+from tests.runs.town import NOON, Town, judging, numbers, opened
 from tests.sandbox.proxy import Proxy, Verdict
 
 USERS = 60
@@ -52,10 +51,10 @@ def test_every_user_is_in_exactly_one_shard(town: Town, monkeypatch: pytest.Monk
         expected[crc32(str(user).encode()) % count].append(user)
     shards = range(count) if count < 10 else {*(i for i, users in expected.items() if users), 0, 999}
     for index in shards:
-        with Store(Settings.read(town.environ | shard(index, count)), Stop()) as store:
-            total = judging(store)
+        with opened(town.environ | shard(index, count)) as job:
+            total = judging(job.tracker)
             for _ in range(3):  # the pages start elsewhere
-                pages = list(store.pages(total))
+                pages = list(job.tracker.pages(total))
                 seen = sorted(user.id for page in pages for user in page.users)
                 assert seen == expected[index]
                 assert total == len(seen) == sum(page.users_in_all for page in pages)
@@ -64,12 +63,12 @@ def test_every_user_is_in_exactly_one_shard(town: Town, monkeypatch: pytest.Monk
 def test_the_pages_of_a_shard_start_anywhere_among_its_users(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start in the table's first quarter only would starve the others' ends, when no run gets to the end."""
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 2)
-    with Store(Settings.read(town.environ | shard(1, 4)), Stop()) as store:
-        total = judging(store)
+    with opened(town.environ | shard(1, 4)) as job:
+        total = judging(job.tracker)
         firsts = set()
         for start in range(total - 1):
             monkeypatch.setattr("random.randrange", lambda _, n=start: n)
-            firsts.add(next(store.pages(total)).users[0].id)
+            firsts.add(next(job.tracker.pages(total)).users[0].id)
         assert len(firsts) == total - 1
 
 

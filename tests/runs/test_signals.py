@@ -303,7 +303,7 @@ def test_the_purge_heeds_the_deadline_and_sigterm(
 ) -> None:
     stop, purges = Stop(), 0
 
-    def purge(_store: object, _before: object) -> int:
+    def purge(_ledger: object, _before: object) -> int:
         nonlocal purges
         purges += 1
         time.sleep(0.2)
@@ -311,7 +311,7 @@ def test_the_purge_heeds_the_deadline_and_sigterm(
             stop.request()
         return 500
 
-    monkeypatch.setattr(habit_notifier.Store, "purge", purge)
+    monkeypatch.setattr(habit_notifier.Ledger, "purge", purge)
     town.stop = stop
     start = time.monotonic()
     assert town.run(utc_now, RUN_DEADLINE=600 if terminated else 4) == (143 if terminated else 0)  # nobody is left out

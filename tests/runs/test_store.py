@@ -15,8 +15,22 @@ import pytest
 import pytz
 
 import habit_notifier
-from habit_notifier import NO_LOGS, Action, Answer, Exit, Reminder, Row, Settings, State, Stop, Store, User, utc_now
-from tests.runs.town import NOON, Town, create_ledger, judging, variants
+from habit_notifier import (
+    NO_LOGS,
+    Action,
+    Answer,
+    Exit,
+    Job,
+    Ledger,
+    Reminder,
+    Row,
+    State,
+    Stop,
+    Tracker,
+    User,
+    utc_now,
+)
+from tests.runs.town import NOON, Town, create_ledger, judging, opened, variants
 from tests.sandbox.database import LEDGER, Server, make_certificates
 from tests.sandbox.fake_twilio import FakeTwilio, refuse
 from tests.sandbox.proxy import Proxy
@@ -44,11 +58,10 @@ def as_administrator(town: Town, lines: list[str]) -> None:
 
 
 @pytest.fixture
-def store(town: Town) -> Iterator[Store]:
-    """The program's store, opened, with its ledger."""
-    with Store(Settings.read(town.environ), Stop()) as opened:
-        opened.open()
-        yield opened
+def job(town: Town) -> Iterator[Job]:
+    """A job that is about to judge, with its ledger."""
+    with opened(town.environ) as job:
+        yield job
 
 
 # --- the ledger's table
@@ -377,7 +390,7 @@ def add_rows(town: Town, state: str, final_status: str | None, *keys: tuple[Any,
 
 
 def test_the_purge_deletes_whatever_is_older_a_few_rows_at_a_time(
-    town: Town, store: Store, monkeypatch: pytest.MonkeyPatch
+    town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refusals, too: no gate looks further back."""
     monkeypatch.setattr(habit_notifier, "KEYS", 2)
@@ -387,51 +400,51 @@ def test_the_purge_deletes_whatever_is_older_a_few_rows_at_a_time(
     add_rows(town, "refused", "refused", (4, older), (4, before))
     add_rows(town, "sending", None, (7, older))
     add_rows(town, "uncertain", None, (8, older))
-    assert [store.purge(before) for _ in range(4)] == [2, 2, 1, 0]
+    assert [job.ledger.purge(before) for _ in range(4)] == [2, 2, 1, 0]
     assert town.rows("user_id, local_day") == [(1, before), (4, before)]
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("job")
 def test_sigterm_ends_the_purge_between_two_statements(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "KEYS", 2)
     add_rows(town, "sent", "delivered", *((user, NOON.date() - timedelta(days=91)) for user in range(6)))
     town.stop = stop = Stop()
-    purge = Store.purge
+    purge = Ledger.purge
 
-    def purge_and_terminate(store: Store, before: date) -> int:
+    def purge_and_terminate(ledger: Ledger, before: date) -> int:
         stop.request()
-        return purge(store, before)
+        return purge(ledger, before)
 
-    monkeypatch.setattr(Store, "purge", purge_and_terminate)
+    monkeypatch.setattr(Ledger, "purge", purge_and_terminate)
     assert town.run() == Exit.TERMINATED
     assert len(town.rows("user_id, local_day")) == 4
 
 
 @pytest.mark.parametrize("ours", [Action.ACCEPT, Action.UNCERTAIN, Action.REFUSE, Action.UNREACHED])
-def test_what_became_of_a_text_is_never_written_into_another_runs_row(town: Town, store: Store, ours: Action) -> None:
+def test_what_became_of_a_text_is_never_written_into_another_runs_row(town: Town, job: Job, ours: Action) -> None:
     """Neither by recording it nor by writing it again on a new connection."""
     days = habit_notifier.days_of(NOON, pytz.utc)
     anna = Reminder(User(1, "Anna", "+12025550101", "UTC", days, logged_day1=False), NO_LOGS, days)
     late = NOON + timedelta(hours=1)
     columns = f"SELECT state, message_sid, error_code, final_status, finished_at, segments FROM {LEDGER}"
     answer = Answer(ours, code=21610, sid="SM" + "a" * 32, segments=2)
-    with Store(Settings.read(town.environ), Stop()) as another:
-        another.open()
-        [theirs] = another.claim([anna], NOON)[1]
-        [seen] = store.claim([anna], NOON)[1]
+    ledger = job.ledger
+    with opened(town.environ) as another:
+        [theirs] = another.ledger.claim([anna], NOON)[1]
+        [seen] = ledger.claim([anna], NOON)[1]
         assert seen == theirs
-        mine = store.claims[anna]
+        mine = ledger.claims[anna]
         assert mine.token != theirs.token
-        store.record({anna: answer}, late)
+        ledger.record({anna: answer}, late)
         assert town.sql(columns) == [("sending", None, None, None, None, None)]
-        another.record({anna: Answer(Action.ACCEPT, sid="SM" + "b" * 32, segments=1)}, NOON)
+        another.ledger.record({anna: Answer(Action.ACCEPT, sid="SM" + "b" * 32, segments=1)}, NOON)
     told = [("sent", "SM" + "b" * 32, None, None, NOON.replace(tzinfo=None), 1)]
     assert town.sql(columns) == told
-    store.claims[anna] = mine
-    store.record({anna: answer}, late)
-    store.claims[anna] = mine
-    store._disconnect()
-    assert store._rows([1]) == [replace_state(theirs)]
+    ledger.claims[anna] = mine
+    ledger.record({anna: answer}, late)
+    ledger.claims[anna] = mine
+    job.database._disconnect()
+    assert list(ledger._rows([1])) == [replace_state(theirs)]
     assert town.sql(columns) == told
 
 
@@ -440,7 +453,7 @@ def replace_state(claim: Row) -> Row:
     return replace(claim, state=State.SENT, finished_at=NOON, sid="SM" + "b" * 32, segments=1)
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("job")
 def test_a_run_deletes_rows_after_ninety_days_and_not_before(town: Town) -> None:
     kept = NOON.date() - timedelta(days=90)
     add_rows(town, "sent", "delivered", (1, kept), (1, kept - timedelta(days=1)))
@@ -478,9 +491,10 @@ def test_a_new_number_is_tried_the_next_day_though_the_old_one_would_rest(town: 
 # --- pages
 
 
-def paged(store: Store) -> list[Any]:
+def paged(tracker: Tracker) -> list[Any]:
     """The ids on all pages, in order; of every page all are due."""
-    pages = list(store.pages(judging(store)))
+    pages = list(tracker.pages(judging(tracker)))
+    assert [page.last for page in pages] == [*[False] * (len(pages) - 1), *[True] * bool(pages)]
     assert [page.users_in_all for page in pages] == [len(page.users) for page in pages]
     return [user.id for page in pages for user in page.users]
 
@@ -491,14 +505,14 @@ def test_pages_cover_everybody_exactly_once_wherever_they_start(town: Town, monk
     town.people(23)
     users = town.ids
     town.database.insert_users([("No phone", None, "UTC"), ("Blank", " ", "UTC")])
-    with Store(Settings.read(town.environ), Stop()) as store:
+    with opened(town.environ) as job:
         firsts = set()
         for turn in range(12):
             monkeypatch.setattr("random.randrange", lambda total, n=turn: n * 2 % total)
             if turn == 6:  # gaps in the ids
                 for user in [users.pop(0), users.pop(7), users.pop(7), users.pop()]:
                     town.sql("DELETE FROM User WHERE id = %s", (user,))
-            seen = paged(store)
+            seen = paged(job.tracker)
             assert sorted(seen) == sorted(users)
             assert len(seen) == len(users)
             firsts.add(seen[0])
@@ -511,34 +525,35 @@ def test_pages_cover_everybody_exactly_once_wherever_they_start(town: Town, monk
     ids=["fast", "in between", "slow"],
 )
 def test_the_next_page_is_larger_or_smaller_as_the_last_one_was_fast_or_slow(
-    town: Town, store: Store, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], sizes: list[int]
+    town: Town, job: Job, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], sizes: list[int]
 ) -> None:
     """A page of users with years of logs and without the index must not run into the time-out of a statement."""
     monkeypatch.setattr(habit_notifier, "FIRST_PAGE", 4)
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 16)
     monkeypatch.setattr(habit_notifier, "PAGE_SECONDS", seconds)
+    monkeypatch.setattr(habit_notifier, "READERS", 1)  # of two, the one's time decides on the other's next
+    monkeypatch.setattr("random.randrange", lambda total: total - 1)
     town.people(60)
-    judging(store)
-    assert [page.users_in_all for page in store._pages(None, None)] == sizes
+    assert [page.users_in_all for page in job.tracker.pages(judging(job.tracker))] == sizes
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 6])
-def test_pages_cover_tables_of_any_size(town: Town, store: Store, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_pages_cover_tables_of_any_size(town: Town, job: Job, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 3)
     town.people(count)
     for start in range(max(count, 1)):
         monkeypatch.setattr("random.randrange", lambda _, n=start: n)
-        assert sorted(paged(store)) == town.ids
+        assert sorted(paged(job.tracker)) == town.ids
 
 
 def test_somebody_deleted_at_the_place_where_the_pages_start_costs_nobody_a_text(
-    town: Town, store: Store, monkeypatch: pytest.MonkeyPatch
+    town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 2)
     town.people(7)
     users = town.ids
     monkeypatch.setattr("random.randrange", lambda _: 3)
-    pages = store.pages(judging(store))
+    pages = job.tracker.pages(judging(job.tracker))
     first = [user.id for user in next(pages).users]
     start = next(user for user in reversed(users) if user < first[0])
     town.sql("DELETE FROM User WHERE id = %s", (start,))
@@ -550,15 +565,15 @@ def test_a_zone_that_came_in_use_during_the_run_is_not_called_unknown(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     town.people(3)
-    count = Store.zones
+    count = Tracker.zones
 
-    def count_and_move(store: Store) -> list[habit_notifier.Zone]:
-        zones = count(store)
+    def count_and_move(tracker: Tracker) -> list[habit_notifier.Zone]:
+        zones = count(tracker)
         town.sql("UPDATE User SET time_zone = 'Asia/Tokyo' WHERE id = 2")
         return zones
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "zones", count_and_move)
+        patch.setattr(Tracker, "zones", count_and_move)
         assert town.run() == 0
     [told] = [line for line in town.lines("WARNING") if line.startswith("User ")]
     assert told.endswith("time zone 'Asia/Tokyo' came in use during this run: the next one serves")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from habit_notifier import LEDGER_DDL, OneLine, Stop, Store, days_by_zone
+from habit_notifier import LEDGER_DDL, Job, OneLine, Report, Settings, Stop, Tracker, days_by_zone
 from tests.runs import program
 from tests.runs.program import Moment
 from tests.sandbox.database import LEDGER, Database, Id
@@ -50,10 +51,19 @@ def create_ledger(database: Database, user_id: str = "") -> None:
     database.execute(LEDGER_DDL.format(database=database.name, user_id=user_id or column_type))
 
 
-def judging(store: Store) -> int:
-    """Let the store judge by the days at NOON; how many users it will go through."""
-    zones = store.zones()
-    store.judge_by(days_by_zone(zones, store._settings, NOON), NOON)
+@contextmanager
+def opened(environ: Mapping[str, str]) -> Iterator[Job]:
+    """A job that is about to judge, with its ledger."""
+    job = Job(Settings.read(environ), Report(), lambda: NOON, Stop())
+    with job.database:
+        job.open()
+        yield job
+
+
+def judging(tracker: Tracker) -> int:
+    """Let the tracker judge by the days at NOON; how many users it will go through."""
+    zones = tracker.zones()
+    tracker.judge_by(days_by_zone(zones, tracker._settings, NOON), NOON)
     return sum(zone.users for zone in zones)
 
 
