@@ -350,7 +350,7 @@ def remembered(case: Case) -> Skip | None:
 
 def delivered(case: Case) -> Skip | None:
     """A number that never gets its texts is left alone for as long as one that refused."""
-    ends = [r for r in own_rows(case) if r.final_status in KNOWN_ENDS and r.code not in OURS]
+    ends = [r for r in own_rows(case) if r.final_status in KNOWN_ENDS and r.code not in SENDERS_FAULT]
     if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
         return None
     if ends[0].final_status in LOST and (ends[0].code in GONE or is_permanent(ends[0].code)):
@@ -718,6 +718,18 @@ class Job:
         self.report.not_tried(self.waiting)
 
 
+def not_ours(claim: Row, case: Case) -> Skip | None:
+    """Why a claim may not be posted, from the user's rows after it was made; None when it may.
+
+    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
+    """
+    others = [row for row in case.rows if row.token != claim.token]
+    if len(others) < len(case.rows):
+        return spaced(replace(case, rows=others))
+    gone = "its claim is gone from the ledger: another run held the day and released it"
+    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
+
+
 def clock_doubts(twilios: datetime | None, now: datetime) -> Iterator[str]:
     """Days are judged, and the ledger is kept, by this clock.
 
@@ -992,18 +1004,6 @@ def days_of(now: datetime, zone: pytz.BaseTzInfo, starts: time_of_day = time_of_
         today -= timedelta(days=1)
     day1, day2, end = (instant_of(today - timedelta(days=n), starts, zone) for n in (2, 1, 0))
     return Days(zone, today, day1, day2, end)
-
-
-def not_ours(claim: Row, case: Case) -> Skip | None:
-    """Why a claim may not be posted, from the user's rows after it was made; None when it may.
-
-    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
-    """
-    others = [row for row in case.rows if row.token != claim.token]
-    if len(others) < len(case.rows):
-        return spaced(replace(case, rows=others))
-    gone = "its claim is gone from the ledger: another run held the day and released it"
-    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
 
 
 @cache  # a run asks for the same few again before each text
@@ -2315,7 +2315,7 @@ class Tracker:
                        IF(z.zone IS NULL, {as_text("u.time_zone")}, NULL), z.zone,
                        {LOGGED.format(start="day1", end="day2")}, {self._rows_matter}
                 FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {self._zone_key}
-                WHERE {within} AND {self._users} AND NOT {LOGGED.format(start="day2", end="day3")}
+                WHERE {within} AND {self._users} AND NOT {LOGGED.format(start="day2", end="ends")}
                 ORDER BY u.id {limit}""",
             args,
         )
@@ -2404,7 +2404,7 @@ def zones_table(days: Mapping[bytes, Days], now: datetime, *, dates: bool) -> st
     A first row, never matched, names the columns.
     """
     column, bound = ("DATE", "DATE") if dates else ("DATETIME", "TIMESTAMP")
-    names = ", ".join(f"CAST(NULL AS {column}) AS {name}" for name in ("day1", "day2", "day3"))
+    names = ", ".join(f"CAST(NULL AS {column}) AS {name}" for name in ("day1", "day2", "ends"))
     rows = [
         f"SELECT CAST(NULL AS BINARY) AS zone, {names}, CAST(NULL AS DATE) AS today, CAST(NULL AS DATETIME) AS since"
     ]
@@ -2762,7 +2762,7 @@ KNOWN_ENDS = LOST | {"delivered", "read"}
 FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any more
 GONE = {30004, 30005, 30006}  # permanent for this number
 BLOCKED_SENDER = {30007, 30024, 30032, 30034}
-OURS = BLOCKED_SENDER | {30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036}  # not the recipient's fault
+SENDERS_FAULT = BLOCKED_SENDER | {30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036}
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
     30001: "the queue overflowed",
@@ -2876,7 +2876,7 @@ def explain(job: Job) -> Exit:
         case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
         if user.days:
             explain_days(job, case)
-        for gate in GATES if user.days else (listed, placed, numbered):
+        for gate in GATES if user.days else GATES[: GATES.index(numbered) + 1]:  # the others ask for days
             if skip := gate(case):
                 words = f"Gate %s: no text, %s: {skip.reason}"
                 log.info(words, gate.__name__, skip.outcome.words, *skip.args)
