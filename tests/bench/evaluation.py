@@ -46,7 +46,7 @@ class Case:
     @property
     def bound(self) -> float:
         """What `to_client` may be."""
-        return 1.4 if self.index else 1.1
+        return 1.0 if self.index else 0.95
 
     @property
     def loop_bound(self) -> float:
@@ -159,8 +159,8 @@ def _measure_extras(bench: Bench, population: Population) -> list[Extra]:
         },
     )
     extras += [
-        extra("seven rows in the ledger for each who is due", "ledger", "client", 1.6),
-        extra("all gates, with those rows", "gates", "client", 1.6),
+        extra("seven rows in the ledger for each who is due", "ledger", "client", 1.25),
+        extra("all gates, with those rows", "gates", "client", 1.25),
         extra("all gates, with those rows", "gates", "ledger", 1.1),
     ]
     for each in extras:
