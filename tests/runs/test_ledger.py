@@ -20,7 +20,7 @@ from tests.runs.program import started, starting_at
 from tests.runs.statements import CLAIM, CLAIM_CHECK, RECORD, RELEASE
 from tests.runs.town import NOON, Town, at_send, numbers, opened
 from tests.sandbox.database import LEDGER, Database, Server
-from tests.sandbox.fake_twilio import FakeTwilio, refuse, slow
+from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse, slow
 from tests.sandbox.proxy import Proxy, Verdict
 from tests.sandbox.sockets import wait_for
 
@@ -312,6 +312,48 @@ def first_batch(town: Town, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def lock_waits(database: Database) -> int:
     sql = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
     return int(database.rows(sql)[0][0])
+
+
+# --- pages that are read ahead
+
+
+def test_whoever_another_run_texts_after_their_page_was_read_is_texted_once(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 2)
+    fill, first = habit_notifier.Job.fill, iter([True])
+
+    def fill_and_be_overtaken(job: habit_notifier.Job, pages: Iterator[Any]) -> bool:
+        more = fill(job, pages)
+        if next(first, False):  # the first page is judged, the next two are being read
+            assert town.run() == 0
+            assert town.said("Notifications sent: 12,")
+        return more
+
+    monkeypatch.setattr(habit_notifier.Job, "fill", fill_and_be_overtaken)
+    assert town.run() == 0
+    assert town.said("already handled today 12")
+    assert town.served == PEOPLE
+
+
+def test_a_run_has_three_connections_and_leaves_none(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 2)
+    seen: list[int] = []
+    mine = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = %s"
+
+    def connections() -> int:
+        with town.database.server.connect() as connection, connection.cursor() as cursor:
+            cursor.execute(mine, (town.environ["DB_USER"],))
+            [(count,)] = cursor.fetchall()
+            return int(count)
+
+    def look(_request: Request) -> None:
+        seen.append(connections())
+
+    town.twilio.hook = look
+    assert town.run() == 0
+    assert max(seen) == 3
+    wait_for(lambda: connections() == 0)
 
 
 # --- the connection or the server goes
