@@ -189,7 +189,7 @@ class Days:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user who is due, having logged nothing on day 2; or, without days, one whose days cannot be told."""
+    """A user, mostly one who is due, having logged nothing on day 2; without days, one whose days cannot be told."""
 
     id: UserId
     name: str
@@ -309,18 +309,6 @@ def numbered(case: Case) -> Skip | None:
     return Skip(Outcome.BAD_PHONE, reason, (Personal(case.user.phone),))
 
 
-def of_the_past(case: Case) -> Skip | None:
-    """A row from a clock that was ahead would bar its user for as long, unnamed."""
-    last_day = max(case.days.today + timedelta(days=1), (case.now + EARLIEST_ZONE).date())  # people may have moved
-    for row in case.rows:
-        if row.claimed_at > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
-            words = "a clock that was ahead left the row of %s, claimed at %s UTC. Unless its text went out today: "
-            delete = "DELETE FROM %s WHERE user_id = %s AND local_day = '%s';"
-            claimed, key = f"{row.claimed_at:%Y-%m-%d %H:%M}", (LEDGER, literal(row.user_id), row.local_day)
-            return Skip(Outcome.FUTURE, words + delete, (row.local_day, claimed, *key))
-    return None
-
-
 def handled(case: Case) -> Skip | None:
     """One row, one day: the user has today's already."""
     for row in case.rows:
@@ -332,6 +320,18 @@ def handled(case: Case) -> Skip | None:
         words = "another run is texting this user, or was cut off while it did" if sending else "it may have been sent"
         recent = case.now - row.claimed_at < ALL_ATTEMPTS
         return Skip(Outcome.UNCERTAIN if recent else Outcome.EARLIER, words, again=sending and recent)
+    return None
+
+
+def of_the_past(case: Case) -> Skip | None:
+    """A row from a clock that was ahead would bar its user for as long, unnamed."""
+    last_day = max(case.days.today + timedelta(days=1), (case.now + EARLIEST_ZONE).date())  # people may have moved
+    for row in case.rows:
+        if row.claimed_at > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
+            words = "a clock that was ahead left the row of %s, claimed at %s UTC. Unless its text went out today: "
+            delete = "DELETE FROM %s WHERE user_id = %s AND local_day = '%s';"
+            claimed, key = f"{row.claimed_at:%Y-%m-%d %H:%M}", (LEDGER, literal(row.user_id), row.local_day)
+            return Skip(Outcome.FUTURE, words + delete, (row.local_day, claimed, *key))
     return None
 
 
@@ -403,7 +403,7 @@ def in_window(case: Case) -> Skip | None:
 
 
 # A run takes the first that speaks; none of them writes. `handled` comes before `of_the_past`, whose DELETE must never
-# name a text of today. A gate that reads rows stands in READ_ROWS, too, and wants its part of ROW_MATTERS, in Ledger.
+# name a text of today. A gate that reads rows stands in READ_ROWS, too, and wants its part of Ledger.rows_matter.
 GATES: tuple[Callable[[Case], Skip | None], ...] = (
     listed,
     placed,
@@ -635,7 +635,7 @@ class Job:
         """Claim, post and record, a few more than the threads have in hand; on a failure, record what is left."""
         try:
             while (more := self.fill(pages)) or self.sender.busy:
-                self.claim()
+                self.claim_and_post()
                 hungry = more and self.sender.room > 0  # then the next page is worth more than an answer
                 self.take(self.sender.answers(timeout=0.0 if hungry else 1.0))
         except Exception as failure:
@@ -654,19 +654,18 @@ class Job:
         self.waiting.extend(page or ())
         return page is not None or bool(self.waiting)
 
-    def claim(self) -> None:
+    def claim_and_post(self) -> None:
         """Claim the next few, and hand those that are ours to the threads."""
         room = 0 if self.brake.pulled else min(self.sender.room, len(self.waiting))
         handful = [self.waiting.popleft() for _ in range(room)]
         self.unrecorded |= dict.fromkeys(handful, NOT_POSTED)
-        others = self.give_way(handful)
-        ours = [reminder for reminder in handful if reminder not in others]
+        ours = self.claimed(handful)
         self.report.claimed(ours)
         self.unrecorded |= dict.fromkeys(ours, GIVEN_UP)  # until they are answered
         self.sender.submit(ours)
 
-    def give_way(self, handful: Sequence[Reminder]) -> Collection[Reminder]:
-        """Write the claims; those that another run has a better right to are released, reported, and returned."""
+    def claimed(self, handful: Sequence[Reminder]) -> list[Reminder]:
+        """Claim reminders; those that are ours. What another run has a better right to is released, and reported."""
         now = self.clock()
         rows = self.ledger.claim(handful, now)
         cases = {r: Case(r.user, rows[r.user.id], None, self.settings, now) for r in handful}
@@ -675,7 +674,7 @@ class Job:
         for reminder, skip in others.items():
             del self.unrecorded[reminder]
             self.skip(reminder.user, skip)
-        return others
+        return [reminder for reminder in handful if reminder not in others]
 
     def take(self, answers: Mapping[Reminder, Answer]) -> None:
         """Record what became of texts, then tell it."""
@@ -880,7 +879,7 @@ class Report:
                 log.warning(words, row.local_day, shown_id(row.user_id), *end, extra=details)
             elif row.final_status == UNKNOWN:
                 words = "The text of %s to user %s, %s: unknown. Look in Twilio's console for %s, %s to %s UTC"
-                first, last = row.claimed_at, row.finished_at or row.claimed_at + timedelta(minutes=30)
+                first, last = row.claimed_at, row.finished_at or row.claimed_at + ALL_ATTEMPTS
                 between = f"{first:%H:%M:%S}", f"{last:%H:%M:%S}"
                 log.warning(
                     words, row.local_day, shown_id(row.user_id), row.state, Personal(row.phone), *between, extra=details
@@ -1331,10 +1330,10 @@ class Action(Enum):
     """What an answer of Twilio asks for, and what becomes of its user."""
 
     ACCEPT = "accept", Outcome.SENT
-    REFUSE = "refuse", Outcome.REFUSED  # this person, for good
-    SKIP = "skip", Outcome.SETUP  # this person, today: our set-up does not reach them
-    TRIAL = "trial", Outcome.TRIAL  # this person, today: nobody's production
-    FAIL = "fail", Outcome.SETUP  # this person, today; a streak stops the run
+    REFUSE = "refuse", Outcome.REFUSED  # by this person: not tried again today, or for longer
+    SKIP = "skip", Outcome.SETUP  # this person, in this run: our set-up does not reach them
+    TRIAL = "trial", Outcome.TRIAL  # this person, in this run: nobody's production
+    FAIL = "fail", Outcome.SETUP  # this person, in this run; a streak stops it
     UNCERTAIN = "uncertain", Outcome.UNCERTAIN  # whether it was sent is unknown; a streak stops the run
     UNREACHED = "unreached", Outcome.RELEASED  # surely not sent; a streak stops the run
     PAUSE = "pause", Outcome.RELEASED  # everybody waits, then this person is tried again
@@ -1343,9 +1342,6 @@ class Action(Enum):
 
     def __init__(self, _name: str, outcome: Outcome) -> None:
         self.outcome = outcome
-
-
-STATES = {Outcome.SENT: State.SENT, Outcome.REFUSED: State.REFUSED, Outcome.UNCERTAIN: State.UNCERTAIN}
 
 
 @dataclass(frozen=True)
@@ -1837,7 +1833,8 @@ class Sender:
         s, now, days = self._settings, self._clock(), reminder.days
         if days_of(now, days.zone, s.day_starts_at).today != days.today:
             return None
-        return min(s.validity_period, int(seconds_left(s.send_window, now, days.zone)) if s.send_window else 36_000)
+        left = seconds_left(s.send_window, now, days.zone) if s.send_window else s.validity_period
+        return min(s.validity_period, int(left))
 
 
 # --- store: MySQL -----------------------------------------------------------------------------------------------------
@@ -2022,14 +2019,14 @@ class Stage:
 class Database:
     """One connection to MySQL, made anew when it is lost. Belongs to one thread at a time.
 
-    Every statement may be repeated after a lost answer.
+    Every statement may be repeated after a lost answer; one that only runs ahead is not.
     """
 
     def __init__(self, settings: Settings, stop: Stop, stage: Stage | None = None) -> None:
-        self._settings, self._stop = settings, stop
+        self._settings, self._stop, self._runs_ahead = settings, stop, stage is not None
         self.stage = stage or Stage(time.monotonic() + settings.run_deadline)
         self._connection: pymysql.Connection[Any] | None = None
-        self._fresh = self._closed = False
+        self._fresh = False
         self._others: list[Database] = []
         self.on_connect: Callable[[Execute], object] = lambda _execute: None
 
@@ -2037,14 +2034,19 @@ class Database:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for database in (*self._others, self):
-            database._closed = True
-            database._disconnect()
+        for other in self._others:
+            other.cut()
+        self.close()
 
     def beside(self) -> Database:
-        """One more connection, for another thread; it ends with this one."""
+        """One more connection, to run ahead in another thread; it ends with this one."""
         self._others.append(Database(self._settings, self._stop, self.stage))
         return self._others[-1]
+
+    def cut(self) -> None:
+        """End the connection though another thread may wait for an answer, which closing it would wait for, too."""
+        with suppress(Exception):
+            self._connection._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
     def run(self, sql: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows; repeat it, or reconnect and repeat it, as MYSQL_ERRORS says.
@@ -2059,11 +2061,11 @@ class Database:
                 connected = self._connection is not None
                 failure = DatabaseError(error, self._settings.hide, connected=connected, written=self.stage.opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
-                self._disconnect()
+                self.close()
             patience = DATABASE_PATIENCE if self.stage.claimed else min(OUTAGE_PATIENCE, self.stage.until - start)
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
             repeats = Remedy.REPEAT, *([Remedy.RECONNECT] if self.stage.opened else [])
-            if self._closed or failure.remedy not in repeats or time.monotonic() + pause > start + patience:
+            if self._runs_ahead or failure.remedy not in repeats or time.monotonic() + pause > start + patience:
                 raise failure
             log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
             sleep(pause * random.uniform(0.8, 1.2), lambda: self._stop.requested)  # noqa: S311 - jitter
@@ -2091,7 +2093,8 @@ class Database:
             **tls,
         )
 
-    def _disconnect(self) -> None:
+    def close(self) -> None:
+        """End the connection."""
         if self._connection is not None:
             with suppress(Exception):  # it may be lost already
                 self._connection.close()
@@ -2147,6 +2150,14 @@ class NewestLogs(NamedTuple):
     newest: date | None
     ahead: int
     past: bool
+
+
+class Slice(NamedTuple):
+    """Users that are to be read: the bounds (low, high] of their ids, and how many have a phone number."""
+
+    low: UserId | None
+    high: UserId
+    users: int
 
 
 class Page(NamedTuple):
@@ -2258,18 +2269,27 @@ class Tracker:
         readers = [self._database.beside() for _ in range(READERS)]
         coming = deque(chain.from_iterable(map(self._read_next, readers)))
         while coming:
-            reader, reading = coming.popleft()
-            page = reading.result()
-            coming.extend(self._read_next(reader))
+            reader, slice_, reading = coming.popleft()
+            try:
+                page = reading.result()
+            except DatabaseError:  # our own connection has the patience, and tells what is wrong
+                page = self._page(self._database, *slice_)
+            try:
+                coming.extend(self._read_next(reader))
+            except DatabaseError:
+                yield page
+                raise
             yield page._replace(last=not coming)
 
-    def _read_next(self, reader: Database) -> Iterator[tuple[Database, Future[Page]]]:
-        """Begin to read one more page, if there is one."""
+    def _read_next(self, reader: Database) -> Iterator[tuple[Database, Slice, Future[Page]]]:
+        """Begin to read one more page; without one, the reader has done its work."""
         if slice_ := self._slice():
-            yield reader, in_background(partial(self._page, reader, *slice_))
+            yield reader, slice_, in_background(partial(self._page, reader, *slice_))
+        else:
+            reader.close()
 
-    def _slice(self) -> tuple[UserId | None, UserId, int] | None:
-        """The next users that are still to be read: the bounds (low, high] of their ids, and how many."""
+    def _slice(self) -> Slice | None:
+        """The next users that are still to be read."""
         while self._ahead:
             low, through, most = self._ahead.popleft()
             within, args = id_range(low, through)
@@ -2282,7 +2302,7 @@ class Tracker:
             if count == size:  # there may be more
                 self._ahead.appendleft((high, through, most))
             if count:
-                return low, high, count
+                return Slice(low, high, count)
         return None
 
     def _page(self, reader: Database, low: UserId | None, high: UserId, count: int) -> Page:
@@ -2295,9 +2315,9 @@ class Tracker:
                 raise
             if count == 1:
                 return Page(1, [], [high])
-            self._size = count // 2
-            log.info("A page of %d users takes too long: asking for %d", count, self._size)
-            self._ahead.appendleft((low, high, self._size))
+            self._size = half = count // 2
+            log.info("A page of %d users takes too long: asking for %d", count, half)
+            self._ahead.appendleft((low, high, half))
             return Page(0, [], [])
         self._size = next_size(self._size, time.monotonic() - began)
         return Page(count, users, [])
@@ -2358,10 +2378,10 @@ class Tracker:
         first = bounds_of(days, dates=self._dates)[0]
         rows = self._database.run(
             f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
-                WHERE h.user_id = %s AND l.created_at >= %s ORDER BY l.created_at LIMIT 1000""",
+                WHERE h.user_id = %s AND l.created_at >= %s ORDER BY l.created_at DESC LIMIT 1000""",
             [user.id, first],
         )
-        return [(at.replace(tzinfo=UTC) if isinstance(at, datetime) else at, clean(habit)) for at, habit in rows]
+        return [(at.replace(tzinfo=UTC) if isinstance(at, datetime) else at, clean(habit)) for at, habit in rows[::-1]]
 
     def last_logs(self, rows: Mapping[UserId, Sequence[Row]], as_of: datetime | None) -> dict[UserId, date]:
         """The last log of each of these users, if it is not older than their rows; as of now, or of another moment."""
@@ -2391,7 +2411,7 @@ def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[Us
 
 
 def next_size(size: int, seconds: float) -> int:
-    """How many users to ask for after a page of that size took so long: enough, but not more than time out."""
+    """How many users to ask for after a page of that size took so many seconds: as many as come in good time."""
     fast, slow = PAGE_SECONDS
     if seconds > slow:
         return max(size // 2, 1)
@@ -2452,6 +2472,8 @@ LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
 ) ENGINE=InnoDB DEFAULT CHARACTER SET ascii"""
 LEDGER_COLUMNS = dict(re.findall(r"^  `(\w+)` (.*),$", LEDGER_DDL, re.MULTILINE))
 ROW = ", ".join(LEDGER_COLUMNS)
+# The promise: the rows of these texts stay, since they may have been sent, or are refused. All others go.
+KEPT = {Outcome.SENT: State.SENT, Outcome.REFUSED: State.REFUSED, Outcome.UNCERTAIN: State.UNCERTAIN}
 # Rows of which `of_the_past`, `handled`, `remembered`, `delivered` or `spaced` may have something to say.
 ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR n.finished_at >= z.since
     OR n.state = 'refused' OR n.final_status IN ('undelivered', 'failed'))"""
@@ -2617,7 +2639,7 @@ class Ledger:
         kept = {
             reminder: answered(self.claims[reminder], answer, now)
             for reminder, answer in answers.items()
-            if answer.outcome in STATES and reminder in self.claims
+            if answer.outcome in KEPT and reminder in self.claims
         }
         self.claims |= kept  # what is written again on a new connection
         for part in chunks(list(kept.values()), KEYS):
@@ -2704,7 +2726,7 @@ def claim_of(reminder: Reminder, token: str, now: datetime) -> Row:
 
 def answered(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
-    state = STATES[answer.outcome]
+    state = KEPT[answer.outcome]
     refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
     known = replace(claim, state=state, finished_at=now, final_status=State.REFUSED if refused else None)
     return replace(known, sid=answer.sid, code=answer.code, segments=answer.segments)

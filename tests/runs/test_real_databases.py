@@ -23,7 +23,7 @@ from habit_notifier import Exit, Settings, Stop, Tracker
 from tests.runs.statements import CLAIM, PAGE
 from tests.runs.town import NOON, Town, at_send, variants
 from tests.sandbox.database import LEDGER, Database, Server
-from tests.sandbox.fake_twilio import FakeTwilio, Request
+from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse
 from tests.sandbox.proxy import Proxy
 from tests.sandbox.sockets import SocketServer
 
@@ -164,8 +164,35 @@ def test_the_server_ends_a_statement_before_the_client_gives_it_up(town: Town) -
     with habit_notifier.Database(Settings.read(town.environ), Stop()) as database:
         for _ in range(2):  # on a new connection, too
             assert database.run(f"SELECT @@SESSION.{name}") == [(limit,)]
-            database._disconnect()
+            database.close()
     assert habit_notifier.STATEMENT_SECONDS < habit_notifier.DATABASE_TIMEOUT
+
+
+def test_a_run_that_ends_does_not_wait_for_a_page_that_is_read_ahead(
+    town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 2)
+    monkeypatch.setattr("random.randrange", lambda total: total - 1)  # from the table's first user on
+    habits = town.database.insert_habits(range(1, USERS + 1))
+    town.database.insert_logs([(habits[4], NOON - DAY)])
+    town.sql("RENAME TABLE Log TO Entry")
+    town.sql("CREATE VIEW Log AS SELECT * FROM Entry WHERE SLEEP(6) = 2")
+    monkeypatch.setattr(Tracker, "newest_logs", lambda *_: habit_notifier.NewestLogs(0, NOON, 0, past=False))
+    town.twilio.script(then=refuse(20003, 401), to=people[0])
+    began = time.monotonic()
+    assert town.run(SEND_CONCURRENCY=1) == Exit.ACT
+    assert time.monotonic() - began < 5
+    assert town.said("the credentials were refused")
+
+
+def test_an_account_that_may_have_one_connection_is_enough(town: Town, people: list[str]) -> None:
+    limit = f"ALTER USER {town.environ['DB_USER']}@'%' WITH MAX_USER_CONNECTIONS "
+    town.sql(limit + "1")
+    try:
+        assert town.run() == 0
+    finally:
+        town.sql(limit + "0")
+    assert town.served == people
 
 
 @pytest.mark.parametrize("everybody", [False, True])

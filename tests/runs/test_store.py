@@ -443,7 +443,7 @@ def test_what_became_of_a_text_is_never_written_into_another_runs_row(town: Town
     ledger.claims[anna] = mine
     ledger.record({anna: answer}, late)
     ledger.claims[anna] = mine
-    job.database._disconnect()
+    job.database.close()
     assert list(ledger._rows([1])) == [replace_state(theirs)]
     assert town.sql(columns) == told
 
