@@ -28,8 +28,8 @@ Ratios are medians of measurements taken turn about; the times stand beside them
 of its bound is **bold**."""
 EVALUATION = """The whole job but the sends (the due users are counted instead), against the server's own C client with
 one grouped query ([reference.sql](../tests/bench/reference.sql)), from the start of the process to its end, and against
-a loop of one query for each user and day. The ratio of CPU, the server's included, is the one to trust when the machine
-was busy with other things. The bounds are for a million users with 24 million logs. The ledger is empty."""
+a loop of one query for each user and day. Two connections read ahead, so the time is shorter than the CPU, the server's
+included, would let expect. The bounds are for a million users with 24 million logs. The ledger is empty."""
 MEMORY = f"""The most of a whole run at the default concurrency, database and Twilio over TLS, and of `--settle` an hour
 later, which looks at up to 20,000 texts; at most {MEMORY_BOUND} MiB. The
 results of the last 60 s are kept, to be written again when the database switches over: with 420 texts/s, as here, they
@@ -117,7 +117,7 @@ def _case(case: Case) -> list[str]:
         f"{case.client_seconds:.2f} s",
         f"{case.seconds:.2f} s",
         _bold(f"{case.to_client:.2f}", not case.large or case.to_client <= case.bound),
-        _bold(f"{case.cpu_to_client:.2f}", not case.large or case.cpu_to_client <= case.bound),
+        f"{case.cpu_to_client:.2f}",
         f"{case.bound}",
         _bold(f"{case.to_loop:.1f}", not case.large or case.to_loop >= case.loop_bound),
         f"{case.loop_bound}",
