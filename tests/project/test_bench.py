@@ -98,8 +98,8 @@ def test_what_is_out_of_its_bound_is_bold() -> None:
         "make bench",
         "MySQL 9",
         cases=[
-            replace(CASE, to_client=1.41), replace(CASE, cpu_to_client=1.41), replace(CASE, to_loop=24.9),
-            replace(WITHOUT, to_client=1.11), replace(WITHOUT, cpu_to_client=1.11), replace(WITHOUT, to_loop=6.9),
+            replace(CASE, to_client=1.01), replace(CASE, mib=70.6), replace(CASE, to_loop=24.9),
+            replace(WITHOUT, to_client=0.96), replace(WITHOUT, mib=70.6), replace(WITHOUT, to_loop=6.9),
         ],
         extras=[replace(EXTRA, times=1.26)],
         starts=[Start(0.14, 0.1, 1.31)],
