@@ -149,7 +149,7 @@ def claims_fail(_town: Town, patch: pytest.MonkeyPatch) -> None:
     def claim(job: Job) -> None:
         raise KeyError([(str(reminder.user), reminder.user.phone) for reminder in job.waiting])
 
-    patch.setattr(Job, "claim", claim)
+    patch.setattr(Job, "claim_and_post", claim)
 
 
 def requests_quotes_urls(_town: Town, patch: pytest.MonkeyPatch) -> None:
