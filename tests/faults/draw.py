@@ -91,7 +91,7 @@ class Scene:
             return math.inf
         local = instant.astimezone(zone)
         start, end = (time.fromisoformat(text) for text in self.environ["SEND_WINDOW"].split("-"))
-        closing = datetime.combine(local.date(), end, zone)
+        closing = datetime.combine(local.date(), end, zone).replace(fold=local.fold)  # an hour can come twice
         return (closing.astimezone(UTC) - instant).total_seconds() if start <= local.time() < end else 0.0
 
     @property
