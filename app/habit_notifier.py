@@ -1905,7 +1905,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1203: (Remedy.RECONNECT, "the account has too many connections"),
     1205: (Remedy.REPEAT, "another transaction holds a lock"),
     1213: (Remedy.REPEAT, "a deadlock"),
-    1226: (Remedy.RECONNECT, "the account has used up its hourly resources"),
+    1226: (Remedy.RECONNECT, "the account may have no more connections, or no more statements in this hour"),
     1242: (Remedy.FIX, "a view asks for one value where there are several: see docs/your-tables.md"),
     1267: (Remedy.FIX, "columns that refer to each other have different collations: ALTER one of them to the other's"),
     1290: (Remedy.SWITCH_OVER, READ_ONLY),
@@ -2023,7 +2023,8 @@ class Database:
     """
 
     def __init__(self, settings: Settings, stop: Stop, stage: Stage | None = None) -> None:
-        self._settings, self._stop, self._runs_ahead = settings, stop, stage is not None
+        self._settings, self._stop = settings, stop
+        self._runs_ahead = stage is not None  # of the one whose stage it is
         self.stage = stage or Stage(time.monotonic() + settings.run_deadline)
         self._connection: pymysql.Connection[Any] | None = None
         self._fresh = False

@@ -6,6 +6,7 @@ do.
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
@@ -20,7 +21,7 @@ import pytest
 
 import habit_notifier
 from habit_notifier import Exit, Settings, Stop, Tracker
-from tests.runs.statements import CLAIM, PAGE
+from tests.runs.statements import CLAIM, PAGE, SLICE
 from tests.runs.town import NOON, Town, at_send, variants
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse
@@ -183,6 +184,27 @@ def test_a_run_that_ends_does_not_wait_for_a_page_that_is_read_ahead(
     assert town.run(SEND_CONCURRENCY=1) == Exit.ACT
     assert time.monotonic() - began < 5
     assert town.said("the credentials were refused")
+
+
+@pytest.mark.usefixtures("people")
+def test_nobody_of_a_page_that_was_read_is_lost_when_the_next_one_cannot_be_asked_for(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 2)
+    monkeypatch.setattr("random.randrange", lambda total: total - 1)
+    execute, slices = habit_notifier.Database._execute, itertools.count(1)
+
+    def refuse_the_fourth(database: habit_notifier.Database, sql: str, args: Any) -> list[tuple[Any, ...]]:
+        if SLICE in sql and next(slices) > 3:
+            raise pymysql.err.OperationalError(3024, "too long")
+        return execute(database, sql, args)
+
+    monkeypatch.setattr(habit_notifier.Database, "_execute", refuse_the_fourth)
+    assert town.run() == Exit.RETRY
+    assert town.said("a statement took too long")
+    named = [n for n in range(USERS) if any(f"Due {n} " in line for line in town.log if "Notification" in line)]
+    assert named == [0, 1]
+    assert town.said("The run ended before the last page: 2 of 10 users were looked at")
 
 
 def test_an_account_that_may_have_one_connection_is_enough(town: Town, people: list[str]) -> None:
