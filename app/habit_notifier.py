@@ -2351,15 +2351,17 @@ class Tracker:
         return found[0] if found else None
 
     def _stored_id(self, text: str) -> UserId:
-        """An id that a person wrote, as the column holds it."""
-        return bytes.fromhex(text) if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", text) else text
+        """An id that a person wrote, as the column holds it; what an ASCII column cannot hold is compared as bytes."""
+        if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", text):
+            return bytes.fromhex(text)
+        return text if text.isascii() else text.encode(errors="replace")
 
     def everybody(self) -> Iterator[tuple[User, str]]:
-        """All users with a phone number, each with the number as it stands."""
+        """All of this run's users with a phone number, each with the number as it stands."""
         low: UserId | None = None
         while True:
             within, args = id_range(low, None)
-            users = self._users_where(f"{within} AND {HAS_PHONE} ORDER BY u.id LIMIT {PAGE_USERS}", args)
+            users = self._users_where(f"{within} AND {self._users} ORDER BY u.id LIMIT {PAGE_USERS}", args)
             yield from users
             if len(users) < PAGE_USERS:
                 return
@@ -2556,12 +2558,15 @@ class Ledger:
     def _check_shape(self, id_type: str) -> None:
         """Whether a ledger that was made by hand holds what is written, one row for each user and day."""
         ledger = f"`{self._settings.db_name}`.`{LEDGER}`"
-        for column, kind, collation, *_ in self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`"):
-            there, wanted = f"{kind} COLLATE {collation}" if collation else kind, LEDGER_COLUMNS.get(column, kind)
+        columns = self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`")
+        for column, kind, collation, null, _, default, extra, *_ in columns:
+            there = f"{kind} COLLATE {collation}" if collation else kind
+            wanted = LEDGER_COLUMNS.get(column, f"{kind} NULL")
+            demands = (null, default, extra) == ("NO", None, "") and not wanted.endswith("NOT NULL")
             if column == "user_id" and there != id_type:
                 reason = f"{LEDGER}.user_id is {there}, but User.id is {id_type}. Run as an administrator:"
                 raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `user_id` {id_type} NOT NULL;")
-            if column != "user_id" and not holds(kind, wanted):
+            if column != "user_id" and (demands or not holds(kind, wanted)):
                 reason = f"{LEDGER}.{column} is {kind}, too little for {wanted}. Run as an administrator:"
                 raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `{column}` {wanted};")
         key = self._database.run(f"SHOW INDEX FROM `{LEDGER}` WHERE Key_name = 'PRIMARY'")
@@ -2709,9 +2714,10 @@ class Ledger:
 
 def holds(there: str, wanted: str) -> bool:
     """Whether a column of the one type can hold what one of the other does."""
-    parts = re.compile(r"(?:var|big|small|medium)?([a-z]+)(?:\((\d+)\))?")
+    parts = re.compile(r"(?:var|big|medium)?([a-z]+)(?:\((\d+)\))?")
     [(kind, width), (least_kind, least)] = (parts.findall(text.lower())[0] for text in (there, wanted))
-    return kind == least_kind and int(width or 0) >= int(least or 0)
+    fits = kind == least_kind or (kind, least_kind) == ("int", "smallint")
+    return fits and int(width or 0) >= int(least or 0)
 
 
 def any_of(keys: Sequence[object]) -> str:
