@@ -2791,7 +2791,8 @@ KNOWN_ENDS = LOST | {"delivered", "read"}
 FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any more
 GONE = {30004, 30005, 30006}  # permanent for this number
 BLOCKED_SENDER = {30007, 30024, 30032, 30034}
-SENDERS_FAULT = BLOCKED_SENDER | {30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036}
+OUR_SETUP = {code for code, (action, _) in TWILIO_CODES.items() if action is not Action.REFUSE}  # a service fails later
+SENDERS_FAULT = BLOCKED_SENDER | OUR_SETUP | {30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036}
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
     30001: "the queue overflowed",
