@@ -2390,11 +2390,12 @@ class Tracker:
         for part in chunks(list(rows), IN_LIST):
             since = min(row.local_day for user_id in part for row in rows[user_id])
             found = self._database.run(
-                f"""SELECT u.id, MAX(l.created_at) FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
-                    STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
-                    WHERE u.id IN ({holes(part)}) AND l.created_at >= %s AND l.created_at <= %s
-                    GROUP BY u.id""",
-                [*part, since - timedelta(days=1), naive(as_of) if as_of else date.max],
+                f"""SELECT u.id, MAX((SELECT l.created_at FROM `Log` l
+                        WHERE l.habit_id = h.id AND l.created_at >= %s AND l.created_at <= %s
+                        ORDER BY l.created_at DESC LIMIT 1))
+                    FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
+                    WHERE u.id IN ({holes(part)}) GROUP BY u.id""",
+                [since - timedelta(days=1), naive(as_of) if as_of else date.max, *part],
             )
             logs |= {
                 user_id: at.replace(tzinfo=UTC) if isinstance(at, datetime) else at
