@@ -340,11 +340,8 @@ def remembered(case: Case) -> Skip | None:
     for row in own_rows(case):
         permanent = row.state is State.REFUSED and is_permanent(row.code)
         if permanent and (case.days.today - row.local_day).days < case.settings.refused_retry_days:
-            return Skip(
-                Outcome.REMEMBERED,
-                "Twilio refused %s for good on %s (error %s)",
-                (Personal(row.phone), row.local_day, row.code),
-            )
+            reason = "Twilio refused %s for good on %s (error %s)"
+            return Skip(Outcome.REMEMBERED, reason, (Personal(row.phone), row.local_day, row.code))
     return None
 
 
@@ -443,7 +440,8 @@ class Job:
         self.waiting: deque[Reminder] = deque()
         self.unrecorded: dict[Reminder, Answer] = {}
         self.aside: list[tuple[User, Skip]] = []  # another run holds them
-        self.about, self.last_call = "", False  # whom --explain asks about; whether nobody is put aside any more
+        self.last_call = False  # whether nobody is put aside any more
+        self.about = ""  # whom --explain asks about
         self.as_of: datetime | None = None  # --now
 
     def run(self) -> Exit:
@@ -1303,7 +1301,7 @@ class Streak:
     def add(self, answers: Iterable[Answer]) -> None:
         """Count answers, and pull the brake when too many of the last ones failed."""
         for answer in answers:
-            if answer is NOT_POSTED:
+            if answer.action is Action.KEPT_BACK:
                 continue
             self._last.append(answer)
             lost = sum(a.action in (Action.UNCERTAIN, Action.UNREACHED) for a in self._last)
@@ -1337,6 +1335,7 @@ class Action(Enum):
     UNCERTAIN = "uncertain", Outcome.UNCERTAIN  # whether it was sent is unknown; a streak stops the run
     UNREACHED = "unreached", Outcome.RELEASED  # surely not sent; a streak stops the run
     PAUSE = "pause", Outcome.RELEASED  # everybody waits, then this person is tried again
+    KEPT_BACK = "kept back", Outcome.RELEASED  # not posted: the run ends, or the day is over
     LATER = "later", Outcome.LATER  # not posted: the window has closed
     STOP = "stop", Outcome.RELEASED  # a person must act: the run stops
 
@@ -1417,8 +1416,8 @@ SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
 OF_ONE_TEXT = range(21_000, 31_000)  # codes that do not speak of the account, whatever the status
 CONTENT_TYPE = re.compile(r"(application|text|image)/[\w.+-]+")
 MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
-NOT_POSTED = Answer(Action.PAUSE, "the run ended before it was posted")
-DAY_IS_OVER = Answer(Action.PAUSE, "its local day is over")
+NOT_POSTED = Answer(Action.KEPT_BACK, "the run ended before it was posted")
+DAY_IS_OVER = Answer(Action.KEPT_BACK, "its local day is over")
 GIVEN_UP = Answer(Action.UNCERTAIN, "no answer in time")
 
 
@@ -3247,8 +3246,8 @@ class Settings:
     log_pii: str = setting("off: no name and no number of a person is logged", matching("on|off", "on or off"), "on")
 
     @classmethod
-    def read(cls, environ: Mapping[str, str], *, without: str = "none") -> Settings:
-        """Read all settings; those whose names begin with 'without' may be missing or wrong.
+    def read(cls, environ: Mapping[str, str], *, without: tuple[str, ...] = ()) -> Settings:
+        """Read all settings; those whose names begin as 'without' says may be missing or wrong.
 
         :raises FixFirst: with a line for every variable that is missing, wrong or at odds with another
         """
@@ -3519,7 +3518,8 @@ def main(
 def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, str], clock: Clock, stop: Stop) -> Exit:
     """What was asked for, and the exit code; whatever goes wrong is told."""
     try:
-        OneLine.settings = settings = Settings.read(environ, without="TWILIO_" if asked.mode in READS_ONLY else "none")
+        not_needed = ("TWILIO_",) if asked.mode in READS_ONLY else ()
+        OneLine.settings = settings = Settings.read(environ, without=not_needed)
         if asked.mode in WRITES or settings.log_level == "DEBUG":  # the lines of the others are their answer
             log.setLevel(settings.log_level)
         job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
