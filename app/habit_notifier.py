@@ -1863,7 +1863,6 @@ class Remedy(Enum):
     FIX = auto()  # by a person
 
 
-CONNECTION_LOST = "the connection was lost"
 READ_ONLY = "it is read-only: set DB_HOST to the primary"
 EXPIRED = "the password of DB_USER has expired: give the account a new one"
 LOCKED = "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK"
@@ -1876,8 +1875,8 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
     -2: (Remedy.FIX, "what answers is not a MySQL server that this program can talk to: check DB_HOST and DB_PORT"),
     -1: (Remedy.RECONNECT, "what answers is not MySQL: check DB_HOST and DB_PORT"),
-    0: (Remedy.RECONNECT, CONNECTION_LOST),
-    1036: (Remedy.SWITCH_OVER, READ_ONLY),
+    **dict.fromkeys((0, 1152, 1158, 1159, 1160, 1161, 2006), (Remedy.RECONNECT, "the connection was lost")),
+    **dict.fromkeys((1036, 1290, 1792, 1836, 1874, 3989), (Remedy.SWITCH_OVER, READ_ONLY)),
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
     1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name, or grant the account access"),
     1045: (
@@ -1894,11 +1893,6 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1142: (Remedy.FIX, "DB_USER lacks a grant on this table: see the grants in DEPLOYMENT.md"),
     1143: (Remedy.FIX, "DB_USER lacks a grant on this column: see the grants in DEPLOYMENT.md"),
     1146: (Remedy.FIX, "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"),
-    1152: (Remedy.RECONNECT, CONNECTION_LOST),
-    1158: (Remedy.RECONNECT, CONNECTION_LOST),
-    1159: (Remedy.RECONNECT, CONNECTION_LOST),
-    1160: (Remedy.RECONNECT, CONNECTION_LOST),
-    1161: (Remedy.RECONNECT, CONNECTION_LOST),
     1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
     1180: (Remedy.REPEAT, "it could not commit"),
     1203: (Remedy.RECONNECT, "the account has too many connections"),
@@ -1907,21 +1901,16 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1226: (Remedy.RECONNECT, "the account may have no more connections, or no more statements in this hour"),
     1242: (Remedy.FIX, "a view asks for one value where there are several: see docs/your-tables.md"),
     1267: (Remedy.FIX, "columns that refer to each other have different collations: ALTER one of them to the other's"),
-    1290: (Remedy.SWITCH_OVER, READ_ONLY),
     1317: (Remedy.REPEAT, "the statement was interrupted"),
     1356: (Remedy.FIX, "a view refers to what is missing, or its definer may not read it: see docs/your-tables.md"),
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
     1690: (Remedy.FIX, "a view computes a number out of its type's range: see docs/your-tables.md"),
     1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
-    1792: (Remedy.SWITCH_OVER, READ_ONLY),
     1820: (Remedy.FIX, EXPIRED),
-    1836: (Remedy.SWITCH_OVER, READ_ONLY),
     1862: (Remedy.FIX, EXPIRED),
-    1874: (Remedy.SWITCH_OVER, READ_ONLY),
     1927: (Remedy.RECONNECT, "the connection was killed"),
     1969: (Remedy.SMALLER, TOO_SLOW),
     2003: (Remedy.RECONNECT, "it cannot be reached: check DB_HOST, DB_PORT, the server and the NetworkPolicy"),
-    2006: (Remedy.RECONNECT, CONNECTION_LOST),
     2013: (Remedy.RECONNECT, "the connection was lost, or it did not answer in time"),
     2026: (Remedy.FIX, "it offers no TLS: switch it on there, or remove DB_SSL_CA"),
     2059: (Remedy.FIX, AUTHENTICATION),
@@ -1934,7 +1923,6 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     3141: (Remedy.FIX, BAD_JSON),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
     3169: (Remedy.RECONNECT, "the connection was killed"),
-    3989: (Remedy.SWITCH_OVER, READ_ONLY),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
     4038: (Remedy.FIX, BAD_JSON),
     4151: (Remedy.FIX, LOCKED),
@@ -2006,25 +1994,17 @@ STATEMENT_LIMIT = (
 Execute = Callable[[str, Sequence[object]], object]
 
 
-@dataclass
-class Stage:
-    """How far a run is: it decides what an error means, and how long a database that is away is waited for."""
-
-    until: float  # nothing is waited for longer, before a claim
-    opened: bool = False  # all is there and could be written: what fails now may pass
-    claimed: bool = False
-
-
 class Database:
     """One connection to MySQL, made anew when it is lost. Belongs to one thread at a time.
 
     Every statement may be repeated after a lost answer; one that only runs ahead is not.
     """
 
-    def __init__(self, settings: Settings, stop: Stop, stage: Stage | None = None) -> None:
-        self._settings, self._stop = settings, stop
-        self._runs_ahead = stage is not None  # of the one whose stage it is
-        self.stage = stage or Stage(time.monotonic() + settings.run_deadline)
+    def __init__(self, settings: Settings, stop: Stop, *, runs_ahead: bool = False) -> None:
+        self._settings, self._stop, self._runs_ahead = settings, stop, runs_ahead
+        self._until = time.monotonic() + settings.run_deadline  # nothing is waited for longer, before a claim
+        self.opened = runs_ahead  # all is there and could be written: what fails now may pass
+        self.claimed = False  # somebody: what is away now is not waited for as long as before
         self._connection: pymysql.Connection[Any] | None = None
         self._fresh = False
         self._others: list[Database] = []
@@ -2040,7 +2020,7 @@ class Database:
 
     def beside(self) -> Database:
         """One more connection, to run ahead in another thread; it ends with this one."""
-        self._others.append(Database(self._settings, self._stop, self.stage))
+        self._others.append(Database(self._settings, self._stop, runs_ahead=True))
         return self._others[-1]
 
     def cut(self) -> None:
@@ -2059,13 +2039,13 @@ class Database:
                 return self._run_once(sql, args)
             except (pymysql.err.MySQLError, *ODD_ERRORS) as error:
                 connected = self._connection is not None
-                failure = DatabaseError(error, self._settings.hide, connected=connected, written=self.stage.opened)
+                failure = DatabaseError(error, self._settings.hide, connected=connected, written=self.opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self.close()
-            patience = DATABASE_PATIENCE if self.stage.claimed else min(OUTAGE_PATIENCE, self.stage.until - start)
+            patience = DATABASE_PATIENCE if self.claimed else min(OUTAGE_PATIENCE, self._until - start)
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
-            repeats = Remedy.REPEAT, *([Remedy.RECONNECT] if self.stage.opened else [])
-            if self._runs_ahead or failure.remedy not in repeats or time.monotonic() + pause > start + patience:
+            helps = failure.remedy is Remedy.REPEAT or (failure.remedy is Remedy.RECONNECT and self.opened)
+            if self._runs_ahead or not helps or time.monotonic() + pause > start + patience:
                 raise failure
             log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
             sleep(pause * random.uniform(0.8, 1.2), lambda: self._stop.requested)  # noqa: S311 - jitter
@@ -2152,12 +2132,7 @@ class NewestLogs(NamedTuple):
     past: bool
 
 
-class Slice(NamedTuple):
-    """Users that are to be read: the bounds (low, high] of their ids, and how many have a phone number."""
-
-    low: UserId | None
-    high: UserId
-    users: int
+Slice = tuple[UserId | None, UserId, int]  # users to be read: bounds (low, high] of their ids, how many have a phone
 
 
 class Page(NamedTuple):
@@ -2302,7 +2277,7 @@ class Tracker:
             if count == size:  # there may be more
                 self._ahead.appendleft((high, through, most))
             if count:
-                return Slice(low, high, count)
+                return low, high, count
         return None
 
     def _page(self, reader: Database, low: UserId | None, high: UserId, count: int) -> Page:
@@ -2342,12 +2317,8 @@ class Tracker:
 
     def user(self, user_id: str) -> User | None:
         """One user, as ONLY_USERS would name them."""
-        found = [
-            user
-            for user, _ in self._users_where("u.id = %s", [self._stored_id(user_id)])
-            if id_key(user.id) == id_key(user_id)
-        ]
-        return found[0] if found else None
+        found = self._users_where("u.id = %s", [self._stored_id(user_id)])
+        return next((user for user, _ in found if id_key(user.id) == id_key(user_id)), None)
 
     def _stored_id(self, text: str) -> UserId:
         """An id that a person wrote, as the column holds it."""
@@ -2381,7 +2352,7 @@ class Tracker:
                 WHERE h.user_id = %s AND l.created_at >= %s ORDER BY l.created_at DESC LIMIT 1000""",
             [user.id, first],
         )
-        return [(at.replace(tzinfo=UTC) if isinstance(at, datetime) else at, clean(habit)) for at, habit in rows[::-1]]
+        return [(aware(at), clean(habit)) for at, habit in reversed(rows)]
 
     def last_logs(self, rows: Mapping[UserId, Sequence[Row]], as_of: datetime | None) -> dict[UserId, date]:
         """The last log of each of these users, if it is not older than their rows; as of now, or of another moment."""
@@ -2395,11 +2366,7 @@ class Tracker:
                     GROUP BY u.id""",
                 [*part, since - timedelta(days=1), naive(as_of) if as_of else date.max],
             )
-            logs |= {
-                user_id: at.replace(tzinfo=UTC) if isinstance(at, datetime) else at
-                for user_id, at in found
-                if isinstance(at, date)  # a zero date is a str
-            }
+            logs |= {user_id: aware(at) for user_id, at in found if isinstance(at, date)}  # a zero date is a str
         return logs
 
 
@@ -2511,12 +2478,13 @@ class Ledger:
                 raise self._no_ledger(ddl) if refused.number in {1044, *NO_SUCH_GRANT_OR_TABLE} else refused from None
             log.info("Created the ledger %s", LEDGER)
         self._check_shape(id_type)
-        self._there = self._database.stage.opened = True
+        self._there = self._database.opened = True
 
     def _definition(self) -> tuple[str, str]:
-        """The type of User.id, and the statement that makes the ledger."""
+        """The type of User.id, and the statement that makes the ledger, on one line."""
         id_type = self._database.type_of("User", "id")
-        return id_type, LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
+        ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
+        return id_type, " ".join(ddl.split()) + ";"
 
     def _try(self, explain: str = "") -> None:
         """Statements that touch no row, but fail when a column or a grant is missing or the server is read-only."""
@@ -2547,7 +2515,7 @@ class Ledger:
             self._try("EXPLAIN ")
         except DatabaseError as error:
             if error.number == NO_SUCH_TABLE:
-                return " ".join(ddl.split()) + ";"
+                return ddl
             raise self._no_ledger(ddl) if error.number in NO_SUCH_GRANT_OR_TABLE else error from None
         self._check_shape(id_type)
         return ""
@@ -2570,12 +2538,10 @@ class Ledger:
 
     def check_rows(self, now: datetime) -> Iterator[str]:
         """What of the ledger's rows wants a person's eye."""
+        cut_off = "state = 'sending' AND final_status IS NULL AND claimed_at < %s"
         questions = {
             "claimed in the future, by a clock that was ahead": ("claimed_at > %s", now + CLOCK_TOLERANCE),
-            "left at 'sending' by a run that was cut off": (
-                "state = 'sending' AND final_status IS NULL AND claimed_at < %s",
-                now - ALL_ATTEMPTS,
-            ),
+            "left at 'sending' by a run that was cut off": (cut_off, now - ALL_ATTEMPTS),
         }
         for words, (where, bound) in questions.items():
             [(count,)] = self._database.run(f"SELECT COUNT(*) FROM {LEDGER} WHERE {where}", [naive(bound)])
@@ -2587,7 +2553,7 @@ class Ledger:
         user, _, host = account.rpartition("@")
         return FixFirst(
             f"DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:",
-            " ".join(ddl.split()) + ";",
+            ddl,
             f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{self._settings.db_name}`.`{LEDGER}` TO '{user}'@'{host}';",
         )
 
@@ -2597,22 +2563,18 @@ class Ledger:
         if not self._there:
             return "FALSE"
         limits = {
+            ROW_MATTERS: 1,
             "TRUE": self._settings.quiet_after,
             "n.local_day > z.today - INTERVAL 7 DAY": self._settings.max_per_week,
         }
-        counts = [
-            f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in {ROW_MATTERS: 1, **limits}.items() if limit
-        ]
+        counts = [f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in limits.items() if limit]
         return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
 
     def history(self, user_ids: Iterable[UserId], as_of: datetime | None = None) -> dict[UserId, list[Row]]:
         """The rows of users, as they are now or were at another moment."""
-        rows: dict[UserId, list[Row]] = defaultdict(list)
-        for part in chunks(list(user_ids) if self._there else [], IN_LIST):
-            for row in self._rows(part):
-                if as_of is None or row.claimed_at <= as_of:
-                    rows[row.user_id].append(row)
-        return rows
+        parts = chunks(list(user_ids) if self._there else [], IN_LIST)
+        rows = chain.from_iterable(map(self._rows, parts))
+        return by_user(row for row in rows if as_of is None or row.claimed_at <= as_of)
 
     def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> Iterator[Row]:
         sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({holes(user_ids)}) AND local_day >= %s"
@@ -2623,16 +2585,14 @@ class Ledger:
 
         The check for a recent text comes after the claim: of two runs with different local days, one sees the other.
         """
-        rows: dict[UserId, list[Row]] = defaultdict(list)
-        if reminders:
-            self._database.stage.claimed = True
-            token = secrets.token_hex(16)  # of its own for each attempt
-            self.claims |= {reminder: claim_of(reminder, token, now) for reminder in reminders}
-            self._database.run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
-            since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
-            for row in self._rows([reminder.user.id for reminder in reminders], since):
-                rows[row.user_id].append(row)
-        return rows
+        if not reminders:
+            return {}
+        self._database.claimed = True
+        token = secrets.token_hex(16)  # of its own for each attempt
+        self.claims |= {reminder: claim_of(reminder, token, now) for reminder in reminders}
+        self._database.run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
+        since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
+        return by_user(self._rows([reminder.user.id for reminder in reminders], since))
 
     def record(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
         """Write what became of claims: keep the row of a text that may have been sent, delete the others'."""
@@ -2752,8 +2712,20 @@ def as_row(values: Sequence[Any]) -> Row:
     """A row as the ledger holds it, its instants made aware; a state that we do not know is uncertain."""
     user_id, local_day, phone, rule, state, token, claimed_at, finished_at, *rest = values
     known = State(state) if state in set(State) else State.UNCERTAIN
-    finished_at = finished_at and finished_at.replace(tzinfo=UTC)
-    return Row(user_id, local_day, phone, rule, known, token, claimed_at.replace(tzinfo=UTC), finished_at, *rest)
+    return Row(user_id, local_day, phone, rule, known, token, aware(claimed_at), aware(finished_at), *rest)
+
+
+def by_user(rows: Iterable[Row]) -> defaultdict[UserId, list[Row]]:
+    """The rows of each user."""
+    found: defaultdict[UserId, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row.user_id].append(row)
+    return found
+
+
+def aware(value: T) -> T:
+    """A value of the database; of an instant it is known that it is in UTC."""
+    return value.replace(tzinfo=UTC) if isinstance(value, datetime) else value
 
 
 def naive(instant: datetime) -> datetime:
