@@ -434,7 +434,7 @@ class Job:
         self.brake = Brake(stop, clock, settings.run_deadline)
         self.database = Database(settings, stop)
         self.tracker, self.ledger = Tracker(settings, self.database), Ledger(settings, self.database)
-        self.twilio, self.streak = Twilio(settings), Streak(self.brake)
+        self.twilio = Twilio(settings)
         self.sender = Sender(self.twilio, self.brake, settings, clock)
         self.now = clock()  # what days are judged by; read anew when all has answered
         self.waiting: deque[Reminder] = deque()
@@ -677,7 +677,7 @@ class Job:
     def take(self, answers: Mapping[Reminder, Answer]) -> None:
         """Record what became of texts, then tell it."""
         self.unrecorded |= answers
-        self.streak.add(answers.values())
+        self.brake.heed(answers.values())
         self.ledger.record(answers, self.clock())
         self.report.finished(answers, self.clock())
         for reminder in answers:
@@ -1186,6 +1186,7 @@ class Brake:
         self._stop, self._clock, self._deadline = stop, clock, deadline
         self._until, self._until_wall = time.monotonic() + deadline, clock() + timedelta(seconds=deadline)
         self._lock, self._over = threading.Lock(), False
+        self._answers: deque[Answer] = deque(maxlen=STREAK_WINDOW)
         self.failure: NotifierError | None = None
 
     def pull(self, failure: NotifierError) -> None:
@@ -1195,6 +1196,21 @@ class Brake:
             if self.failure is None or (act and self.failure.exit_code is not Exit.ACT):
                 self.failure = failure
                 tell(failure)
+
+    def heed(self, answers: Iterable[Answer]) -> None:
+        """Pull when too many of the last answers failed: it's not these people, it's everybody."""
+        for answer in answers:
+            if answer.action is Action.KEPT_BACK:
+                continue
+            self._answers.append(answer)
+            lost = sum(a.action in (Action.UNCERTAIN, Action.UNREACHED) for a in self._answers)
+            failed = list(self._answers)[-STREAK:]
+            end = f"the last one: {answer.words}. No more are posted"
+            if lost >= STREAK:
+                words = f"{lost} of the last {len(self._answers)} texts are uncertain or did not reach Twilio"
+                self.pull(RetryLater(f"{words}, {end}"))
+            elif len(failed) == STREAK and all(a.action is Action.FAIL for a in failed):
+                self.pull(FixFirst(f"{STREAK} texts in a row failed, {end}"))
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -1289,29 +1305,6 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
         if time.monotonic() > until or brake.overdue():
             raise Outage("Twilio's answer does not end: see https://status.twilio.com")
     return future.result()
-
-
-class Streak:
-    """Failures that say: it's not these people, it's everybody."""
-
-    def __init__(self, brake: Brake) -> None:
-        self._brake = brake
-        self._last: deque[Answer] = deque(maxlen=STREAK_WINDOW)
-
-    def add(self, answers: Iterable[Answer]) -> None:
-        """Count answers, and pull the brake when too many of the last ones failed."""
-        for answer in answers:
-            if answer.action is Action.KEPT_BACK:
-                continue
-            self._last.append(answer)
-            lost = sum(a.action in (Action.UNCERTAIN, Action.UNREACHED) for a in self._last)
-            failed = list(self._last)[-STREAK:]
-            if lost >= STREAK:
-                words = f"{lost} of the last {len(self._last)} texts are uncertain or did not reach Twilio"
-                self._brake.pull(RetryLater(f"{words}, the last one: {answer.words}. No more are posted"))
-            elif len(failed) == STREAK and all(a.action is Action.FAIL for a in failed):
-                words = f"{STREAK} texts in a row failed, the last one: {answer.words}. No more are posted"
-                self._brake.pull(FixFirst(words))
 
 
 # --- Twilio -----------------------------------------------------------------------------------------------------------
@@ -1478,7 +1471,7 @@ class Twilio:
         :raises FixFirst: when a person must act first
         :raises Outage: when Twilio cannot be reached or does not answer as it should
         """
-        answer = self.ask(lambda client: client.messages.page(page_size=1))
+        answer, _ = self.ask(lambda client: client.messages.page(page_size=1))
         _, http = self._client()
         if http.last and http.last.status_code == requests.codes.proxy_authentication_required:
             answer = Answer(Action.STOP, PROXY)
@@ -1498,11 +1491,10 @@ class Twilio:
         number, service = s.twilio_from_number, s.twilio_messaging_service_sid
         sender = {"from_": number} if number else {"messaging_service_sid": service}
         text, to = message_for(reminder, s), reminder.user.phone
-        created: list[Any] = []
-        answer = self.ask(
-            lambda client: created.append(client.messages.create(to=to, body=text, validity_period=validity, **sender))
+        answer, message = self.ask(
+            lambda client: client.messages.create(to=to, body=text, validity_period=validity, **sender)
         )
-        return accepted(created[0]) if created and answer.action is Action.ACCEPT else answer
+        return accepted(message) if answer.action is Action.ACCEPT else answer
 
     def outcomes(self, rows: Sequence[Row], brake: Brake) -> Iterator[Message]:
         """What Twilio says of rows with a SID: by the list of each UTC day, and what is missing there by its SID.
@@ -1511,9 +1503,10 @@ class Twilio:
         :raises FixFirst: when a person must act first
         :raises Terminated: when SIGTERM came
         """
-        until, missing = time.monotonic() + SETTLE_BUDGET, {row.sid for row in rows if row.sid}
+        check = partial(keep_to_budget, brake, time.monotonic() + SETTLE_BUDGET)
+        missing = {row.sid for row in rows if row.sid}
+        read = partial(self._messages, missing, check)
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
-        read = partial(self._messages, missing, partial(keep_to_budget, brake, until))
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
             search = {"date_sent": str(day), "page_size": 1_000, **sender}
@@ -1526,6 +1519,7 @@ class Twilio:
     def _messages(
         self, wanted: Collection[str], check: Callable[[], None], question: Callable[[Client], Iterable[Any]]
     ) -> list[Message]:
+        """Those of Twilio's answer that are wanted."""
         found = []
 
         def keep(client: Client) -> None:
@@ -1536,7 +1530,7 @@ class Twilio:
                     found.append(Message(message.sid, status, message.error_code))
 
         check()
-        answer = self.ask(keep)
+        answer, _ = self.ask(keep)
         if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
             kind = FixFirst if answer.action is Action.STOP else RetryLater
             raise kind(f"Twilio's list of messages could not be read: {answer.words}")
@@ -1547,33 +1541,28 @@ class Twilio:
 
         :raises FixFirst: when it is not there
         """
-        found: list[Any] = []
         number, service = self._settings.twilio_from_number, self._settings.twilio_messaging_service_sid
         if service:
-            answer = self.ask(lambda client: found.append(client.messaging.v1.services(service).fetch()))
+            answer, found = self.ask(lambda client: client.messaging.v1.services(service).fetch())
         elif number.startswith("+"):
-            answer = self.ask(
-                lambda client: found.extend(client.incoming_phone_numbers.list(phone_number=number, limit=1))
-            )
+            answer, found = self.ask(lambda client: client.incoming_phone_numbers.list(phone_number=number, limit=1))
         else:
-            answer = self.ask(lambda client: found.extend(client.short_codes.list(short_code=number, limit=1)))
-        if answer.action is Action.ACCEPT or (service and answer.code == NO_SUCH):
-            if not found:
-                raise FixFirst(f"the account has no sender {number or service}: see its console")
-        else:
+            answer, found = self.ask(lambda client: client.short_codes.list(short_code=number, limit=1))
+        if answer.action is not Action.ACCEPT and not (service and answer.code == NO_SUCH):
             yield f"whether the sender is the account's could not be told: {answer.words}"
+        elif not found:
+            raise FixFirst(f"the account has no sender {number or service}: see its console")
 
-    def ask(self, question: Callable[[Client], Any]) -> Answer:
-        """Put one request to Twilio and understand whatever comes back."""
+    def ask(self, question: Callable[[Client], Any]) -> tuple[Answer, Any]:
+        """Put one request to Twilio and understand whatever comes back; and what it holds, if it was accepted."""
         client, http = self._client()
         try:
-            question(client)
+            return Answer(Action.ACCEPT), question(client)
         except NotifierError:
             raise
         except Exception as error:  # noqa: BLE001 - around a POST, whatever is not understood is uncertain
             answer = understand(error, http.last)
-            return replace(answer, words=self._settings.hide(answer.words))
-        return Answer(Action.ACCEPT)
+            return replace(answer, words=self._settings.hide(answer.words)), None
 
     def _client(self) -> tuple[Client, Http]:
         if not hasattr(self._clients, "pair"):
@@ -1684,12 +1673,10 @@ def unanswered(error: Exception) -> Answer:
     if unread or (type(error) is OSError and error.errno is None):
         return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file of certificates that can be read: correct it")
     never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
+    said = f"({type(error).__name__}: {quoted(cause(error))})"
     if tunnel or isinstance(reason, never_connected):
-        where = "check DNS, the proxy and the NetworkPolicy"
-        return Answer(
-            Action.UNREACHED, f"Twilio cannot be reached ({type(error).__name__}: {quoted(cause(error))}): {where}"
-        )
-    return Answer(Action.UNCERTAIN, f"no answer from Twilio ({type(error).__name__}: {quoted(cause(error))})")
+        return Answer(Action.UNREACHED, f"Twilio cannot be reached {said}: check DNS, the proxy and the NetworkPolicy")
+    return Answer(Action.UNCERTAIN, f"no answer from Twilio {said}")
 
 
 def cause(error: Exception) -> str:
@@ -3007,32 +2994,26 @@ CHECKS: dict[str, tuple[set[str], Callable[[Job], Iterable[str]]]] = {
 
 
 class Kind(NamedTuple):
-    """How a setting's text becomes its value (ValueError when it can't), and what to write instead."""
+    """What to write in a setting: a pattern for the whole text, how it becomes the value, and what must hold of it."""
 
-    parse: Callable[[str], Any]
     write: str
+    pattern: str = "(?s:.*)"
+    parse: Callable[[str], Any] = str
+    holds: Callable[[Any], object] = lambda _value: True
 
+    def value(self, text: str) -> Any:
+        """What a text means.
 
-def matching(pattern: str, write: str) -> Kind:
-    """A text that the whole pattern matches."""
-
-    def parse(text: str) -> str:
-        if not re.fullmatch(pattern, text):
+        :raises ValueError: when it can't be right
+        """
+        if not re.fullmatch(self.pattern, text) or not self.holds(value := self.parse(text)):
             raise ValueError
-        return text
-
-    return Kind(parse, write)
+        return value
 
 
 def whole(low: int, high: int) -> Kind:
     """A whole number from low to high."""
-
-    def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]+", text) or not low <= int(text) <= high:
-            raise ValueError
-        return int(text)
-
-    return Kind(parse, f"a whole number from {low} to {high}")
+    return Kind(f"a whole number from {low} to {high}", "[0-9]+", int, lambda number: low <= number <= high)
 
 
 def ca_file(path: str) -> str:
@@ -3044,41 +3025,22 @@ def ca_file(path: str) -> str:
     return path
 
 
-def message_template(text: str) -> str:
-    """The text itself, if {name} is all that there is to fill in."""
+def is_template(text: str) -> bool:
+    """Whether {name} is all that there is to fill in, and Twilio takes so long a text (its limit, error 21617)."""
     longest = text.replace("{name}", "n" * NAME_LENGTH)
-    if re.search("[{}]", longest) or len(longest) > 1_600:  # Twilio's limit, error 21617
-        raise ValueError
-    return text
-
-
-def time_zone(name: str) -> str:
-    """The name itself, if there is such a zone."""
-    if not resolve_zone(name):
-        raise ValueError
-    return name
-
-
-def clock_time(text: str) -> time_of_day:
-    """A time of day such as 09:00."""
-    if not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]", text):
-        raise ValueError
-    return time_of_day.fromisoformat(text)
-
-
-def start_of_day(text: str) -> time_of_day:
-    """A time of day until six in the morning."""
-    if (starts := clock_time(text)) > time_of_day(6):
-        raise ValueError
-    return starts
+    return not re.search("[{}]", longest) and len(longest) <= 1_600
 
 
 def window(text: str) -> tuple[time_of_day, time_of_day]:
-    """Two times of a day, at least an hour apart: runs every hour would never meet less in zones of half hours."""
-    start, end = (clock_time(part.strip()) for part in text.split("-"))
-    if (end.hour - start.hour) * 60 + end.minute - start.minute < 60:
-        raise ValueError
+    """Two times of a day."""
+    start, end = (time_of_day.fromisoformat(part.strip()) for part in text.split("-"))
     return start, end
+
+
+def lasts_an_hour(times: tuple[time_of_day, time_of_day]) -> bool:
+    """Whether a window does, at least: runs every hour would never meet less in zones of half hours."""
+    start, end = times
+    return (end.hour - start.hour) * 60 + end.minute - start.minute >= 60
 
 
 def id_list(text: str) -> frozenset[str]:
@@ -3101,16 +3063,34 @@ def api_url(text: str) -> str:
     return text.rstrip("/")
 
 
-TEXT = Kind(str, "")
-TOKEN = matching("[!-~]+", "it as the console shows it, without blanks and typographic characters")
-HOST = matching(
-    r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-fA-F]*(:[0-9a-fA-F.]*){2,7}",
+CLOCK_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
+TEXT = Kind("")
+TOKEN = Kind("it as the console shows it, without blanks and typographic characters", "[!-~]+")
+HOST = Kind(
     "a host name or an address, without scheme and port",
+    r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-fA-F]*(:[0-9a-fA-F.]*){2,7}",
 )
-SENDER = matching(rf"{E164.pattern}|[0-9]{{3,8}}", f"your Twilio number with its country code, such as {EXAMPLE}")
-ZONE = Kind(time_zone, "a tz database name such as Europe/Berlin")
-TEMPLATE = Kind(message_template, "a text of at most 1,600 characters, names included, with no braces but {name}")
-LEVEL = matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR")
+CA_FILE = Kind("the path of a PEM file with certificates that this user can read", parse=ca_file)
+ACCOUNT_SID = Kind("the Account SID: AC and 32 hexadecimal digits", "AC[0-9a-fA-F]{32}")
+KEY_SID = Kind("the key's SID: SK and 32 hexadecimal digits", "SK[0-9a-fA-F]{32}")
+SERVICE_SID = Kind("the service's SID: MG and 32 hexadecimal digits", "MG[0-9a-fA-F]{32}")
+SENDER = Kind(f"your Twilio number with its country code, such as {EXAMPLE}", rf"{E164.pattern}|[0-9]{{3,8}}")
+API_URL = Kind("https://HOST[:PORT]; http is for localhost only", parse=api_url)
+WINDOW = Kind(
+    "two times such as 09:00-20:00, the end at least 60 minutes after the start",
+    rf"{CLOCK_TIME}\s*-\s*{CLOCK_TIME}",
+    window,
+    lasts_an_hour,
+)
+EARLY = Kind("a time from 00:00 to 06:00", "0[0-5]:[0-5][0-9]|06:00", time_of_day.fromisoformat)
+ZONE = Kind("a tz database name such as Europe/Berlin", holds=resolve_zone)
+TEMPLATE = Kind("a text of at most 1,600 characters, names included, with no braces but {name}", holds=is_template)
+IDS = Kind("at most 100 ids without blanks, separated by commas", parse=id_list)
+PING_URL = Kind(
+    "an https:// URL without ? and #",
+    r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?",
+)
+LEVEL = Kind("DEBUG, INFO, WARNING or ERROR", "DEBUG|INFO|WARNING|ERROR")
 PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
 GONE_SETTINGS = "TWILIO_EDGE", "TWILIO_REGION"
 
@@ -3130,41 +3110,31 @@ class Settings:
     db_user: str = setting("the database account", secret=True)
     db_password: str = setting("the database account's password", secret=True)
     db_ssl_ca: str = setting(
-        "path of a CA certificate: MySQL is then spoken to by TLS alone, its certificate and name verified",
-        Kind(ca_file, "the path of a PEM file with certificates that this user can read"),
-        "",
+        "path of a CA certificate: MySQL is then spoken to by TLS alone, its certificate and name verified", CA_FILE, ""
     )
-    twilio_account_sid: str = setting(
-        "Twilio account", matching("AC[0-9a-fA-F]{32}", "the Account SID: AC and 32 hexadecimal digits"), secret=True
-    )
+    twilio_account_sid: str = setting("Twilio account", ACCOUNT_SID, secret=True)
     twilio_auth_token: str = setting("the account's auth token", TOKEN, "", secret=True)
     twilio_api_key_sid: str = setting(
         "with TWILIO_API_KEY_SECRET, instead of the auth token: an API key, which can be revoked alone",
-        matching("SK[0-9a-fA-F]{32}", "the key's SID: SK and 32 hexadecimal digits"),
+        KEY_SID,
         "",
         secret=True,
     )
     twilio_api_key_secret: str = setting("the API key's secret", TOKEN, "", secret=True)
     twilio_from_number: str = setting("the number that texts come from", SENDER, "")
     twilio_messaging_service_sid: str = setting(
-        "instead of the number: a Messaging Service, which picks one of its senders",
-        matching("MG[0-9a-fA-F]{32}", "the service's SID: MG and 32 hexadecimal digits"),
-        "",
+        "instead of the number: a Messaging Service, which picks one of its senders", SERVICE_SID, ""
     )
     twilio_api_url: str = setting(
-        "base URL of Twilio's API: another region's, a proxy's or a test's",
-        Kind(api_url, "https://HOST[:PORT]; http is for localhost only"),
-        "https://api.twilio.com",
+        "base URL of Twilio's API: another region's, a proxy's or a test's", API_URL, "https://api.twilio.com"
     )
     send_concurrency: int = setting("texts posted at the same time", whole(1, 64), "8")
     send_window: tuple[time_of_day, time_of_day] | Literal[""] = setting(
         "the user's own local time in which texts may be sent, such as 09:00-20:00; others are left for later runs",
-        Kind(window, "two times such as 09:00-20:00, the end at least 60 minutes after the start"),
+        WINDOW,
         "",
     )
-    day_starts_at: time_of_day = setting(
-        "when a day starts, for users who log after midnight", Kind(start_of_day, "a time from 00:00 to 06:00"), "00:00"
-    )
+    day_starts_at: time_of_day = setting("when a day starts, for users who log after midnight", EARLY, "00:00")
     default_time_zone: str = setting("for users whose own zone is missing or unknown; else they are skipped", ZONE, "")
     message_no_logs: str = setting(
         'the text for "No logs in the past 2 days"',
@@ -3196,9 +3166,7 @@ class Settings:
         "if a run would send more texts, it sends none and ends with exit code 2; 0: no limit", whole(0, 20_000), "0"
     )
     only_users: frozenset[str] = setting(
-        "for a first try: ids of the only users who may be texted, such as 42,43",
-        Kind(id_list, "at most 100 ids without blanks, separated by commas"),
-        "",
+        "for a first try: ids of the only users who may be texted, such as 42,43", IDS, ""
     )
     run_deadline: int = setting("seconds after which a run takes no more work", whole(1, 86_400), "1500")
     shard_count: int = setting("runs that share the users out among them", whole(1, 1_000), "1")
@@ -3206,16 +3174,14 @@ class Settings:
         "which of them this one is, from 0; Kubernetes sets it in an Indexed Job", whole(0, 999), ""
     )
     log_level: str = setting("how much to log", LEVEL, "INFO")
-    log_format: str = setting("text, or json: an object a line", matching("text|json", "text or json"), "text")
+    log_format: str = setting("text, or json: an object a line", Kind("text or json", "text|json"), "text")
     heartbeat_url: str = setting(
         "a dead man's switch: pinged at URL/start, and at URL after exit code 0 or URL/fail after 2",
-        matching(
-            r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?", "an https:// URL without ? and #"
-        ),
+        PING_URL,
         "",
         secret=True,
     )
-    log_pii: str = setting("off: no name and no number of a person is logged", matching("on|off", "on or off"), "on")
+    log_pii: str = setting("off: no name and no number of a person is logged", Kind("on or off", "on|off"), "on")
 
     @classmethod
     def read(cls, environ: Mapping[str, str], *, without: tuple[str, ...] = ()) -> Settings:
@@ -3288,7 +3254,7 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
     if PLACEHOLDER.fullmatch(text):
         raise ValueError(f"{name} is still the placeholder{shown}: write {kind.write or declared['help']}")
     try:
-        return kind.parse(text)
+        return kind.value(text)
     except ValueError:
         wrong = f"is{shown}" if shown else "has a value that cannot be right"
         raise ValueError(f"{name} {wrong}: write {kind.write}") from None
