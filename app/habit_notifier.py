@@ -471,15 +471,13 @@ class Job:
         self.patiently(self.open)
         twilios = self.patiently(self.probe)
         log.info("Twilio client initialized")
-        for doubt in clock_doubts(twilios, self.clock()):
-            log.warning("%s", doubt)
+        warn(clock_doubts(twilios, self.clock()))
 
     def open(self) -> None:
         """Connect to the database, and prove what is read and written."""
         self.tracker.look()
         self.ledger.open()
-        for doubt in self.tracker.doubts():
-            log.warning("%s", doubt)
+        warn(self.tracker.doubts())
 
     def probe(self) -> datetime | None:
         """Ask Twilio whether texts could be posted; its clock."""
@@ -506,10 +504,9 @@ class Job:
         :raises FixFirst: when carriers block the sender
         """
         rows, found, failure = self.ledger.unsettled(self.clock()), deque[Message](), None
+        limit = SETTLE_BUDGET + PROBE_LIMIT
         try:
-            within(
-                SETTLE_BUDGET + PROBE_LIMIT, self.brake, lambda: found.extend(self.twilio.outcomes(rows, self.brake))
-            )
+            within(limit, self.brake, lambda: found.extend(self.twilio.outcomes(rows, self.brake)))
         except NotifierError as cut_short:
             failure = cut_short
             log.warning("Not all earlier texts were looked up, the next run goes on: %s", failure)
@@ -522,8 +519,7 @@ class Job:
 
     def look_around(self) -> None:
         """Read the time and the zones, and warn of what concerns everybody."""
-        for doubt in self.survey():
-            log.warning("%s", doubt)
+        warn(self.survey())
 
     def survey(self) -> Iterator[str]:
         """Read the time and the zones; what concerns everybody and looks wrong."""
@@ -823,16 +819,9 @@ class Report:
 
     def skipped(self, user: User, skip: Skip) -> None:
         """Count and name a user who gets no text, and why."""
-        self.counts[skip.outcome] += 1
-        words = f"User %s gets no text, %s: {skip.reason}"
-        log.log(
-            skip.outcome.level,
-            words,
-            user,
-            skip.outcome.words,
-            *skip.args,
-            extra=event("skipped", user.id, skip.outcome),
-        )
+        outcome, words = skip.outcome, f"User %s gets no text, %s: {skip.reason}"
+        self.counts[outcome] += 1
+        log.log(outcome.level, words, user, outcome.words, *skip.args, extra=event("skipped", user.id, outcome))
 
     def not_tried(self, reminders: Iterable[Reminder]) -> None:
         """Count and name whose turn did not come."""
@@ -859,7 +848,8 @@ class Report:
             else:
                 words = "Notification to %s %s: %s: %s"
                 log.log(outcome.level, words, user, outcome.words, Personal(user.phone), answer.words, extra=details)
-                self._set_up = answer.words if outcome in (Outcome.SETUP, Outcome.TRIAL) else self._set_up
+            if outcome in (Outcome.SETUP, Outcome.TRIAL):
+                self._set_up = answer.words
         self._progress()
 
     def learned(self, rows: Sequence[Row], settled: Sequence[Row]) -> None:
@@ -872,16 +862,15 @@ class Report:
         log.info("Looked up %d earlier texts%s, still open %d", len(rows), told(ends), len(rows) - ends.total())
         for row in settled:
             details = event("learned", row.user_id, row.final_status, rule=row.rule, code=row.code, sid=row.sid)
+            which = row.local_day, shown_id(row.user_id)
             if row.final_status in LOST:
-                words, end = "The text of %s to user %s: %s (%s)", (row.final_status, meaning(row.code))
-                log.warning(words, row.local_day, shown_id(row.user_id), *end, extra=details)
+                words = "The text of %s to user %s: %s (%s)"
+                log.warning(words, *which, row.final_status, meaning(row.code), extra=details)
             elif row.final_status == UNKNOWN:
                 words = "The text of %s to user %s, %s: unknown. Look in Twilio's console for %s, %s to %s UTC"
-                first, last = row.claimed_at, row.finished_at or row.claimed_at + ALL_ATTEMPTS
-                between = f"{first:%H:%M:%S}", f"{last:%H:%M:%S}"
-                log.warning(
-                    words, row.local_day, shown_id(row.user_id), row.state, Personal(row.phone), *between, extra=details
-                )
+                between = row.claimed_at, row.finished_at or row.claimed_at + ALL_ATTEMPTS
+                times = (f"{at:%H:%M:%S}" for at in between)
+                log.warning(words, *which, row.state, Personal(row.phone), *times, extra=details)
 
     def verdict(self, shards: int) -> NotifierError | None:
         """What the counts say of the whole run. For a few people no shard ends with 2, which would stop all others."""
@@ -915,25 +904,19 @@ class Report:
 
     def _warn(self, settings: Settings) -> None:
         """What whoever set this up should know of the texts."""
-        for problem in text_problems(settings, self._longest_name) if self.counts[Outcome.SENT] else ():
-            log.warning("%s", problem)
+        if self.counts[Outcome.SENT]:
+            warn(text_problems(settings, self._longest_name))
         if self._at_night and not settings.send_window:
-            log.warning(
-                "%d texts were posted between 21:00 and 8:00 local time: SEND_WINDOW keeps a decent hour, "
-                "see k8s/components/local-morning",
-                self._at_night,
-            )
+            remedy = "SEND_WINDOW keeps a decent hour, see k8s/components/local-morning"
+            log.warning("%d texts were posted between 21:00 and 8:00 local time: %s", self._at_night, remedy)
 
     def _sum_up(self) -> None:
         if not self.walked:
-            log.warning(
-                "The run ended before the last page: %d of %d users were looked at", self._looked_at, self.users
-            )
+            words = "The run ended before the last page: %d of %d users were looked at"
+            log.warning(words, self._looked_at, self.users)
         if uncertain := self.counts[Outcome.UNCERTAIN]:
-            log.warning(
-                "%d texts are uncertain: they may have been sent, and are not sent again today: see Twilio's console",
-                uncertain,
-            )
+            words = "they may have been sent, and are not sent again today: see Twilio's console"
+            log.warning("%d texts are uncertain: %s", uncertain, words)
         if self.learned_ends:
             log.info("What became of earlier texts%s", told(self.learned_ends))
         self.tell_totals()
@@ -1251,7 +1234,8 @@ class Brake:
     @property
     def exit_codes(self) -> list[Exit]:
         """The exit codes that what happened to the run asks for."""
-        return [*([self.failure.exit_code] if self.failure else []), *([Exit.TERMINATED] if self.stopped else [])]
+        codes = [self.failure.exit_code] if self.failure else []
+        return [*codes, Exit.TERMINATED] if self.stopped else codes
 
     def sleep(self, seconds: float) -> bool:
         """Sleep until then or until pulled; whether the seconds were slept out."""
@@ -1262,6 +1246,12 @@ def tell(failure: NotifierError) -> None:
     """Log a failure, a line for each of its arguments."""
     for line in failure.args:
         log.error("%s", line)
+
+
+def warn(doubts: Iterable[str]) -> None:
+    """Log what looks wrong but stops nobody."""
+    for doubt in doubts:
+        log.warning("%s", doubt)
 
 
 @contextmanager
@@ -2039,11 +2029,9 @@ class Database:
 
     def _connect(self) -> pymysql.Connection[Any]:
         s, timeout = self._settings, LAST_TIMEOUT if self._stop.requested else DATABASE_TIMEOUT
-        tls: dict[str, Any] = (
-            {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
-            if s.db_ssl_ca
-            else {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), RefuseClearPassword)}
-        )
+        tls: dict[str, Any] = {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
+        if not s.db_ssl_ca:
+            tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), RefuseClearPassword)}
         return pymysql.connect(
             host=s.db_host,
             port=s.db_port,
@@ -2847,12 +2835,8 @@ def explain(job: Job) -> Exit:
             raise RetryLater(f"there is no user {job.about} in User")
         zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
         user = replace(user, days=days_of(job.now, zone, job.settings.day_starts_at) if zone else None)
-        log.info(
-            "User %s, %s, time zone %r",
-            user,
-            Personal(user.phone) or "no phone number",
-            user.zone if resolve_zone(user.zone) else Personal(user.zone),
-        )
+        shown_zone = user.zone if resolve_zone(user.zone) else Personal(user.zone)
+        log.info("User %s, %s, time zone %r", user, Personal(user.phone) or "no phone number", shown_zone)
         rows, last_logs = job.history([user])
         case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
         if user.days:
@@ -2965,11 +2949,6 @@ def check_users(job: Job) -> Iterator[str]:
     yield from text_problems(job.settings, longest)
 
 
-def check_twilio(job: Job) -> Iterator[str]:
-    """Credentials, and this node's clock."""
-    yield from clock_doubts(job.probe(), job.clock())
-
-
 def check_hours(job: Job) -> Iterator[str]:
     """Whether people may be texted while they sleep."""
     start, end = job.settings.send_window or (time_of_day(), time_of_day(23, 59))
@@ -2985,7 +2964,7 @@ CHECKS: dict[str, tuple[set[str], Callable[[Job], Iterable[str]]]] = {
     "speed and durability": ({"database"}, lambda job: job.tracker.doubts()),
     "users and logs": ({"database"}, check_users),
     "hours": (set(), check_hours),
-    "Twilio": (set(), check_twilio),
+    "Twilio": (set(), lambda job: clock_doubts(job.probe(), job.clock())),
     "sender": ({"Twilio"}, lambda job: within(PROBE_LIMIT, job.brake, lambda: list(job.twilio.find_sender()))),
 }
 
@@ -3353,11 +3332,8 @@ class OneLine(logging.Formatter):
         return json.dumps(said | known | trace, default=str)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging knows
-        """A traceback without secrets; with LOG_PII=off without the exception's words, which may hold anything."""
-        if not self.pii:
-            return f"{''.join(traceback.format_tb(ei[2]))}{ei[0].__name__}"
-        trace = super().formatException(ei)
-        return self.settings.hide(trace) if self.settings else trace
+        """A traceback; with LOG_PII=off without the exception's words, which may hold anything."""
+        return super().formatException(ei) if self.pii else f"{''.join(traceback.format_tb(ei[2]))}{ei[0].__name__}"
 
 
 class Personal(str):
