@@ -604,11 +604,14 @@ class Job:
 
     def once_each(self, users: Sequence[User]) -> list[User]:
         """The users without those whose id came before: a view over a join may return one twice."""
-        by_id = {user.id: user for user in reversed(users)}
-        for user_id, count in Counter(user.id for user in users).items():
-            if count > 1:
-                log.warning("User %s stands %d times in User: served once", by_id[user_id], count)
-        return list(reversed(by_id.values()))
+        first: dict[UserId, User] = {}
+        for user in users:
+            first.setdefault(user.id, user)
+        if len(first) < len(users):
+            for user_id, count in Counter(user.id for user in users).items():
+                if count > 1:
+                    log.warning("User %s stands %d times in User: served once", first[user_id], count)
+        return list(first.values())
 
     def skip(self, user: User, skip: Skip) -> None:
         """Report who gets no text, or put aside whom another run holds."""
@@ -970,7 +973,6 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
 
 # --- what rules and gates are made of: pure functions -----------------------------------------------------------------
 
-
 NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
 EARLIEST_ZONE = timedelta(hours=14)  # ahead of UTC
 EXAMPLE = "+14155550123"  # of the numbers that belong to nobody
@@ -1128,7 +1130,6 @@ def is_after(row: Row, logged: date | datetime) -> bool:
 
 
 # --- what ends a run early --------------------------------------------------------------------------------------------
-
 
 TERM_LIMIT, DEADLINE_LIMIT = 40.0, 60.0  # seconds for what is in flight, after SIGTERM and after the deadline
 WATCHDOG_LIMIT = 13.0  # seconds more until the process is ended: within terminationGracePeriodSeconds, 60
@@ -1298,7 +1299,6 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
 
 
 # --- Twilio -----------------------------------------------------------------------------------------------------------
-
 
 HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
 HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
@@ -1815,7 +1815,6 @@ class Sender:
 
 # --- store: MySQL -----------------------------------------------------------------------------------------------------
 
-
 FIRST_PAGE, PAGE_USERS = 1_000, 5_000  # users judged by one query: by the first one, and at most
 READERS = 2  # pages that are read at the same time
 PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the users, one that took more by a half
@@ -1841,13 +1840,10 @@ class Remedy(Enum):
 
 
 READ_ONLY = "it is read-only: set DB_HOST to the primary"
-EXPIRED = "the password of DB_USER has expired: give the account a new one"
-LOCKED = "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK"
-AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
-BAD_JSON = "a view reads JSON that is none: see docs/your-tables.md"
 TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at)? See DEPLOYMENT.md"
 )
+AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
     -2: (Remedy.FIX, "what answers is not a MySQL server that this program can talk to: check DB_HOST and DB_PORT"),
@@ -1883,26 +1879,20 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
     1690: (Remedy.FIX, "a view computes a number out of its type's range: see docs/your-tables.md"),
     1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
-    1820: (Remedy.FIX, EXPIRED),
-    1862: (Remedy.FIX, EXPIRED),
-    1927: (Remedy.RECONNECT, "the connection was killed"),
-    1969: (Remedy.SMALLER, TOO_SLOW),
+    **dict.fromkeys((1820, 1862), (Remedy.FIX, "the password of DB_USER has expired: give the account a new one")),
+    **dict.fromkeys((1927, 3169), (Remedy.RECONNECT, "the connection was killed")),
+    **dict.fromkeys((1969, 3024), (Remedy.SMALLER, TOO_SLOW)),
     2003: (Remedy.RECONNECT, "it cannot be reached: check DB_HOST, DB_PORT, the server and the NetworkPolicy"),
     2013: (Remedy.RECONNECT, "the connection was lost, or it did not answer in time"),
     2026: (Remedy.FIX, "it offers no TLS: switch it on there, or remove DB_SSL_CA"),
-    2059: (Remedy.FIX, AUTHENTICATION),
-    2061: (Remedy.FIX, AUTHENTICATION),
-    3024: (Remedy.SMALLER, TOO_SLOW),
+    **dict.fromkeys((2059, 2061), (Remedy.FIX, AUTHENTICATION)),
     3032: (Remedy.RECONNECT, "it is in offline mode"),
     3100: (Remedy.REPEAT, "its group did not take the statement"),
     3101: (Remedy.REPEAT, "its group rolled the statement back"),
-    3118: (Remedy.FIX, LOCKED),
-    3141: (Remedy.FIX, BAD_JSON),
+    **dict.fromkeys((3118, 4151), (Remedy.FIX, "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK")),
+    **dict.fromkeys((3141, 4038), (Remedy.FIX, "a view reads JSON that is none: see docs/your-tables.md")),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
-    3169: (Remedy.RECONNECT, "the connection was killed"),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
-    4038: (Remedy.FIX, BAD_JSON),
-    4151: (Remedy.FIX, LOCKED),
     9001: (Remedy.RECONNECT, "its proxy reaches no server in time"),
 }
 SILENT = {0, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these helps nobody, or quotes a value
@@ -2795,7 +2785,6 @@ def stop_if_blocked(settled: Sequence[Row]) -> None:
 
 # --- questions: who would be texted, why, and is all well -------------------------------------------------------------
 
-
 SHOWN_ROWS = 14  # of the ledger
 
 
@@ -3055,19 +3044,16 @@ KEY_SID = Kind("the key's SID: SK and 32 hexadecimal digits", "SK[0-9a-fA-F]{32}
 SERVICE_SID = Kind("the service's SID: MG and 32 hexadecimal digits", "MG[0-9a-fA-F]{32}")
 SENDER = Kind(f"your Twilio number with its country code, such as {EXAMPLE}", rf"{E164.pattern}|[0-9]{{3,8}}")
 API_URL = Kind("https://HOST[:PORT]; http is for localhost only", parse=api_url)
+TIMES = rf"{CLOCK_TIME}\s*-\s*{CLOCK_TIME}"
 WINDOW = Kind(
-    "two times such as 09:00-20:00, the end at least 60 minutes after the start",
-    rf"{CLOCK_TIME}\s*-\s*{CLOCK_TIME}",
-    window,
-    lasts_an_hour,
+    "two times such as 09:00-20:00, the end at least 60 minutes after the start", TIMES, window, lasts_an_hour
 )
 EARLY = Kind("a time from 00:00 to 06:00", "0[0-5]:[0-5][0-9]|06:00", time_of_day.fromisoformat)
 ZONE = Kind("a tz database name such as Europe/Berlin", holds=resolve_zone)
 TEMPLATE = Kind("a text of at most 1,600 characters, names included, with no braces but {name}", holds=is_template)
 IDS = Kind("at most 100 ids without blanks, separated by commas", parse=id_list)
 PING_URL = Kind(
-    "an https:// URL without ? and #",
-    r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?",
+    "an https:// URL without ? and #", r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?"
 )
 LEVEL = Kind("DEBUG, INFO, WARNING or ERROR", "DEBUG|INFO|WARNING|ERROR")
 PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
