@@ -803,9 +803,10 @@ class Report:
     def page(self, page: Page, only: Collection[str]) -> None:
         """Count a page of users, and name those of it whose logs could not be read."""
         self._looked_at += page.users_in_all
-        for user_id in (each for each in page.unread if not only or id_key(each) in only):
-            reason = "MySQL does not read their logs in time: index Log (habit_id, created_at), see DEPLOYMENT.md"
-            self.skipped(User(user_id, "", "", "", None, logged_day1=False), Skip(Outcome.NOT_TRIED, reason))
+        reason = "MySQL does not read their logs in time: index Log (habit_id, created_at), see DEPLOYMENT.md"
+        for user_id in page.unread:
+            if not only or id_key(user_id) in only:
+                self.skipped(User(user_id, "", "", "", None, logged_day1=False), Skip(Outcome.NOT_TRIED, reason))
         self._progress()
 
     def _progress(self) -> None:
@@ -894,8 +895,7 @@ class Report:
         """Sum up; the exit code."""
         early, left = brake.failure, any(outcome.exit_code is Exit.RETRY for outcome in self.counts)
         if self.started:
-            self._warn(settings)
-            self._sum_up()
+            self._sum_up(settings)
             if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
         brake.blame(unfinished=self.started and (left or not self.walked))
@@ -905,15 +905,13 @@ class Report:
             tell(early)
         return Exit.worst([*(outcome.exit_code for outcome in self.counts), *brake.exit_codes])
 
-    def _warn(self, settings: Settings) -> None:
-        """What whoever set this up should know of the texts."""
+    def _sum_up(self, settings: Settings) -> None:
+        """What a person should know of the texts and of the run; then the totals."""
         if self.counts[Outcome.SENT]:
             warn(text_problems(settings, self._longest_name))
         if self._at_night and not settings.send_window:
             remedy = "SEND_WINDOW keeps a decent hour, see k8s/components/local-morning"
             log.warning("%d texts were posted between 21:00 and 8:00 local time: %s", self._at_night, remedy)
-
-    def _sum_up(self) -> None:
         if not self.walked:
             words = "The run ended before the last page: %d of %d users were looked at"
             log.warning(words, self._looked_at, self.users)
