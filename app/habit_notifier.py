@@ -599,7 +599,7 @@ class Job:
         """The ledger's rows of those of whom some may matter; the last log of those whom QUIET_AFTER may concern."""
         rows = self.ledger.history((user.id for user in users if user.rows_matter), self.as_of)
         quiet = self.settings.quiet_after
-        long = {user_id: own for user_id, own in rows.items() if quiet and len(own) >= quiet}
+        long = [user_id for user_id, own in rows.items() if quiet and len(own) >= quiet]
         return rows, self.tracker.last_logs(long, self.as_of)
 
     def once_each(self, users: Sequence[User]) -> list[User]:
@@ -689,8 +689,8 @@ class Job:
             self.ledger.record(self.unrecorded, self.clock())
         except NotifierError:
             log.error(
-                "What became of the last %d texts could not be recorded: their rows stay at 'sending', which keeps "
-                "them from being sent again today",
+                "What became of the last %d texts could not be recorded: their rows may stay at 'sending', which "
+                "keeps them from being sent again today",
                 len(self.unrecorded),
             )
         self.report.finished(self.unrecorded, self.clock())
@@ -2317,17 +2317,18 @@ class Tracker:
         )
         return [(aware(at), clean(habit)) for at, habit in reversed(rows)]
 
-    def last_logs(self, rows: Mapping[UserId, Sequence[Row]], as_of: datetime | None) -> dict[UserId, date]:
-        """The last log of each of these users, if it is not older than their rows; as of now, or of another moment."""
+    def last_logs(self, user_ids: Sequence[UserId], as_of: datetime | None) -> dict[UserId, date]:
+        """The last log of each of these users, as of now or of another moment."""
         logs: dict[UserId, date] = {}
-        for part in chunks(list(rows), IN_LIST):
-            since = min(row.local_day for user_id in part for row in rows[user_id])
+        for part in chunks(user_ids, IN_LIST):
             found = self._database.run(
-                f"""SELECT u.id, MAX(l.created_at) FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
-                    STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
-                    WHERE u.id IN ({holes(part)}) AND l.created_at >= %s AND l.created_at <= %s
-                    GROUP BY u.id""",
-                [*part, since - timedelta(days=1), naive(as_of) if as_of else date.max],
+                # One look into the index for each habit; MySQL sorts all of its logs unless the order names it, too.
+                f"""SELECT u.id, MAX((SELECT l.created_at FROM `Log` l
+                        WHERE l.habit_id = h.id AND l.created_at <= %s
+                        ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
+                    FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
+                    WHERE u.id IN ({holes(part)}) GROUP BY u.id""",
+                [naive(as_of) if as_of else date.max, *part],
             )
             logs |= {user_id: aware(at) for user_id, at in found if isinstance(at, date)}  # a zero date is a str
         return logs

@@ -136,6 +136,16 @@ def test_the_newest_logs_are_found_without_reading_all_logs(
         assert rows_read(job) - before < 1_000
 
 
+def test_a_users_last_log_is_found_without_reading_all_logs(server: Server) -> None:
+    with FakeTwilio() as twilio, server.database() as database:
+        logs = [NOON - timedelta(minutes=n) for n in range(2_000)]
+        user = database.insert_user("Ana", "+12025550100", "UTC", logs=logs)
+        with opened(database.environ() | twilio.environ()) as job:
+            before = rows_read(job)
+            assert job.tracker.last_logs([user], None) == {user: NOON}
+            assert rows_read(job) - before < 1_000
+
+
 def rows_read(job: Job) -> int:
     return sum(int(count) for _, count in job.database.run("SHOW SESSION STATUS LIKE 'Handler_read%%'"))
 
