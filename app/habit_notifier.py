@@ -529,21 +529,12 @@ class Job:
         self.tracker.judge_by(days, self.now, self.ledger.rows_matter)
         yield from zone_doubts(zones, self.settings)
         if not self.as_of:  # of another moment the newest logs say nothing
-            yield from self.look_at_logs()
+            users = self.report.users * self.settings.shard_count
+            yield from self.tracker.log_doubts(self.now + CLOCK_TOLERANCE, users)
         if only := self.settings.only_users:
             yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
             for user_id in sorted(only - self.tracker.known(only)):
                 yield f"ONLY_USERS names {user_id}: there is no such user"
-
-    def look_at_logs(self) -> Iterator[str]:
-        """Whether the newest logs are as they should be, if they can be read."""
-        try:
-            users = self.report.users * self.settings.shard_count
-            yield from log_doubts(self.tracker.newest_logs(self.now + CLOCK_TOLERANCE), users)
-        except DatabaseError as failure:
-            if failure.remedy is not Remedy.SMALLER:
-                raise
-            yield f"the newest logs could not be read: {failure}"
 
     def pages(self) -> Iterator[list[Reminder]]:
         """The reminders to claim, page by page; MAX_TEXTS holds them all back until their number is known."""
@@ -755,18 +746,6 @@ def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
             yield f"{zone.users} users have the unknown zone {quoted(zone.name)}: DEFAULT_TIME_ZONE ({default}) serves"
 
 
-def log_doubts(logs: NewestLogs, users: int) -> Iterator[str]:
-    """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more."""
-    if logs.ahead >= min(FEW, logs.looked_at) > 0:
-        yield (
-            f"{logs.ahead} of the newest logs are still to come, the last of {logs.newest} UTC: "
-            "Log.created_at must be in UTC. Does a server with another time_zone fill a DATETIME? Until that is "
-            "mended, days are judged wrongly"
-        )
-    if users >= MANY and logs.past:
-        yield "there is no log of the last days at all: is what writes them broken? MAX_TEXTS guards against that"
-
-
 def too_many(rules: Counter[str], limit: int) -> str:
     """Why nobody is texted when more are due than MAX_TEXTS."""
     counts = ", ".join(f'"{reason}" {rules[reason]}' for reason in (NO_LOGS.reason, MISSED_YESTERDAY.reason))
@@ -777,7 +756,7 @@ def too_many(rules: Counter[str], limit: int) -> str:
 
 
 PROGRESS_SECONDS = 10.0
-FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
+FEW = 3  # so many of a kind say: it is not chance
 NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
 
 
@@ -1819,6 +1798,7 @@ PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the
 IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
 KEYS = 500  # ledger rows that one statement deletes or changes
 NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where ids are random
+MANY = 100  # users, who don't all stop logging at once
 DATABASE_CONNECT_TIMEOUT = 5  # seconds
 DATABASE_TIMEOUT = 10  # seconds, for one statement; the server ends a query two seconds earlier
 DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
@@ -2086,15 +2066,6 @@ class Zone(NamedTuple):
     users: int
 
 
-class NewestLogs(NamedTuple):
-    """Of the logs with the highest ids: how many, the latest, how many are to come, whether all were before day 1."""
-
-    looked_at: int
-    newest: date | None
-    ahead: int
-    past: bool
-
-
 Slice = tuple[UserId | None, UserId, int]  # users to be read: bounds (low, high] of their ids, how many have a phone
 
 
@@ -2160,18 +2131,33 @@ class Tracker:
         if self._database.run(kind) == [("BASE TABLE",)] and not self._database.run(indexed):
             yield f"no index of Log begins with habit_id: {statement}"
 
-    def newest_logs(self, limit: datetime) -> NewestLogs:
-        """What the logs that were inserted last say, as far as their ids tell; 'ahead' are those after the limit."""
+    def log_doubts(self, limit: datetime, users: int) -> Iterator[str]:
+        """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more.
+
+        That is asked of the logs that were inserted last, as far as their ids tell.
+        """
         bound: object = (limit + EARLIEST_ZONE).date() if self._dates else naive(limit)
-        [(count, newest, ahead)] = self._database.run(
-            f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL))
-                FROM (SELECT created_at FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
-            [bound],
-        )
-        if not isinstance(newest, date):  # none, or a zero date
-            return NewestLogs(count, None, ahead, past=True)
-        first = min((bounds_of(days, dates=self._dates)[0] for days in self._days.values()), default=newest)
-        return NewestLogs(count, newest, ahead, past=newest < first)
+        try:
+            [(count, newest, ahead)] = self._database.run(
+                f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL))
+                    FROM (SELECT created_at FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
+                [bound],
+            )
+        except DatabaseError as failure:
+            if failure.remedy is not Remedy.SMALLER:
+                raise
+            yield f"the newest logs could not be read: {failure}"
+            return
+        if ahead >= min(FEW, count) > 0:
+            yield (
+                f"{ahead} of the newest logs are still to come, the last of {newest} UTC: "
+                "Log.created_at must be in UTC. Does a server with another time_zone fill a DATETIME? Until that is "
+                "mended, days are judged wrongly"
+            )
+        first_days = (bounds_of(days, dates=self._dates)[0] for days in self._days.values())
+        dated = isinstance(newest, date)  # else there is none, or it is a zero date
+        if users >= MANY and (not dated or newest < min(first_days, default=newest)):
+            yield "there is no log of the last days at all: is what writes them broken? MAX_TEXTS guards against that"
 
     def zones(self) -> list[Zone]:
         """The zones that this run's users with a phone number have."""
