@@ -889,14 +889,20 @@ class Report:
         if self.counts[Outcome.SENT]:
             warn(text_problems(settings, self._longest_name))
         if self._at_night and not settings.send_window:
-            remedy = "SEND_WINDOW keeps a decent hour, see k8s/components/local-morning"
-            log.warning("%d texts were posted between 21:00 and 8:00 local time: %s", self._at_night, remedy)
+            log.warning(
+                "%d texts were posted between 21:00 and 8:00 local time: SEND_WINDOW keeps a decent hour, "
+                "see k8s/components/local-morning",
+                self._at_night,
+            )
         if not self.walked:
-            words = "The run ended before the last page: %d of %d users were looked at"
-            log.warning(words, self._looked_at, self.users)
+            log.warning(
+                "The run ended before the last page: %d of %d users were looked at", self._looked_at, self.users
+            )
         if uncertain := self.counts[Outcome.UNCERTAIN]:
-            words = "they may have been sent, and are not sent again today: see Twilio's console"
-            log.warning("%d texts are uncertain: %s", uncertain, words)
+            log.warning(
+                "%d texts are uncertain: they may have been sent, and are not sent again today: see Twilio's console",
+                uncertain,
+            )
         if self.learned_ends:
             log.info("What became of earlier texts%s", told(self.learned_ends))
         self.tell_totals()
@@ -1166,12 +1172,11 @@ class Brake:
             self._answers.append(answer)
             lost = sum(a.action in (Action.UNCERTAIN, Action.UNREACHED) for a in self._answers)
             failed = list(self._answers)[-STREAK:]
-            end = f"the last one: {answer.words}. No more are posted"
             if lost >= STREAK:
                 words = f"{lost} of the last {len(self._answers)} texts are uncertain or did not reach Twilio"
-                self.pull(RetryLater(f"{words}, {end}"))
+                self.pull(RetryLater(f"{words}, the last one: {answer.words}. No more are posted"))
             elif len(failed) == STREAK and all(a.action is Action.FAIL for a in failed):
-                self.pull(FixFirst(f"{STREAK} texts in a row failed, {end}"))
+                self.pull(FixFirst(f"{STREAK} texts in a row failed, the last one: {answer.words}. No more are posted"))
 
     @contextmanager
     def holding(self) -> Iterator[None]:
