@@ -2078,8 +2078,8 @@ class Page(NamedTuple):
     """Some users: how many, those who are due or whose days cannot be told, and ids whose logs could not be read."""
 
     users_in_all: int
-    users: Sequence[User]
-    unread: Sequence[UserId]
+    users: Sequence[User] = ()
+    unread: Sequence[UserId] = ()
     last: bool = False
 
 
@@ -2243,13 +2243,13 @@ class Tracker:
             if failure.remedy is not Remedy.SMALLER:
                 raise
             if count == 1:
-                return Page(1, [], [high])
+                return Page(1, unread=[high])
             self._size = half = count // 2
             log.info("A page of %d users takes too long: asking for %d", count, half)
             self._ahead.appendleft((low, high, half))
-            return Page(0, [], [])
+            return Page(0)
         self._size = next_size(self._size, time.monotonic() - began)
-        return Page(count, users, [])
+        return Page(count, users)
 
     def _due(self, reader: Database, low: UserId | None, high: UserId) -> Iterator[User]:
         """The users in (low, high] who have logged nothing on day 2, and those whose zone is unknown."""
@@ -2874,7 +2874,7 @@ def check(job: Job) -> Exit:
     failed: set[str] = set()
     with job.database:
         for name, (needs, question) in CHECKS.items():
-            if needs & failed:
+            if needs in failed:
                 log.info("%s: not checked, see above", name)
                 failed.add(name)
                 continue
@@ -2935,16 +2935,16 @@ def check_hours(job: Job) -> Iterator[str]:
         yield "texts may come between 21:00 and 8:00 local time: set SEND_WINDOW, see k8s/components/local-morning"
 
 
-# What is checked, in order: a name, the names without which there is nothing to check, and the question.
-CHECKS: dict[str, tuple[set[str], Callable[[Job], Iterable[str]]]] = {
-    "settings": (set(), lambda _job: []),  # they were read
-    "database": (set(), check_database),
-    "ledger": ({"database"}, check_ledger),
-    "speed and durability": ({"database"}, lambda job: job.tracker.doubts()),
-    "users and logs": ({"database"}, check_users),
-    "hours": (set(), check_hours),
-    "Twilio": (set(), lambda job: clock_doubts(job.probe(), job.clock())),
-    "sender": ({"Twilio"}, lambda job: within(PROBE_LIMIT, job.brake, lambda: list(job.twilio.find_sender()))),
+# What is checked, in order: a name, the name of what it needs, and the question.
+CHECKS: dict[str, tuple[str, Callable[[Job], Iterable[str]]]] = {
+    "settings": ("", lambda _job: []),  # they were read
+    "database": ("", check_database),
+    "ledger": ("database", check_ledger),
+    "speed and durability": ("database", lambda job: job.tracker.doubts()),
+    "users and logs": ("database", check_users),
+    "hours": ("", check_hours),
+    "Twilio": ("", lambda job: clock_doubts(job.probe(), job.clock())),
+    "sender": ("Twilio", lambda job: within(PROBE_LIMIT, job.brake, lambda: list(job.twilio.find_sender()))),
 }
 
 
