@@ -2394,6 +2394,7 @@ LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
 ) ENGINE=InnoDB DEFAULT CHARACTER SET ascii"""
 LEDGER_COLUMNS = dict(re.findall(r"^  `(\w+)` (.*),$", LEDGER_DDL, re.MULTILINE))
 ROW = ", ".join(LEDGER_COLUMNS)
+STATES = {state.value: state for state in State}
 # The promise: the rows of these texts stay, since they may have been sent, or are refused. All others go.
 KEPT = {Outcome.SENT: State.SENT, Outcome.REFUSED: State.REFUSED, Outcome.UNCERTAIN: State.UNCERTAIN}
 # Rows of which `of_the_past`, `handled`, `remembered`, `delivered` or `spaced` may have something to say.
@@ -2560,7 +2561,7 @@ class Ledger:
         for part in chunks(list(kept.values()), KEYS):
             self._database.run(*upsert(part))
         self._recorded.append((time.monotonic(), list(kept.values())))
-        while self._recorded and self._recorded[0][0] < time.monotonic() - DATABASE_MEMORY:
+        while self._recorded[0][0] < time.monotonic() - DATABASE_MEMORY:
             self._recorded.popleft()
         for reminder in kept:
             del self.claims[reminder]
@@ -2666,7 +2667,7 @@ def upsert(rows: Sequence[Row]) -> tuple[str, list[object]]:
 def as_row(values: Sequence[Any]) -> Row:
     """A row as the ledger holds it, its instants made aware; a state that we do not know is uncertain."""
     user_id, local_day, phone, rule, state, token, claimed_at, finished_at, *rest = values
-    known = State(state) if state in set(State) else State.UNCERTAIN
+    known = STATES.get(state, State.UNCERTAIN)
     return Row(user_id, local_day, phone, rule, known, token, aware(claimed_at), aware(finished_at), *rest)
 
 
