@@ -3049,10 +3049,11 @@ PING_URL = Kind(
 LEVEL = Kind("DEBUG, INFO, WARNING or ERROR", "DEBUG|INFO|WARNING|ERROR")
 PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
 GONE_SETTINGS = "TWILIO_EDGE", "TWILIO_REGION"
+REQUIRED = None  # in place of a default
 
 
-def setting(help: str, kind: Kind = TEXT, default: str | None = None, *, secret: bool = False) -> Any:  # noqa: A002
-    """Declare a setting. Without a default it is required; a secret may come from a file and is never shown."""
+def setting(help: str, kind: Kind, default: str | None = "", *, secret: bool = False) -> Any:  # noqa: A002
+    """Declare a setting. A secret may come from a file and is never shown."""
     return field(repr=not secret, metadata={"help": help, "kind": kind, "default": default, "secret": secret})
 
 
@@ -3060,26 +3061,25 @@ def setting(help: str, kind: Kind = TEXT, default: str | None = None, *, secret:
 class Settings:
     """Every setting, declared once. The environment variable is the field's name in capitals."""
 
-    db_host: str = setting("MySQL's host: the primary, not a read-only replica", HOST)
+    db_host: str = setting("MySQL's host: the primary, not a read-only replica", HOST, REQUIRED)
     db_port: int = setting("MySQL's port", whole(1, 65535), "3306")
-    db_name: str = setting("the database that holds User, Habit and Log")
-    db_user: str = setting("the database account", secret=True)
-    db_password: str = setting("the database account's password", secret=True)
+    db_name: str = setting("the database that holds User, Habit and Log", TEXT, REQUIRED)
+    db_user: str = setting("the database account", TEXT, REQUIRED, secret=True)
+    db_password: str = setting("the database account's password", TEXT, REQUIRED, secret=True)
     db_ssl_ca: str = setting(
-        "path of a CA certificate: MySQL is then spoken to by TLS alone, its certificate and name verified", CA_FILE, ""
+        "path of a CA certificate: MySQL is then spoken to by TLS alone, its certificate and name verified", CA_FILE
     )
-    twilio_account_sid: str = setting("Twilio account", ACCOUNT_SID, secret=True)
-    twilio_auth_token: str = setting("the account's auth token", TOKEN, "", secret=True)
+    twilio_account_sid: str = setting("Twilio account", ACCOUNT_SID, REQUIRED, secret=True)
+    twilio_auth_token: str = setting("the account's auth token", TOKEN, secret=True)
     twilio_api_key_sid: str = setting(
         "with TWILIO_API_KEY_SECRET, instead of the auth token: an API key, which can be revoked alone",
         KEY_SID,
-        "",
         secret=True,
     )
-    twilio_api_key_secret: str = setting("the API key's secret", TOKEN, "", secret=True)
-    twilio_from_number: str = setting("the number that texts come from", SENDER, "")
+    twilio_api_key_secret: str = setting("the API key's secret", TOKEN, secret=True)
+    twilio_from_number: str = setting("the number that texts come from", SENDER)
     twilio_messaging_service_sid: str = setting(
-        "instead of the number: a Messaging Service, which picks one of its senders", SERVICE_SID, ""
+        "instead of the number: a Messaging Service, which picks one of its senders", SERVICE_SID
     )
     twilio_api_url: str = setting(
         "base URL of Twilio's API: another region's, a proxy's or a test's", API_URL, "https://api.twilio.com"
@@ -3088,10 +3088,9 @@ class Settings:
     send_window: tuple[time_of_day, time_of_day] | Literal[""] = setting(
         "the user's own local time in which texts may be sent, such as 09:00-20:00; others are left for later runs",
         WINDOW,
-        "",
     )
     day_starts_at: time_of_day = setting("when a day starts, for users who log after midnight", EARLY, "00:00")
-    default_time_zone: str = setting("for users whose own zone is missing or unknown; else they are skipped", ZONE, "")
+    default_time_zone: str = setting("for users whose own zone is missing or unknown; else they are skipped", ZONE)
     message_no_logs: str = setting(
         'the text for "No logs in the past 2 days"',
         TEMPLATE,
@@ -3121,20 +3120,17 @@ class Settings:
     max_texts: int = setting(
         "if a run would send more texts, it sends none and ends with exit code 2; 0: no limit", whole(0, 20_000), "0"
     )
-    only_users: frozenset[str] = setting(
-        "for a first try: ids of the only users who may be texted, such as 42,43", IDS, ""
-    )
+    only_users: frozenset[str] = setting("for a first try: ids of the only users who may be texted, such as 42,43", IDS)
     run_deadline: int = setting("seconds after which a run takes no more work", whole(1, 86_400), "1500")
     shard_count: int = setting("runs that share the users out among them", whole(1, 1_000), "1")
     job_completion_index: int | str = setting(
-        "which of them this one is, from 0; Kubernetes sets it in an Indexed Job", whole(0, 999), ""
+        "which of them this one is, from 0; Kubernetes sets it in an Indexed Job", whole(0, 999)
     )
     log_level: str = setting("how much to log", LEVEL, "INFO")
     log_format: str = setting("text, or json: an object a line", Kind("text or json", "text|json"), "text")
     heartbeat_url: str = setting(
         "a dead man's switch: pinged at URL/start, and at URL after exit code 0 or URL/fail after 2",
         PING_URL,
-        "",
         secret=True,
     )
     log_pii: str = setting("off: no name and no number of a person is logged", Kind("on or off", "on|off"), "on")
