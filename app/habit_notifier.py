@@ -946,10 +946,10 @@ def told(ends: Mapping[tuple[str, int | None], int]) -> str:
 def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
     """What carriers, or whoever pays, may dislike about the two texts."""
     for name in (NO_LOGS.message, MISSED_YESTERDAY.message):
-        text = getattr(settings, name).replace("{name}", longest_name)
-        if not re.search(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b", text):
+        template = getattr(settings, name)
+        if not re.search(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b", template):
             yield f'{name.upper()} does not say how to opt out: write "Reply STOP to opt out"'
-        if (parts := segments(text)) > 1:
+        if (parts := segments(template.replace("{name}", longest_name))) > 1:
             name_of = f"a name of {len(longest_name)} characters"
             yield f"{name.upper()} costs {parts} segments with {name_of}: one has 160 characters (70 if not GSM-7)"
 
@@ -2844,7 +2844,7 @@ def explain_days(job: Job, case: Case) -> None:
     """The days of a user, the logs in them, the rule, and when a text is possible."""
     days, logs = case.days, job.tracker.logs_of(case.user, case.days)
     local = case.now.astimezone(days.zone)
-    log.info("It is %s there, the local day %s", f"{local:%Y-%m-%d %H:%M}", days.today)
+    log.info("It is %s in %s, the local day %s", f"{local:%Y-%m-%d %H:%M}", days.zone, days.today)
     for number, start, end in ((1, days.day1, days.day2), (2, days.day2, days.end)):
         log.info("Day %d is %s to %s UTC", number, f"{start:%Y-%m-%d %H:%M:%S}", f"{end:%Y-%m-%d %H:%M:%S}")
         for at, habit in logs:
@@ -2918,16 +2918,16 @@ def check_users(job: Job) -> Iterator[str]:
     """Rows that would be skipped, ids that come twice, numbers that are tidied, and all texts' lengths."""
     yield from job.survey()
     found: dict[str, list[int | str]] = defaultdict(list)
-    longest, seen = "", set()
+    longest, last = "", None
     for user, raw_phone in job.tracker.everybody():
         longest = max(longest, user.name, key=len)
         problems = {
             "have no time zone that is known": user.days is None,
             "have a phone number that is not E.164": not E164.fullmatch(user.phone),
             "have a phone number that is tidied": E164.fullmatch(user.phone) and user.phone != raw_phone,
-            "stand in User more than once": user.id in seen,
+            "stand in User more than once": user.id == last,  # they come in the order of their ids
         }
-        seen.add(user.id)
+        last = user.id
         for problem, there in problems.items():
             if there:
                 found[problem].append(shown_id(user.id))

@@ -395,6 +395,7 @@ def test_segments_are_counted_by_the_tables(text: str) -> None:
     [
         ("Habits: hi {name}! Reply STOP to opt out.", "Ana", ""),
         ("Habits: hi {name}! Reply stop to opt out.", "Ana", ""),
+        ("Habits: hi {name}!", "STOP", "does not say how to opt out"),
         ("Habits: hi {name}!", "Ana", 'does not say how to opt out: write "Reply STOP to opt out"'),
         ("Habits: don't be stopped, {name}!", "Ana", "does not say how to opt out"),
         ("{name}, " + "a" * 150 + " STOP", "Ana", ""),

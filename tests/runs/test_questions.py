@@ -175,7 +175,7 @@ def test_an_explanation_tells_days_logs_rule_gates_and_ledger(database: Database
     told = [line.removeprefix("INFO - ") for line in lines if "Database" not in line and "verified" not in line]
     assert told[1:] == [
         f"User Ana (ID: {user}), {ANA}, time zone 'Europe/Berlin'",
-        "It is 2026-03-30 11:00 there, the local day 2026-03-30",
+        "It is 2026-03-30 11:00 in Europe/Berlin, the local day 2026-03-30",
         "Day 1 is 2026-03-27 23:00:00 to 2026-03-28 23:00:00 UTC",
         "  logged at 2026-03-27 23:00:00: Read ten pages",
         "  logged at 2026-03-28 22:59:59: Read ten pages",
@@ -381,7 +381,14 @@ def test_another_moment_is_what_days_are_judged_by(database: Database) -> None:
         lines = said(database.environ(), "--dry-run", "--now", moment)[1]
         assert sum("would be texted" in line for line in lines) == texts
     lines = said(database.environ(), "--explain", str(user), "--now", "2026-03-29T00:00:00+05:45")[1]
-    assert "INFO - It is 2026-03-28 19:15 there, the local day 2026-03-28" in lines
+    assert "INFO - It is 2026-03-28 19:15 in Europe/Berlin, the local day 2026-03-28" in lines
+
+
+@pytest.mark.parametrize("zone", ["", "Mars"])
+def test_an_explanation_names_the_zone_that_serves_where_the_users_own_does_not(database: Database, zone: str) -> None:
+    user = database.insert_user("Ana", ANA, zone)
+    lines = said(database.environ() | {"DEFAULT_TIME_ZONE": "Asia/Tokyo"}, "--explain", str(user))[1]
+    assert "INFO - It is 2026-03-30 18:00 in Asia/Tokyo, the local day 2026-03-30" in lines
 
 
 def test_what_was_logged_after_that_moment_is_not_known_there(database: Database) -> None:
