@@ -73,6 +73,7 @@ import pymysql
 import pytz
 import requests
 import urllib3.exceptions
+from pymysql.converters import escape_item
 from twilio.http import HttpClient
 from twilio.http.response import Response
 from twilio.rest import Client
@@ -1097,7 +1098,7 @@ def shown_id(user_id: UserId) -> int | str:
 
 def literal(value: UserId) -> str:
     """A value as a statement has it."""
-    return f"X'{value.hex()}'" if isinstance(value, bytes) else repr(value)
+    return f"X'{value.hex()}'" if isinstance(value, bytes) else str(escape_item(value, "utf8mb4"))
 
 
 HEX_ID = re.compile("[0-9a-fA-F-]{8,}")  # a UUID, or bytes
@@ -1320,6 +1321,7 @@ class Streak:
 
 
 HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
+LONGEST_ANSWER = 16_000_000  # bytes, unpacked: a list of 1,000 texts has fewer
 HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
 PROBE_LIMIT = 30.0  # seconds for one question to Twilio, however slowly its answer drips
 LONGEST_PAUSE = 120.0  # seconds, when Twilio says "too many" but not for how long
@@ -1443,14 +1445,14 @@ class Http(HttpClient):
 
 
 def read_all(answer: requests.Response) -> bytes:
-    """The body, if all of it comes in time: the time-out of requests starts anew with every byte.
+    """The body, if all of it comes in time, and fits: the time-out of requests starts anew with every byte.
 
     :raises requests.ReadTimeout: when it does not
     """
     until, body = time.monotonic() + HTTP_TIMEOUT[1], bytearray()
     while part := answer.raw.read1(65_536, decode_content=True):
         body += part
-        if time.monotonic() > until:
+        if time.monotonic() > until or len(body) > LONGEST_ANSWER:
             raise requests.ReadTimeout("the answer goes on for too long")
     return bytes(body)
 
@@ -1490,7 +1492,7 @@ class Twilio:
             raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted")
         try:
             return parsedate_to_datetime(http.last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
     def post(self, reminder: Reminder, validity: int) -> Answer:
@@ -1870,6 +1872,7 @@ EXPIRED = "the password of DB_USER has expired: give the account a new one"
 LOCKED = "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK"
 AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
 BAD_JSON = "a view reads JSON that is none: see docs/your-tables.md"
+COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
 TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at)? See DEPLOYMENT.md"
 )
@@ -1896,6 +1899,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1143: (Remedy.FIX, "DB_USER lacks a grant on this column: see the grants in DEPLOYMENT.md"),
     1146: (Remedy.FIX, "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"),
     1152: (Remedy.RECONNECT, CONNECTION_LOST),
+    1153: (Remedy.FIX, "it takes too small statements: raise max_allowed_packet there, to 1 MB at least"),
     1158: (Remedy.RECONNECT, CONNECTION_LOST),
     1159: (Remedy.RECONNECT, CONNECTION_LOST),
     1160: (Remedy.RECONNECT, CONNECTION_LOST),
@@ -1907,11 +1911,19 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1213: (Remedy.REPEAT, "a deadlock"),
     1226: (Remedy.RECONNECT, "the account may have no more connections, or no more statements in this hour"),
     1242: (Remedy.FIX, "a view asks for one value where there are several: see docs/your-tables.md"),
-    1267: (Remedy.FIX, "columns that refer to each other have different collations: ALTER one of them to the other's"),
+    1251: (Remedy.FIX, AUTHENTICATION),
+    1267: (Remedy.FIX, COLLATIONS),
+    1270: (Remedy.FIX, COLLATIONS),
+    1271: (Remedy.FIX, COLLATIONS),
+    1275: (Remedy.FIX, AUTHENTICATION),
     1290: (Remedy.SWITCH_OVER, READ_ONLY),
     1317: (Remedy.REPEAT, "the statement was interrupted"),
     1356: (Remedy.FIX, "a view refers to what is missing, or its definer may not read it: see docs/your-tables.md"),
+    1370: (Remedy.FIX, "a view calls a function that DB_USER may not execute: see docs/your-tables.md"),
+    1411: (Remedy.FIX, "a view hands a function a value that it cannot read: see docs/your-tables.md"),
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
+    1524: (Remedy.FIX, AUTHENTICATION),
+    1525: (Remedy.FIX, "a view compares a date with a text that is none: see docs/your-tables.md"),
     1690: (Remedy.FIX, "a view computes a number out of its type's range: see docs/your-tables.md"),
     1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
     1792: (Remedy.SWITCH_OVER, READ_ONLY),
@@ -1933,6 +1945,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     3101: (Remedy.REPEAT, "its group rolled the statement back"),
     3118: (Remedy.FIX, LOCKED),
     3141: (Remedy.FIX, BAD_JSON),
+    3146: (Remedy.FIX, BAD_JSON),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
     3169: (Remedy.RECONNECT, "the connection was killed"),
     3989: (Remedy.SWITCH_OVER, READ_ONLY),
@@ -1941,10 +1954,10 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     4151: (Remedy.FIX, LOCKED),
     9001: (Remedy.RECONNECT, "its proxy reaches no server in time"),
 }
-SILENT = {0, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these helps nobody, or quotes a value
+SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these is a value, or no help
 NO_SUCH_TABLE = 1146
 NO_SUCH_GRANT_OR_TABLE = {1142, NO_SUCH_TABLE}
-ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver, unwrapped
+ODD_ERRORS = (ValueError, AttributeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver
 
 
 class DatabaseError(NotifierError):
@@ -1975,7 +1988,7 @@ def number_of(error: Exception) -> int:
     """The number of an error of MySQL; one below 0 for what the driver raises besides."""
     if isinstance(error, UnicodeDecodeError):
         return -3
-    if isinstance(error, RuntimeError):  # PyMySQL lacks a package
+    if isinstance(error, RuntimeError | AttributeError):  # PyMySQL lacks a package, or knows the way no more
         return 2059
     if isinstance(error, ODD_ERRORS):
         return -2
@@ -2627,8 +2640,7 @@ class Ledger:
         rows: dict[UserId, list[Row]] = defaultdict(list)
         if reminders:
             self._database.stage.claimed = True
-            token = secrets.token_hex(16)  # of its own for each attempt
-            self.claims |= {reminder: claim_of(reminder, token, now) for reminder in reminders}
+            self.claims |= {reminder: claim_of(reminder, now) for reminder in reminders}
             self._database.run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
             since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
             for row in self._rows([reminder.user.id for reminder in reminders], since):
@@ -2719,9 +2731,9 @@ def any_of(keys: Sequence[object]) -> str:
     return " OR ".join(["(user_id = %s AND local_day = %s AND run_token = %s)"] * len(keys))
 
 
-def claim_of(reminder: Reminder, token: str, now: datetime) -> Row:
-    """The row that claims a reminder."""
-    user, today = reminder.user, reminder.days.today
+def claim_of(reminder: Reminder, now: datetime) -> Row:
+    """The row that claims a reminder, its token its own: ids may differ and yet be one to the ledger's collation."""
+    user, today, token = reminder.user, reminder.days.today, secrets.token_hex(16)
     return Row(user.id, today, user.phone, reminder.rule.key, State.SENDING, token, now)
 
 
