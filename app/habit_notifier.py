@@ -328,11 +328,12 @@ def of_the_past(case: Case) -> Skip | None:
     """A row from a clock that was ahead would bar its user for as long, unnamed."""
     last_day = max(case.days.today + timedelta(days=1), (case.now + EARLIEST_ZONE).date())  # people may have moved
     for row in case.rows:
-        if row.claimed_at > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
-            words = "a clock that was ahead left the row of %s, claimed at %s UTC. Unless its text went out today: "
+        written = row.last_possible_text(timedelta())  # clocks can step ahead while a text is on its way
+        if written > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
+            words = "a clock that was ahead left the row of %s, written at %s UTC. Unless its text went out today: "
             delete = "DELETE FROM %s WHERE user_id = %s AND local_day = '%s';"
-            claimed, key = f"{row.claimed_at:%Y-%m-%d %H:%M}", (LEDGER, literal(row.user_id), row.local_day)
-            return Skip(Outcome.FUTURE, words + delete, (row.local_day, claimed, *key))
+            at, key = f"{written:%Y-%m-%d %H:%M}", (LEDGER, literal(row.user_id), row.local_day)
+            return Skip(Outcome.FUTURE, words + delete, (row.local_day, at, *key))
     return None
 
 
@@ -668,6 +669,7 @@ class Job:
     def claimed(self, handful: Sequence[Reminder]) -> list[Reminder]:
         """Claim reminders; those that are ours. What another run has a better right to is released, and reported."""
         now = self.clock()
+        self.brake.check_clock(now)
         rows = self.ledger.claim(handful, now)
         cases = {r: Case(r.user, rows[r.user.id], None, self.settings, now) for r in handful}
         others = {r: skip for r, case in cases.items() if (skip := not_ours(self.ledger.claims[r], case))}
@@ -1217,6 +1219,15 @@ class Brake:
         """Whether the deadline is over."""
         self._over = self._over or time.monotonic() > self._until or self._clock() > self._until_wall
         return self._over  # once late, always late, wherever the wall's clock is set
+
+    def check_clock(self, now: datetime) -> None:
+        """A claim that is dated back would not keep its user from a second text on the same day.
+
+        :raises RetryLater: when the wall's clock was set back
+        """
+        if now < self._until_wall - timedelta(seconds=self._until - time.monotonic()) - CLOCK_TOLERANCE:
+            words = "this node's clock is wrong: in mid-run it was set back to"
+            raise RetryLater(f"{words} {now:%Y-%m-%d %H:%M:%S} UTC: mend its time synchronisation (NTP)")
 
     @property
     def pulled(self) -> bool:
@@ -2585,7 +2596,10 @@ class Ledger:
     def check_rows(self, now: datetime) -> Iterator[str]:
         """What of the ledger's rows wants a person's eye."""
         questions = {
-            "claimed in the future, by a clock that was ahead": ("claimed_at > %s", now + CLOCK_TOLERANCE),
+            "written in the future, by a clock that was ahead": (
+                "GREATEST(claimed_at, COALESCE(finished_at, claimed_at)) > %s",
+                now + CLOCK_TOLERANCE,
+            ),
             "left at 'sending' by a run that was cut off": (
                 "state = 'sending' AND final_status IS NULL AND claimed_at < %s",
                 now - ALL_ATTEMPTS,

@@ -745,6 +745,35 @@ def test_without_a_date_of_twilios_the_clock_is_trusted_with_a_warning(town: Tow
     assert town.served == numbers
 
 
+@pytest.mark.parametrize("back", [timedelta(hours=12), timedelta(hours=5), timedelta(minutes=6)], ids=str)
+def test_a_clock_that_is_set_back_in_mid_run_dates_no_claim_back(town: Town, back: timedelta) -> None:
+    """Else a text at 20:00 was claimed at 8:00, and the next one may come after midnight."""
+    town.user("+12025550000", "Pacific/Kiritimati")
+    evening = datetime(2026, 5, 13, 6, tzinfo=UTC)  # 20:00 there
+    town.twilios = evening
+    assert town.run(lambda: evening - back if town.said("no earlier texts to look up") else evening) == 1
+    assert "this node's clock is wrong: in mid-run it was set back to" in town.problem
+    assert town.totals == (0, 1)
+    assert town.rows("*") == []
+    town.twilios = None
+    assert [town.run(evening + timedelta(hours=hours)) for hours in (0, 6)] == [0, 0]
+    assert town.served == ["+12025550000"]
+
+
+def test_a_clock_that_steps_ahead_in_mid_run_silences_nobody_unnamed(town: Town) -> None:
+    [number] = town.people(1)
+    town.twilios = NOON
+    assert town.run(lambda: NOON + 45 * DAY if town.sends else NOON) == 0
+    town.twilios = None
+    assert town.run(NOON + timedelta(hours=1)) == 0
+    assert town.said("already handled today")
+    assert town.run(NOON + DAY) == 2
+    [line] = [line for line in town.lines("WARNING") if "a clock that was ahead left the row of 2026-05-12" in line]
+    town.sql(line[line.index("DELETE") :])
+    assert town.run(NOON + DAY) == 0
+    assert town.served == [number] * 2
+
+
 def test_settling_needs_the_right_time_too(town: Town) -> None:
     town.people(1)
     town.twilios = NOON
