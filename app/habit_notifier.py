@@ -73,6 +73,7 @@ import pymysql
 import pytz
 import requests
 import urllib3.exceptions
+from pymysql.converters import escape_item
 from twilio.http import HttpClient
 from twilio.http.response import Response
 from twilio.rest import Client
@@ -327,11 +328,12 @@ def of_the_past(case: Case) -> Skip | None:
     """A row from a clock that was ahead would bar its user for as long, unnamed."""
     last_day = max(case.days.today + timedelta(days=1), (case.now + EARLIEST_ZONE).date())  # people may have moved
     for row in case.rows:
-        if row.claimed_at > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
-            words = "a clock that was ahead left the row of %s, claimed at %s UTC. Unless its text went out today: "
+        written = row.last_possible_text(timedelta())  # clocks can step ahead while a text is on its way
+        if written > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
+            words = "a clock that was ahead left the row of %s, written at %s UTC. Unless its text went out today: "
             delete = "DELETE FROM %s WHERE user_id = %s AND local_day = '%s';"
-            claimed, key = f"{row.claimed_at:%Y-%m-%d %H:%M}", (LEDGER, literal(row.user_id), row.local_day)
-            return Skip(Outcome.FUTURE, words + delete, (row.local_day, claimed, *key))
+            at, key = f"{written:%Y-%m-%d %H:%M}", (LEDGER, literal(row.user_id), row.local_day)
+            return Skip(Outcome.FUTURE, words + delete, (row.local_day, at, *key))
     return None
 
 
@@ -655,6 +657,7 @@ class Job:
     def claimed(self, handful: Sequence[Reminder]) -> list[Reminder]:
         """Claim reminders; those that are ours. What another run has a better right to is released, and reported."""
         now = self.clock()
+        self.brake.check_clock(now)
         rows = self.ledger.claim(handful, now)
         cases = {r: Case(r.user, rows[r.user.id], None, self.settings, now) for r in handful}
         others = {r: skip for r, case in cases.items() if (skip := not_ours(self.ledger.claims[r], case))}
@@ -1063,7 +1066,7 @@ def shown_id(user_id: UserId) -> int | str:
 
 def literal(value: UserId) -> str:
     """A value as a statement has it."""
-    return f"X'{value.hex()}'" if isinstance(value, bytes) else repr(value)
+    return f"X'{value.hex()}'" if isinstance(value, bytes) else str(escape_item(value, "utf8mb4"))
 
 
 HEX_ID = re.compile("[0-9a-fA-F-]{8,}")  # a UUID, or bytes
@@ -1197,6 +1200,15 @@ class Brake:
         self._over = self._over or time.monotonic() > self._until or self._clock() > self._until_wall
         return self._over  # once late, always late, wherever the wall's clock is set
 
+    def check_clock(self, now: datetime) -> None:
+        """A claim that is dated back would not keep its user from a second text on the same day.
+
+        :raises RetryLater: when the wall's clock was set back
+        """
+        if now < self._until_wall - timedelta(seconds=self._until - time.monotonic()) - CLOCK_TOLERANCE:
+            words = "this node's clock is wrong: in mid-run it was set back to"
+            raise RetryLater(f"{words} {now:%Y-%m-%d %H:%M:%S} UTC: mend its time synchronisation (NTP)")
+
     @property
     def pulled(self) -> bool:
         """Whether no more work may be taken."""
@@ -1283,6 +1295,7 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
 # --- Twilio -----------------------------------------------------------------------------------------------------------
 
 HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
+LONGEST_ANSWER = 16_000_000  # bytes, unpacked: a list of 1,000 texts has fewer
 HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
 PROBE_LIMIT = 30.0  # seconds for one question to Twilio, however slowly its answer drips
 LONGEST_PAUSE = 120.0  # seconds, when Twilio says "too many" but not for how long
@@ -1407,14 +1420,14 @@ class Http(HttpClient):
 
 
 def read_all(answer: requests.Response) -> bytes:
-    """The body, if all of it comes in time: the time-out of requests starts anew with every byte.
+    """The body, if all of it comes in time, and fits: the time-out of requests starts anew with every byte.
 
     :raises requests.ReadTimeout: when it does not
     """
     until, body = time.monotonic() + HTTP_TIMEOUT[1], bytearray()
     while part := answer.raw.read1(65_536, decode_content=True):
         body += part
-        if time.monotonic() > until:
+        if time.monotonic() > until or len(body) > LONGEST_ANSWER:
             raise requests.ReadTimeout("the answer goes on for too long")
     return bytes(body)
 
@@ -1454,7 +1467,7 @@ class Twilio:
             raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted")
         try:
             return parsedate_to_datetime(http.last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
     def post(self, reminder: Reminder, validity: int) -> Answer:
@@ -1826,6 +1839,7 @@ READ_ONLY = "it is read-only: set DB_HOST to the primary"
 TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at)? See DEPLOYMENT.md"
 )
+COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
 AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
@@ -1849,6 +1863,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1142: (Remedy.FIX, "DB_USER lacks a grant on this table: see the grants in DEPLOYMENT.md"),
     1143: (Remedy.FIX, "DB_USER lacks a grant on this column: see the grants in DEPLOYMENT.md"),
     1146: (Remedy.FIX, "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"),
+    1153: (Remedy.FIX, "it takes too small statements: raise max_allowed_packet there, to 1 MB at least"),
     1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
     1180: (Remedy.REPEAT, "it could not commit"),
     1203: (Remedy.RECONNECT, "the account has too many connections"),
@@ -1856,10 +1871,14 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1213: (Remedy.REPEAT, "a deadlock"),
     1226: (Remedy.RECONNECT, "the account may have no more connections, or no more statements in this hour"),
     1242: (Remedy.FIX, "a view asks for one value where there are several: see docs/your-tables.md"),
-    1267: (Remedy.FIX, "columns that refer to each other have different collations: ALTER one of them to the other's"),
+    **dict.fromkeys((1251, 1275, 1524, 2059, 2061), (Remedy.FIX, AUTHENTICATION)),
+    **dict.fromkeys((1267, 1270, 1271), (Remedy.FIX, COLLATIONS)),
     1317: (Remedy.REPEAT, "the statement was interrupted"),
     1356: (Remedy.FIX, "a view refers to what is missing, or its definer may not read it: see docs/your-tables.md"),
+    1370: (Remedy.FIX, "a view calls a function that DB_USER may not execute: see docs/your-tables.md"),
+    1411: (Remedy.FIX, "a view hands a function a value that it cannot read: see docs/your-tables.md"),
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
+    1525: (Remedy.FIX, "a view compares a date with a text that is none: see docs/your-tables.md"),
     1690: (Remedy.FIX, "a view computes a number out of its type's range: see docs/your-tables.md"),
     1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
     **dict.fromkeys((1820, 1862), (Remedy.FIX, "the password of DB_USER has expired: give the account a new one")),
@@ -1868,20 +1887,19 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     2003: (Remedy.RECONNECT, "it cannot be reached: check DB_HOST, DB_PORT, the server and the NetworkPolicy"),
     2013: (Remedy.RECONNECT, "the connection was lost, or it did not answer in time"),
     2026: (Remedy.FIX, "it offers no TLS: switch it on there, or remove DB_SSL_CA"),
-    **dict.fromkeys((2059, 2061), (Remedy.FIX, AUTHENTICATION)),
     3032: (Remedy.RECONNECT, "it is in offline mode"),
     3100: (Remedy.REPEAT, "its group did not take the statement"),
     3101: (Remedy.REPEAT, "its group rolled the statement back"),
     **dict.fromkeys((3118, 4151), (Remedy.FIX, "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK")),
-    **dict.fromkeys((3141, 4038), (Remedy.FIX, "a view reads JSON that is none: see docs/your-tables.md")),
+    **dict.fromkeys((3141, 3146, 4038), (Remedy.FIX, "a view reads JSON that is none: see docs/your-tables.md")),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
     9001: (Remedy.RECONNECT, "its proxy reaches no server in time"),
 }
-SILENT = {0, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these helps nobody, or quotes a value
+SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these is a value, or no help
 NO_SUCH_TABLE = 1146
 NO_SUCH_GRANT_OR_TABLE = {1142, NO_SUCH_TABLE}
-ODD_ERRORS = (UnicodeDecodeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver, unwrapped
+ODD_ERRORS = (ValueError, AttributeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver
 
 
 class DatabaseError(NotifierError):
@@ -1912,7 +1930,7 @@ def number_of(error: Exception) -> int:
     """The number of an error of MySQL; one below 0 for what the driver raises besides."""
     if isinstance(error, UnicodeDecodeError):
         return -3
-    if isinstance(error, RuntimeError):  # PyMySQL lacks a package
+    if isinstance(error, RuntimeError | AttributeError):  # PyMySQL lacks a package, or knows the way no more
         return 2059
     if isinstance(error, ODD_ERRORS):
         return -2
@@ -2499,9 +2517,10 @@ class Ledger:
 
     def check_rows(self, now: datetime) -> Iterator[str]:
         """What of the ledger's rows wants a person's eye."""
+        ahead = "GREATEST(claimed_at, COALESCE(finished_at, claimed_at)) > %s"
         cut_off = "state = 'sending' AND final_status IS NULL AND claimed_at < %s"
         questions = {
-            "claimed in the future, by a clock that was ahead": ("claimed_at > %s", now + CLOCK_TOLERANCE),
+            "written in the future, by a clock that was ahead": (ahead, now + CLOCK_TOLERANCE),
             "left at 'sending' by a run that was cut off": (cut_off, now - ALL_ATTEMPTS),
         }
         for words, (where, bound) in questions.items():
@@ -2549,8 +2568,7 @@ class Ledger:
         if not reminders:
             return {}
         self._database.claimed = True
-        token = secrets.token_hex(16)  # of its own for each attempt
-        self.claims |= {reminder: claim_of(reminder, token, now) for reminder in reminders}
+        self.claims |= {reminder: claim_of(reminder, now) for reminder in reminders}
         self._database.run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
         since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
         return by_user(self._rows([reminder.user.id for reminder in reminders], since))
@@ -2640,9 +2658,9 @@ def any_of(keys: Sequence[object]) -> str:
     return " OR ".join(["(user_id = %s AND local_day = %s AND run_token = %s)"] * len(keys))
 
 
-def claim_of(reminder: Reminder, token: str, now: datetime) -> Row:
-    """The row that claims a reminder."""
-    user, today = reminder.user, reminder.days.today
+def claim_of(reminder: Reminder, now: datetime) -> Row:
+    """The row that claims a reminder, its token its own: ids may differ and yet be one to the ledger's collation."""
+    user, today, token = reminder.user, reminder.days.today, secrets.token_hex(16)
     return Row(user.id, today, user.phone, reminder.rule.key, State.SENDING, token, now)
 
 

@@ -92,7 +92,7 @@ def send(texts: int, ledger: str) -> Figures:
             figures["seconds"] = _timed(lambda: deliver(job, _cut(chain([first], pages), texts)))
 
     def claim(ledger: notifier.Ledger, reminders: list[notifier.Reminder], now: datetime) -> dict[Any, Any]:
-        ledger.claims |= {reminder: notifier.claim_of(reminder, "token", now) for reminder in reminders}
+        ledger.claims |= {reminder: notifier.claim_of(reminder, now) for reminder in reminders}
         return {reminder.user.id: [ledger.claims[reminder]] for reminder in reminders}
 
     no_ledger: dict[str, Any] = {

@@ -12,6 +12,7 @@ import random
 import re
 import socket
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -344,6 +345,29 @@ def test_an_answer_that_drips_byte_by_byte_is_uncertain_as_soon_as_one_that_neve
     assert answer.action is Action.UNCERTAIN
     assert "goes on for too long" in answer.words
     assert len(server.requests) == 1
+
+
+def test_an_answer_without_end_is_given_up_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (5.0, 60.0))
+    body = gzip.compress(bytes(200_000_000))
+    head = b"HTTP/1.1 201 Created\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    tracemalloc.start()
+    with Canned(head + body) as server:
+        answer = post(server.url)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (answer.action, "goes on for too long" in answer.words) == (Action.UNCERTAIN, True)
+    assert peak < 100_000_000
+
+
+@pytest.mark.parametrize(
+    "date", ["", "soon", "Tue, 12 May 99999999999999999999 12:00:00 GMT", "31 Dec 9999 23:59 -2300"]
+)
+def test_a_date_that_nobody_can_read_is_none(date: str) -> None:
+    page = b'{"messages": [], "page": 0, "page_size": 1}'
+    head = b"HTTP/1.1 200 OK\r\nDate: %s\r\nContent-Length: %d\r\n\r\n" % (date.encode(), len(page))
+    with Canned(head + page) as server:
+        assert client_of(server.url).probe() is None
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -83,8 +84,17 @@ def test_todays_row_is_never_named_with_a_statement_that_deletes_it() -> None:
     assert outcome(speaks_against(a_case([a_row(-9)]))) is Outcome.FUTURE
 
 
-@pytest.mark.parametrize(("user_id", "shown"), [(42, "= 42 "), ("a1-b2", "= 'a1-b2' "), (b"\x01\xab", "= X'01ab' ")])
-def test_the_statement_to_paste_holds_the_id_as_its_column_does(user_id: int | str | bytes, shown: str) -> None:
+@pytest.mark.parametrize(
+    ("user_id", "shown"),
+    [
+        (42, "= 42 "),
+        ("a1-b2", "= 'a1-b2' "),
+        ("o'b", "= 'o\\'b' "),
+        (b"\x01\xab", "= X'01ab' "),
+        (Decimal(2**70), "= 1180591620717411303424 "),  # DECIMAL(22, 0)
+    ],
+)
+def test_the_statement_to_paste_holds_the_id_as_its_column_does(user_id: Any, shown: str) -> None:
     skip = of_the_past(a_case([a_row(-9, user_id=user_id)]))
     assert skip
     assert shown in skip.reason % skip.args

@@ -300,6 +300,8 @@ def test_an_old_number_does_not_hide_what_the_new_one_met() -> None:
         ({"claimed_at": NOW + timedelta(minutes=5)}, False),
         ({"claimed_at": NOW + timedelta(minutes=5) + SECOND}, True),
         ({"claimed_at": NOW + 45 * DAY}, True),
+        ({"claimed_at": NOW - DAY, "finished_at": NOW + timedelta(minutes=5)}, False),
+        ({"claimed_at": NOW - DAY, "finished_at": NOW + 45 * DAY}, True),  # it stepped while the text was on its way
         ({"local_day": TODAY + DAY}, False),  # after a move to the west
         ({"local_day": TODAY + 2 * DAY}, True),
     ],

@@ -536,7 +536,10 @@ BROKEN = {
         ),
         "stuck": shows(HOW + "1 rows were left at 'sending'", claimed(state="sending", final_status=None)),
         "future": shows(
-            HOW + "1 rows were claimed in the future", claimed(claimed_at=(NOW + DAY).replace(tzinfo=None))
+            HOW + "1 rows were written in the future", claimed(claimed_at=(NOW + DAY).replace(tzinfo=None))
+        ),
+        "future end": shows(
+            HOW + "1 rows were written in the future", claimed(finished_at=(NOW + DAY).replace(tzinfo=None))
         ),
     },
     "speed and durability": {

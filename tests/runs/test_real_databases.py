@@ -81,6 +81,21 @@ def test_an_id_that_comes_twice_is_named_and_served_once(
         assert all("stands 2 times in User" in line for line in said)
 
 
+@variants({"id_type": "CHAR(36)", "collation": "utf8mb4_unicode_ci"})
+def test_ids_that_are_one_to_the_ledger_free_no_claim_of_each_other(town: Town) -> None:
+    """As when User is a view over a union, and its ids differ in case alone."""
+    town.user("+12025550000")
+    town.sql("RENAME TABLE User TO Member")
+    same = "id, name, phone_number, time_zone FROM Member"
+    town.sql(f"CREATE VIEW User AS SELECT {same} UNION ALL SELECT {same.replace('id', 'UPPER(id)', 1)}")
+    claimed = []
+    town.twilio.hook = lambda r: claimed.append(town.states) if r.operation == "send" else None
+    assert town.run() == Exit.RETRY
+    assert len(town.served) == 1
+    assert claimed == [{"+12025550000": "sending"}]  # a crash would leave what keeps the next run from posting again
+    assert town.said("not tried: its claim is gone from the ledger")
+
+
 # --- somebody lost
 
 
@@ -388,6 +403,37 @@ def test_whatever_else_answers_at_the_port_is_told_as_a_mistake_of_the_settings(
     assert not town.twilio.requests
 
 
+class OldPassword(SocketServer):
+    """Asks for MariaDB's mysql_old_password, which PyMySQL knows no more: AttributeError."""
+
+    def serve(self, client: socket.socket) -> None:
+        salt = b"a" * 8 + b"\x00\xff\xf7\x2d\x02\x00\xff\xc1\x15" + bytes(10) + b"b" * 12
+        for number, words in enumerate(
+            (b"\x0a10.11\x00\x01\x00\x00\x00" + salt + b"\x00x\x00", b"\xfemysql_old_password\x00s\x00")
+        ):
+            client.sendall(bytes([len(words), 0, 0, 2 * number]) + words)
+            client.recv(1_000)
+
+
+def test_an_account_with_a_password_of_old_is_told_to_be_made_anew(town: Town) -> None:
+    with OldPassword() as server:
+        assert town.run(DB_PORT=server.port) == Exit.ACT
+    assert "a way to authenticate that this program lacks" in town.problem
+
+
+@pytest.mark.parametrize("number", [1251, 1275, 1524])  # old accounts on a server that was upgraded
+def test_an_account_whose_plugin_the_server_left_behind_is_told_to_be_made_anew(
+    town: Town, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def connect(**_: object) -> None:
+        raise pymysql.err.OperationalError(number, "Plugin 'mysql_native_password' is not loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pymysql, "connect", connect)
+        assert town.run() == Exit.ACT
+    assert "a way to authenticate that this program lacks" in town.problem
+
+
 def test_an_account_whose_way_in_needs_a_package_that_is_missing_is_told_to_be_made_anew(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,8 +480,20 @@ def other_collation(database: Database) -> None:
     database.execute("ALTER TABLE Habit MODIFY user_id CHAR(36) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci")
 
 
+def views_collations(database: Database) -> None:
+    """Log is a view that compares three columns, one of which was altered since."""
+    for sql in (
+        "RENAME TABLE Log TO Entry",
+        *(f"ALTER TABLE Entry ADD {c} VARCHAR(9) CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci" for c in "abc"),
+        "CREATE VIEW Log AS SELECT id, habit_id, created_at FROM Entry WHERE a IN (b, c, a)",
+        "ALTER TABLE Entry MODIFY b VARCHAR(9) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci",
+    ):
+        database.execute(sql)
+
+
 FAULTS: dict[int, tuple[Callable[[Database], object] | None, str, str]] = {
     1267: (other_collation, "", "different collations: ALTER one of them"),
+    1271: (views_collations, "", "different collations: ALTER one of them"),
     1449: (orphan_view, "", "the account that defined a view is gone"),
     1175: (None, ", sql_safe_updates = 1", "sql_safe_updates"),
     1104: (None, ", sql_big_selects = 0, max_join_size = 1", "max_join_size"),
