@@ -1206,8 +1206,10 @@ class Brake:
         :raises RetryLater: when the wall's clock was set back
         """
         if now < self._until_wall - timedelta(seconds=self._until - time.monotonic()) - CLOCK_TOLERANCE:
-            words = "this node's clock is wrong: in mid-run it was set back to"
-            raise RetryLater(f"{words} {now:%Y-%m-%d %H:%M:%S} UTC: mend its time synchronisation (NTP)")
+            raise RetryLater(
+                f"this node's clock is wrong: in mid-run it was set back to {now:%Y-%m-%d %H:%M:%S} UTC: "
+                "mend its time synchronisation (NTP)"
+            )
 
     @property
     def pulled(self) -> bool:
