@@ -446,6 +446,19 @@ def test_what_another_run_recorded_during_a_look_up_stays(world: World, monkeypa
     assert world.told(user) == ("sent", sid, None, None)
 
 
+def test_of_more_rows_than_one_run_looks_up_the_oldest_come_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "SETTLE_ROWS", 1)
+    days = [NOON - n * DAY for n in (2, 4, 3)]
+    users = [world.row(state="sent", claimed=day, sid=world.message(at=day)) for day in days]
+    ends = []
+    for _ in days:
+        assert world.settle() == 0
+        ends.append([user for user in users if world.told(user)[3]])
+    assert ends == [[users[1]], users[1:], users]
+
+
 @senders
 def test_the_budget_holds_when_nothing_is_found(
     world: World, sender: dict[str, str | None], monkeypatch: pytest.MonkeyPatch

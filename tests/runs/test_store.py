@@ -448,6 +448,40 @@ def test_what_became_of_a_text_is_never_written_into_another_runs_row(town: Town
     assert town.sql(columns) == told
 
 
+def reminders(*phones: str) -> list[Reminder]:
+    """For users 1, 2, ..., at NOON."""
+    days = habit_notifier.days_of(NOON, pytz.utc)
+    users = (User(n, f"User {n}", phone, "UTC", days, logged_day1=False) for n, phone in enumerate(phones, 1))
+    return [Reminder(user, NO_LOGS, days) for user in users]
+
+
+def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
+    town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was recorded in the last minute, and the claims whose texts are in flight, however old."""
+    anna, bert = reminders("+12025550101", "+12025550102")
+    job.ledger.claim([anna, bert], NOON)
+    claimed = job.ledger.claims[bert]
+    job.ledger.record({anna: Answer(Action.ACCEPT, sid="SM" + "a" * 32, segments=1)}, NOON)
+
+    def written_again() -> list[Row]:
+        town.sql(f"DELETE FROM {LEDGER}")
+        job.database.close()
+        return list(job.ledger._rows([1, 2]))
+
+    sent, in_flight = written_again()
+    assert (sent.state, sent.sid, sent.finished_at) == (State.SENT, "SM" + "a" * 32, NOON)
+    assert in_flight == claimed
+    monkeypatch.setattr(habit_notifier, "DATABASE_MEMORY", 0.0)
+    assert written_again() == [claimed]
+
+
+def test_a_value_that_its_column_cannot_hold_is_refused_and_not_cut(town: Town, job: Job) -> None:
+    with pytest.raises(habit_notifier.DatabaseError, match="Data too long"):
+        job.ledger.claim(reminders("+120255501010000000"), NOON)
+    assert town.rows("*") == []
+
+
 def replace_state(claim: Row) -> Row:
     """The row of a claim whose text was sent at NOON."""
     return replace(claim, state=State.SENT, finished_at=NOON, sid="SM" + "b" * 32, segments=1)
