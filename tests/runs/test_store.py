@@ -5,7 +5,7 @@ Whatever is wrong with the set-up is one clear line with the remedy, exit code 2
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
@@ -407,7 +407,7 @@ def test_the_purge_deletes_whatever_is_older_a_few_rows_at_a_time(
 @pytest.mark.usefixtures("job")
 def test_sigterm_ends_the_purge_between_two_statements(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "KEYS", 2)
-    add_rows(town, "sent", "delivered", *((user, NOON.date() - timedelta(days=91)) for user in range(6)))
+    add_rows(town, "sent", "delivered", *((user, NOON.date() - timedelta(days=91 + user)) for user in range(6)))
     town.stop = stop = Stop()
     purge = Ledger.purge
 
@@ -417,7 +417,7 @@ def test_sigterm_ends_the_purge_between_two_statements(town: Town, monkeypatch: 
 
     monkeypatch.setattr(Ledger, "purge", purge_and_terminate)
     assert town.run() == Exit.TERMINATED
-    assert len(town.rows("user_id, local_day")) == 4
+    assert sorted(town.rows("user_id")) == [(0,), (1,), (2,), (3,)]  # the oldest go first
 
 
 @pytest.mark.parametrize("ours", [Action.ACCEPT, Action.UNCERTAIN, Action.REFUSE, Action.UNREACHED])
@@ -455,14 +455,18 @@ def reminders(*phones: str) -> list[Reminder]:
     return [Reminder(user, NO_LOGS, days) for user in users]
 
 
+ACCEPTED = Answer(Action.ACCEPT, sid="SM" + "a" * 32, segments=1)
+LATER = NOON + timedelta(microseconds=1)
+
+
 def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
     town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was recorded in the last minute, and the claims whose texts are in flight, however old."""
     anna, bert = reminders("+12025550101", "+12025550102")
-    job.ledger.claim([anna, bert], NOON)
+    job.ledger.claim([anna, bert], LATER)
     claimed = job.ledger.claims[bert]
-    job.ledger.record({anna: Answer(Action.ACCEPT, sid="SM" + "a" * 32, segments=1)}, NOON)
+    job.ledger.record({anna: ACCEPTED}, LATER)
 
     def written_again() -> list[Row]:
         town.sql(f"DELETE FROM {LEDGER}")
@@ -470,10 +474,43 @@ def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
         return list(job.ledger._rows([1, 2]))
 
     sent, in_flight = written_again()
-    assert (sent.state, sent.sid, sent.finished_at) == (State.SENT, "SM" + "a" * 32, NOON)
+    assert (sent.state, sent.sid, sent.finished_at) == (State.SENT, ACCEPTED.sid, LATER)
     assert in_flight == claimed
     monkeypatch.setattr(habit_notifier, "DATABASE_MEMORY", 0.0)
     assert written_again() == [claimed]
+    job.ledger.record({bert: ACCEPTED}, LATER)
+    assert written_again() == []
+    assert not job.ledger._recorded  # nor is it kept in memory
+
+
+def test_a_crash_between_the_statements_of_a_record_loses_no_row(
+    town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "KEYS", 1)
+    both = reminders("+12025550101", "+12025550102")
+    job.ledger.claim(both, NOON)
+    upsert, crashes = habit_notifier.upsert, iter([True])
+
+    def crash_before(rows: Sequence[Row]) -> tuple[str, list[object]]:
+        if rows[0].user_id == 2 and next(crashes, False):
+            town.sql(f"DELETE FROM {LEDGER}")
+            job.database.close()
+        return upsert(rows)
+
+    monkeypatch.setattr(habit_notifier, "upsert", crash_before)
+    job.ledger.record(dict.fromkeys(both, ACCEPTED), NOON)
+    assert list(town.states.values()) == ["sent", "sent"]
+
+
+def test_what_is_released_or_settled_is_the_row_of_that_user_and_day_alone(town: Town, job: Job) -> None:
+    """Those who are claimed together share a token."""
+    anna, bert = reminders("+12025550101", "+12025550102")
+    tomorrow = replace(anna, days=habit_notifier.days_of(NOON + timedelta(days=1), pytz.utc))
+    job.ledger.claim([anna, tomorrow, bert], NOON)
+    job.ledger.settle([replace(job.ledger.claims[bert], final_status="unknown")])
+    assert town.rows("user_id, final_status") == [(1, None), (2, "unknown"), (1, None)]
+    job.ledger.release([anna])
+    assert town.rows("user_id, local_day") == [(2, NOON.date()), (1, NOON.date() + timedelta(days=1))]
 
 
 def test_a_value_that_its_column_cannot_hold_is_refused_and_not_cut(town: Town, job: Job) -> None:
