@@ -228,11 +228,12 @@ def changed(column: str, value: str) -> Arrange:
     return lambda database, _user: database.execute(f"UPDATE User SET {column} = %s", (value,))
 
 
+EARLIER = (NOW - 2 * DAY).replace(tzinfo=None)
 AGAINST: dict[str, tuple[dict[str, str], Arrange]] = {
     "listed": ({"ONLY_USERS": "999"}, texts()),
     "placed": ({}, changed("time_zone", "Mars")),
     "numbered": ({}, changed("phone_number", "call me")),
-    "of_the_past": ({}, texts(-9)),
+    "of_the_past": ({}, texts(-9, claimed_at=EARLIER, finished_at=EARLIER)),  # its day alone is ahead
     "handled": ({}, texts(0)),
     "remembered": ({}, texts(3, state="refused", final_status="refused", error_code=21610)),
     "delivered": ({}, texts(3, 4, 5, final_status="undelivered", error_code=30008)),
