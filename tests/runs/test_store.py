@@ -476,6 +476,9 @@ def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
     sent, in_flight = written_again()
     assert (sent.state, sent.sid, sent.finished_at) == (State.SENT, ACCEPTED.sid, LATER)
     assert in_flight == claimed
+    town.sql(f"UPDATE {LEDGER} SET state = 'sending', message_sid = NULL WHERE user_id = 1")  # the record alone is lost
+    job.database.close()
+    assert list(job.ledger._rows([1, 2])) == [sent, claimed]
     monkeypatch.setattr(habit_notifier, "DATABASE_MEMORY", 0.0)
     assert written_again() == [claimed]
     job.ledger.record({bert: ACCEPTED}, LATER)
@@ -511,6 +514,14 @@ def test_what_is_released_or_settled_is_the_row_of_that_user_and_day_alone(town:
     assert town.rows("user_id, final_status") == [(1, None), (2, "unknown"), (1, None)]
     job.ledger.release([anna])
     assert town.rows("user_id, local_day") == [(2, NOON.date()), (1, NOON.date() + timedelta(days=1))]
+
+
+def test_a_claim_sees_the_last_days_of_each_user_whatever_day_it_is_where_others_live(town: Town, job: Job) -> None:
+    anna, bert = reminders("+12025550101", "+12025550102")
+    bert = replace(bert, days=habit_notifier.days_of(NOON + timedelta(days=1), pytz.utc))
+    add_rows(town, "sent", None, *((1, NOON.date() - timedelta(days=days)) for days in (2, 3)))
+    rows = job.ledger.claim([anna, bert], NOON)
+    assert [(NOON.date() - row.local_day).days for row in rows[1]] == [2, 0]
 
 
 def test_a_value_that_its_column_cannot_hold_is_refused_and_not_cut(town: Town, job: Job) -> None:
