@@ -30,10 +30,11 @@ from habit_notifier import (
     User,
     utc_now,
 )
+from tests.runs.statements import HISTORY
 from tests.runs.town import NOON, Town, create_ledger, judging, opened, variants
 from tests.sandbox.database import LEDGER, Server, make_certificates
 from tests.sandbox.fake_twilio import FakeTwilio, refuse
-from tests.sandbox.proxy import Proxy
+from tests.sandbox.proxy import Proxy, Verdict
 
 LANDLINE = 21635
 OPTED_OUT = 21610
@@ -568,6 +569,17 @@ def test_a_new_number_is_tried_the_next_day_though_the_old_one_would_rest(town: 
     assert town.posted == ["+12025550000"]  # the day is handled
     assert town.run(NOON + timedelta(days=1)) == 0
     assert town.posted == ["+12025550000", "+12025550111"]
+
+
+def test_rows_of_which_no_gate_has_anything_to_say_are_not_read(town: Town, proxy: Proxy) -> None:
+    """Of most users that is so: a table of millions of rows costs a run only those that matter."""
+    town.people(3)
+    assert town.run(NOON - timedelta(days=3)) == 0
+    town.sql(f"UPDATE {LEDGER} SET final_status = 'delivered'")
+    reads = proxy.on_query(HISTORY, Verdict.PASS)
+    assert town.run(**proxy.environ()) == 0
+    assert reads.seen == 0
+    assert len(town.texts) == 3
 
 
 # --- pages
