@@ -571,6 +571,14 @@ def test_a_new_number_is_tried_the_next_day_though_the_old_one_would_rest(town: 
     assert town.posted == ["+12025550000", "+12025550111"]
 
 
+@pytest.mark.parametrize(("after", "known"), [(-1, 0), (0, 1), (1, 1)])
+def test_the_ledger_of_another_moment_has_what_was_claimed_until_then(
+    town: Town, job: Job, after: int, known: int
+) -> None:
+    town.database.insert_row(1, NOON)
+    assert len(job.ledger.history([1], NOON + timedelta(microseconds=after))[1]) == known
+
+
 def test_rows_of_which_no_gate_has_anything_to_say_are_not_read(town: Town, proxy: Proxy) -> None:
     """Of most users that is so: a table of millions of rows costs a run only those that matter."""
     town.people(3)
