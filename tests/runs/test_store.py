@@ -525,6 +525,18 @@ def test_a_claim_sees_the_last_days_of_each_user_whatever_day_it_is_where_others
     assert [(NOON.date() - row.local_day).days for row in rows[1]] == [2, 0]
 
 
+@pytest.mark.usefixtures("town")
+def test_the_widest_values_that_are_let_through_fit_their_columns(job: Job) -> None:
+    [anna] = reminders("+123456789012345")
+    job.ledger.claim([anna], NOON)
+    job.ledger.record({anna: replace(ACCEPTED, code=999_999, segments=32_767)}, NOON)
+    [row] = job.ledger._rows([1])
+    job.ledger.settle([replace(row, final_status="x" * 32)])
+    [row] = job.ledger._rows([1])
+    assert (row.phone, row.sid, row.code) == (anna.user.phone, ACCEPTED.sid, 999_999)
+    assert (row.segments, row.final_status) == (32_767, "x" * 32)
+
+
 def test_a_value_that_its_column_cannot_hold_is_refused_and_not_cut(town: Town, job: Job) -> None:
     with pytest.raises(habit_notifier.DatabaseError, match="Data too long"):
         job.ledger.claim(reminders("+120255501010000000"), NOON)
