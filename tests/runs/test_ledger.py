@@ -475,3 +475,24 @@ def test_the_row_of_another_run_is_never_taken_for_our_own(
     [(number,)] = town.sql("SELECT phone_number FROM User WHERE id = %s", (first_batch[1],))
     assert town.served == sorted({*PEOPLE} - {number})
     assert town.states[number] == state
+
+
+@pytest.mark.parametrize(("state", "code", "count"), [("sent", 0, "deferred 1"), ("sending", 1, "not tried 1")])
+def test_a_claim_that_gives_way_to_the_text_of_another_day_leaves_no_row(
+    town: Town, proxy: Proxy, first_batch: list[Any], state: str, code: int, count: str
+) -> None:
+    """The other run's row appears after the ledger was read and before the claim is written."""
+    yesterday = NOON.date() - timedelta(days=1)
+
+    def be_quicker(query: str) -> Verdict:
+        if CLAIM in query and not town.states:
+            town.sql(ANOTHER_ROW, (yesterday, state, NOON.replace(tzinfo=None), first_batch[1]))
+        return Verdict.PASS
+
+    proxy.hook = be_quicker
+    assert town.run(**proxy.environ()) == code
+    assert town.said(count)
+    [(number,)] = town.sql("SELECT phone_number FROM User WHERE id = %s", (first_batch[1],))
+    assert town.served == sorted({*PEOPLE} - {number})
+    assert (number, state, yesterday) in town.rows("phone_number, state, local_day")
+    assert len(town.rows("*")) == USERS

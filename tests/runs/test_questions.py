@@ -118,6 +118,18 @@ def test_who_may_only_read_may_ask_and_a_missing_ledger_is_empty(database: Datab
     assert said(readers, "--explain", str(user))[0] == 0
 
 
+@pytest.mark.parametrize("question", [["--dry-run"], ["--explain", "1"]], ids=" ".join)
+def test_a_ledger_that_is_there_but_cannot_be_read_is_never_taken_for_empty(
+    question: list[str], database: Database
+) -> None:
+    database.insert_user("Ana", ANA, "Europe/Berlin")
+    create_ledger(database)
+    database.execute(f"ALTER TABLE {LEDGER} DROP segments")
+    code, lines = said(database.environ(), *question)
+    assert code == 2
+    assert lines[-1].startswith("ERROR - MySQL: a column is missing")
+
+
 def test_a_dry_run_of_more_than_max_texts_ends_as_the_run_would(database: Database) -> None:
     database.insert_users((f"User {n}", f"+1202555{n:04}", "UTC") for n in range(4))
     code, lines = said(database.environ() | {"MAX_TEXTS": "3"}, "--dry-run")
@@ -217,11 +229,12 @@ def changed(column: str, value: str) -> Arrange:
     return lambda database, _user: database.execute(f"UPDATE User SET {column} = %s", (value,))
 
 
+EARLIER = (NOW - 2 * DAY).replace(tzinfo=None)
 AGAINST: dict[str, tuple[dict[str, str], Arrange]] = {
     "listed": ({"ONLY_USERS": "999"}, texts()),
     "placed": ({}, changed("time_zone", "Mars")),
     "numbered": ({}, changed("phone_number", "call me")),
-    "of_the_past": ({}, texts(-9)),
+    "of_the_past": ({}, texts(-9, claimed_at=EARLIER, finished_at=EARLIER)),  # its day alone is ahead
     "handled": ({}, texts(0)),
     "remembered": ({}, texts(3, state="refused", final_status="refused", error_code=21610)),
     "delivered": ({}, texts(3, 4, 5, final_status="undelivered", error_code=30008)),
@@ -600,6 +613,27 @@ def test_what_is_broken_alone_is_what_its_line_tells(
     assert found | {name: []} == expected | unchecked | {name: []}
     assert code == (2 if fails else 0)
     assert twilio.book == []
+
+
+IN_FLIGHT = {"state": "sending", "final_status": None, "finished_at": None}
+
+
+@pytest.mark.parametrize(
+    ("differs", "claimed_at"),
+    [
+        ({}, NOW + timedelta(minutes=5)),
+        (IN_FLIGHT, NOW - timedelta(minutes=30)),
+        (IN_FLIGHT | {"final_status": "unknown"}, NOW - DAY),
+        (IN_FLIGHT | {"state": "uncertain"}, NOW - DAY),
+        (IN_FLIGHT | {"state": "sent"}, NOW - DAY),
+    ],
+    ids=["clocks differ a little", "of a run that goes on", "told once", "uncertain", "to be looked up"],
+)
+def test_rows_that_want_no_persons_eye_are_no_finding(
+    differs: dict[str, object], claimed_at: datetime, database: Database, ready: dict[str, str]
+) -> None:
+    row(database, 1, TODAY - 2 * DAY, **differs, claimed_at=claimed_at.replace(tzinfo=None))
+    assert verdicts(ready)[1]["ledger"] == ["INFO ok"]
 
 
 @pytest.mark.parametrize("sender", [SERVICE, {"TWILIO_FROM_NUMBER": "12345"}], ids=["service", "short code"])

@@ -433,7 +433,7 @@ def test_a_look_up_whose_answer_never_ends_holds_up_no_text(world: World, monkey
 
 def test_what_another_run_recorded_during_a_look_up_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was suspended wakes, and records a text that this one has taken for lost."""
-    user = world.row(state="sending", claimed=NOON - HOUR)
+    users = [world.row(phone, "sending", NOON - HOUR) for phone in (ANNA, BERT)]
     unsettled, sid = Ledger.unsettled, "SM" + "b" * 32
 
     def wake(ledger: Ledger, now: datetime) -> list[Row]:
@@ -443,7 +443,20 @@ def test_what_another_run_recorded_during_a_look_up_stays(world: World, monkeypa
 
     monkeypatch.setattr(Ledger, "unsettled", wake)
     assert world.settle(NOON) == 0
-    assert world.told(user) == ("sent", sid, None, None)
+    assert [world.told(user) for user in users] == [("sent", sid, None, None)] * 2
+
+
+def test_of_more_rows_than_one_run_looks_up_the_oldest_come_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "SETTLE_ROWS", 1)
+    days = [NOON - n * DAY for n in (2, 4, 3)]
+    users = [world.row(state="sent", claimed=day, sid=world.message(at=day)) for day in days]
+    ends = []
+    for _ in days:
+        assert world.settle() == 0
+        ends.append([user for user in users if world.told(user)[3]])
+    assert ends == [[users[1]], users[1:], users]
 
 
 @senders

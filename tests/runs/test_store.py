@@ -5,7 +5,7 @@ Whatever is wrong with the set-up is one clear line with the remedy, exit code 2
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
@@ -30,10 +30,11 @@ from habit_notifier import (
     User,
     utc_now,
 )
+from tests.runs.statements import HISTORY
 from tests.runs.town import NOON, Town, create_ledger, judging, opened, variants
 from tests.sandbox.database import LEDGER, Server, make_certificates
 from tests.sandbox.fake_twilio import FakeTwilio, refuse
-from tests.sandbox.proxy import Proxy
+from tests.sandbox.proxy import Proxy, Verdict
 
 LANDLINE = 21635
 OPTED_OUT = 21610
@@ -407,7 +408,7 @@ def test_the_purge_deletes_whatever_is_older_a_few_rows_at_a_time(
 @pytest.mark.usefixtures("job")
 def test_sigterm_ends_the_purge_between_two_statements(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "KEYS", 2)
-    add_rows(town, "sent", "delivered", *((user, NOON.date() - timedelta(days=91)) for user in range(6)))
+    add_rows(town, "sent", "delivered", *((user, NOON.date() - timedelta(days=91 + user)) for user in range(6)))
     town.stop = stop = Stop()
     purge = Ledger.purge
 
@@ -417,7 +418,7 @@ def test_sigterm_ends_the_purge_between_two_statements(town: Town, monkeypatch: 
 
     monkeypatch.setattr(Ledger, "purge", purge_and_terminate)
     assert town.run() == Exit.TERMINATED
-    assert len(town.rows("user_id, local_day")) == 4
+    assert sorted(town.rows("user_id")) == [(0,), (1,), (2,), (3,)]  # the oldest go first
 
 
 @pytest.mark.parametrize("ours", [Action.ACCEPT, Action.UNCERTAIN, Action.REFUSE, Action.UNREACHED])
@@ -446,6 +447,100 @@ def test_what_became_of_a_text_is_never_written_into_another_runs_row(town: Town
     job.database.close()
     assert list(ledger._rows([1])) == [replace_state(theirs)]
     assert town.sql(columns) == told
+
+
+def reminders(*phones: str) -> list[Reminder]:
+    """For users 1, 2, ..., at NOON."""
+    days = habit_notifier.days_of(NOON, pytz.utc)
+    users = (User(n, f"User {n}", phone, "UTC", days, logged_day1=False) for n, phone in enumerate(phones, 1))
+    return [Reminder(user, NO_LOGS, days) for user in users]
+
+
+ACCEPTED = Answer(Action.ACCEPT, sid="SM" + "a" * 32, segments=1)
+LATER = NOON + timedelta(microseconds=1)
+
+
+def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
+    town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was recorded in the last minute, and the claims whose texts are in flight, however old."""
+    anna, bert = reminders("+12025550101", "+12025550102")
+    job.ledger.claim([anna, bert], LATER)
+    claimed = job.ledger.claims[bert]
+    job.ledger.record({anna: ACCEPTED}, LATER)
+
+    def written_again() -> list[Row]:
+        town.sql(f"DELETE FROM {LEDGER}")
+        job.database.close()
+        return list(job.ledger._rows([1, 2]))
+
+    sent, in_flight = written_again()
+    assert (sent.state, sent.sid, sent.finished_at) == (State.SENT, ACCEPTED.sid, LATER)
+    assert in_flight == claimed
+    town.sql(f"UPDATE {LEDGER} SET state = 'sending', message_sid = NULL WHERE user_id = 1")  # the record alone is lost
+    job.database.close()
+    assert list(job.ledger._rows([1, 2])) == [sent, claimed]
+    monkeypatch.setattr(habit_notifier, "DATABASE_MEMORY", 0.0)
+    assert written_again() == [claimed]
+    job.ledger.record({bert: ACCEPTED}, LATER)
+    assert written_again() == []
+    assert not job.ledger._recorded  # nor is it kept in memory
+
+
+def test_a_crash_between_the_statements_of_a_record_loses_no_row(
+    town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "KEYS", 1)
+    both = reminders("+12025550101", "+12025550102")
+    job.ledger.claim(both, NOON)
+    upsert, crashes = habit_notifier.upsert, iter([True])
+
+    def crash_before(rows: Sequence[Row]) -> tuple[str, list[object]]:
+        if rows[0].user_id == 2 and next(crashes, False):
+            town.sql(f"DELETE FROM {LEDGER}")
+            job.database.close()
+        return upsert(rows)
+
+    monkeypatch.setattr(habit_notifier, "upsert", crash_before)
+    job.ledger.record(dict.fromkeys(both, ACCEPTED), NOON)
+    assert list(town.states.values()) == ["sent", "sent"]
+
+
+def test_what_is_released_or_settled_is_the_row_of_that_user_and_day_alone(town: Town, job: Job) -> None:
+    """Those who are claimed together share a token."""
+    anna, bert = reminders("+12025550101", "+12025550102")
+    tomorrow = replace(anna, days=habit_notifier.days_of(NOON + timedelta(days=1), pytz.utc))
+    job.ledger.claim([anna, tomorrow, bert], NOON)
+    job.ledger.settle([replace(job.ledger.claims[bert], final_status="unknown")])
+    assert town.rows("user_id, final_status") == [(1, None), (2, "unknown"), (1, None)]
+    job.ledger.release([anna])
+    assert town.rows("user_id, local_day") == [(2, NOON.date()), (1, NOON.date() + timedelta(days=1))]
+
+
+def test_a_claim_sees_the_last_days_of_each_user_whatever_day_it_is_where_others_live(town: Town, job: Job) -> None:
+    anna, bert = reminders("+12025550101", "+12025550102")
+    bert = replace(bert, days=habit_notifier.days_of(NOON + timedelta(days=1), pytz.utc))
+    add_rows(town, "sent", None, *((1, NOON.date() - timedelta(days=days)) for days in (2, 3)))
+    rows = job.ledger.claim([anna, bert], NOON)
+    assert [(NOON.date() - row.local_day).days for row in rows[1]] == [2, 0]
+
+
+@pytest.mark.usefixtures("town")
+def test_the_widest_values_that_are_let_through_fit_their_columns(job: Job) -> None:
+    [anna] = reminders("+123456789012345")
+    job.ledger.claim([anna], NOON)
+    job.ledger.record({anna: replace(ACCEPTED, code=999_999, segments=32_767)}, NOON)
+    [row] = job.ledger._rows([1])
+    job.ledger.settle([replace(row, final_status="x" * 32)])
+    [row] = job.ledger._rows([1])
+    assert (row.phone, row.sid, row.code) == (anna.user.phone, ACCEPTED.sid, 999_999)
+    assert (row.segments, row.final_status) == (32_767, "x" * 32)
+
+
+def test_a_value_that_its_column_cannot_hold_is_refused_and_not_cut(town: Town, job: Job) -> None:
+    with pytest.raises(habit_notifier.DatabaseError, match="Data too long"):
+        job.ledger.claim(reminders("+120255501010000000"), NOON)
+    assert town.rows("*") == []
 
 
 def replace_state(claim: Row) -> Row:
@@ -486,6 +581,25 @@ def test_a_new_number_is_tried_the_next_day_though_the_old_one_would_rest(town: 
     assert town.posted == ["+12025550000"]  # the day is handled
     assert town.run(NOON + timedelta(days=1)) == 0
     assert town.posted == ["+12025550000", "+12025550111"]
+
+
+@pytest.mark.parametrize(("after", "known"), [(-1, 0), (0, 1), (1, 1)])
+def test_the_ledger_of_another_moment_has_what_was_claimed_until_then(
+    town: Town, job: Job, after: int, known: int
+) -> None:
+    town.database.insert_row(1, NOON)
+    assert len(job.ledger.history([1], NOON + timedelta(microseconds=after))[1]) == known
+
+
+def test_rows_of_which_no_gate_has_anything_to_say_are_not_read(town: Town, proxy: Proxy) -> None:
+    """Of most users that is so: a table of millions of rows costs a run only those that matter."""
+    town.people(3)
+    assert town.run(NOON - timedelta(days=3)) == 0
+    town.sql(f"UPDATE {LEDGER} SET final_status = 'delivered'")
+    reads = proxy.on_query(HISTORY, Verdict.PASS)
+    assert town.run(**proxy.environ()) == 0
+    assert reads.seen == 0
+    assert len(town.texts) == 3
 
 
 # --- pages
