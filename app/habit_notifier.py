@@ -342,11 +342,8 @@ def remembered(case: Case) -> Skip | None:
     for row in own_rows(case):
         permanent = row.state is State.REFUSED and is_permanent(row.code)
         if permanent and (case.days.today - row.local_day).days < case.settings.refused_retry_days:
-            return Skip(
-                Outcome.REMEMBERED,
-                "Twilio refused %s for good on %s (error %s)",
-                (Personal(row.phone), row.local_day, row.code),
-            )
+            reason = "Twilio refused %s for good on %s (error %s)"
+            return Skip(Outcome.REMEMBERED, reason, (Personal(row.phone), row.local_day, row.code))
     return None
 
 
@@ -439,13 +436,14 @@ class Job:
         self.brake = Brake(stop, clock, settings.run_deadline)
         self.database = Database(settings, stop)
         self.tracker, self.ledger = Tracker(settings, self.database), Ledger(settings, self.database)
-        self.twilio, self.streak = Twilio(settings), Streak(self.brake)
+        self.twilio = Twilio(settings)
         self.sender = Sender(self.twilio, self.brake, settings, clock)
         self.now = clock()  # what days are judged by; read anew when all has answered
         self.waiting: deque[Reminder] = deque()
         self.unrecorded: dict[Reminder, Answer] = {}
         self.aside: list[tuple[User, Skip]] = []  # another run holds them
-        self.about, self.last_call = "", False  # whom --explain asks about; whether nobody is put aside any more
+        self.last_call = False  # whether nobody is put aside any more
+        self.about = ""  # whom --explain asks about
         self.as_of: datetime | None = None  # --now
 
     def run(self) -> Exit:
@@ -475,15 +473,13 @@ class Job:
         self.patiently(self.open)
         twilios = self.patiently(self.probe)
         log.info("Twilio client initialized")
-        for doubt in clock_doubts(twilios, self.clock()):
-            log.warning("%s", doubt)
+        warn(clock_doubts(twilios, self.clock()))
 
     def open(self) -> None:
         """Connect to the database, and prove what is read and written."""
         self.tracker.look()
         self.ledger.open()
-        for doubt in self.tracker.doubts():
-            log.warning("%s", doubt)
+        warn(self.tracker.doubts())
 
     def probe(self) -> datetime | None:
         """Ask Twilio whether texts could be posted; its clock."""
@@ -510,10 +506,9 @@ class Job:
         :raises FixFirst: when carriers block the sender
         """
         rows, found, failure = self.ledger.unsettled(self.clock()), deque[Message](), None
+        limit = SETTLE_BUDGET + PROBE_LIMIT
         try:
-            within(
-                SETTLE_BUDGET + PROBE_LIMIT, self.brake, lambda: found.extend(self.twilio.outcomes(rows, self.brake))
-            )
+            within(limit, self.brake, lambda: found.extend(self.twilio.outcomes(rows, self.brake)))
         except NotifierError as cut_short:
             failure = cut_short
             log.warning("Not all earlier texts were looked up, the next run goes on: %s", failure)
@@ -526,8 +521,7 @@ class Job:
 
     def look_around(self) -> None:
         """Read the time and the zones, and warn of what concerns everybody."""
-        for doubt in self.survey():
-            log.warning("%s", doubt)
+        warn(self.survey())
 
     def survey(self) -> Iterator[str]:
         """Read the time and the zones; what concerns everybody and looks wrong."""
@@ -537,21 +531,12 @@ class Job:
         self.tracker.judge_by(days, self.now, self.ledger.rows_matter)
         yield from zone_doubts(zones, self.settings)
         if not self.as_of:  # of another moment the newest logs say nothing
-            yield from self.look_at_logs()
+            users = self.report.users * self.settings.shard_count
+            yield from self.tracker.log_doubts(self.now + CLOCK_TOLERANCE, users)
         if only := self.settings.only_users:
             yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
             for user_id in sorted(only - self.tracker.known(only)):
                 yield f"ONLY_USERS names {user_id}: there is no such user"
-
-    def look_at_logs(self) -> Iterator[str]:
-        """Whether the newest logs are as they should be, if they can be read."""
-        try:
-            users = self.report.users * self.settings.shard_count
-            yield from log_doubts(self.tracker.newest_logs(self.now + CLOCK_TOLERANCE), users)
-        except DatabaseError as failure:
-            if failure.remedy is not Remedy.SMALLER:
-                raise
-            yield f"the newest logs could not be read: {failure}"
 
     def pages(self) -> Iterator[list[Reminder]]:
         """The reminders to claim, page by page; MAX_TEXTS holds them all back until their number is known."""
@@ -607,16 +592,19 @@ class Job:
         """The ledger's rows of those of whom some may matter; the last log of those whom QUIET_AFTER may concern."""
         rows = self.ledger.history((user.id for user in users if user.rows_matter), self.as_of)
         quiet = self.settings.quiet_after
-        long = {user_id: own for user_id, own in rows.items() if quiet and len(own) >= quiet}
+        long = [user_id for user_id, own in rows.items() if quiet and len(own) >= quiet]
         return rows, self.tracker.last_logs(long, self.as_of)
 
     def once_each(self, users: Sequence[User]) -> list[User]:
         """The users without those whose id came before: a view over a join may return one twice."""
-        by_id = {user.id: user for user in reversed(users)}
-        for user_id, count in Counter(user.id for user in users).items():
-            if count > 1:
-                log.warning("User %s stands %d times in User: served once", by_id[user_id], count)
-        return list(reversed(by_id.values()))
+        first: dict[UserId, User] = {}
+        for user in users:
+            first.setdefault(user.id, user)
+        if len(first) < len(users):
+            for user_id, count in Counter(user.id for user in users).items():
+                if count > 1:
+                    log.warning("User %s stands %d times in User: served once", first[user_id], count)
+        return list(first.values())
 
     def skip(self, user: User, skip: Skip) -> None:
         """Report who gets no text, or put aside whom another run holds."""
@@ -682,7 +670,7 @@ class Job:
     def take(self, answers: Mapping[Reminder, Answer]) -> None:
         """Record what became of texts, then tell it."""
         self.unrecorded |= answers
-        self.streak.add(answers.values())
+        self.brake.heed(answers.values())
         self.ledger.record(answers, self.clock())
         self.report.finished(answers, self.clock())
         for reminder in answers:
@@ -695,8 +683,8 @@ class Job:
             self.ledger.record(self.unrecorded, self.clock())
         except NotifierError:
             log.error(
-                "What became of the last %d texts could not be recorded: their rows stay at 'sending', which keeps "
-                "them from being sent again today",
+                "What became of the last %d texts could not be recorded: their rows may stay at 'sending', which "
+                "keeps them from being sent again today",
                 len(self.unrecorded),
             )
         self.report.finished(self.unrecorded, self.clock())
@@ -761,18 +749,6 @@ def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
             yield f"{zone.users} users have the unknown zone {quoted(zone.name)}: DEFAULT_TIME_ZONE ({default}) serves"
 
 
-def log_doubts(logs: NewestLogs, users: int) -> Iterator[str]:
-    """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more."""
-    if logs.ahead >= min(FEW, logs.looked_at) > 0:
-        yield (
-            f"{logs.ahead} of the newest logs are still to come, the last of {logs.newest} UTC: "
-            "Log.created_at must be in UTC. Does a server with another time_zone fill a DATETIME? Until that is "
-            "mended, days are judged wrongly"
-        )
-    if users >= MANY and logs.past:
-        yield "there is no log of the last days at all: is what writes them broken? MAX_TEXTS guards against that"
-
-
 def too_many(rules: Counter[str], limit: int) -> str:
     """Why nobody is texted when more are due than MAX_TEXTS."""
     counts = ", ".join(f'"{reason}" {rules[reason]}' for reason in (NO_LOGS.reason, MISSED_YESTERDAY.reason))
@@ -783,7 +759,7 @@ def too_many(rules: Counter[str], limit: int) -> str:
 
 
 PROGRESS_SECONDS = 10.0
-FEW, MANY = 3, 100  # refusals that say so when nobody was sent a text; users who don't all stop logging at once
+FEW = 3  # so many of a kind say: it is not chance
 NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
 
 
@@ -809,9 +785,10 @@ class Report:
     def page(self, page: Page, only: Collection[str]) -> None:
         """Count a page of users, and name those of it whose logs could not be read."""
         self._looked_at += page.users_in_all
-        for user_id in (each for each in page.unread if not only or id_key(each) in only):
-            reason = "MySQL does not read their logs in time: index Log (habit_id, created_at), see DEPLOYMENT.md"
-            self.skipped(User(user_id, "", "", "", None, logged_day1=False), Skip(Outcome.NOT_TRIED, reason))
+        reason = "MySQL does not read their logs in time: index Log (habit_id, created_at), see DEPLOYMENT.md"
+        for user_id in page.unread:
+            if not only or id_key(user_id) in only:
+                self.skipped(User(user_id, "", "", "", None, logged_day1=False), Skip(Outcome.NOT_TRIED, reason))
         self._progress()
 
     def _progress(self) -> None:
@@ -828,16 +805,9 @@ class Report:
 
     def skipped(self, user: User, skip: Skip) -> None:
         """Count and name a user who gets no text, and why."""
-        self.counts[skip.outcome] += 1
-        words = f"User %s gets no text, %s: {skip.reason}"
-        log.log(
-            skip.outcome.level,
-            words,
-            user,
-            skip.outcome.words,
-            *skip.args,
-            extra=event("skipped", user.id, skip.outcome),
-        )
+        outcome, words = skip.outcome, f"User %s gets no text, %s: {skip.reason}"
+        self.counts[outcome] += 1
+        log.log(outcome.level, words, user, outcome.words, *skip.args, extra=event("skipped", user.id, outcome))
 
     def not_tried(self, reminders: Iterable[Reminder]) -> None:
         """Count and name whose turn did not come."""
@@ -864,7 +834,8 @@ class Report:
             else:
                 words = "Notification to %s %s: %s: %s"
                 log.log(outcome.level, words, user, outcome.words, Personal(user.phone), answer.words, extra=details)
-                self._set_up = answer.words if outcome in (Outcome.SETUP, Outcome.TRIAL) else self._set_up
+            if outcome in (Outcome.SETUP, Outcome.TRIAL):
+                self._set_up = answer.words
         self._progress()
 
     def learned(self, rows: Sequence[Row], settled: Sequence[Row]) -> None:
@@ -877,16 +848,15 @@ class Report:
         log.info("Looked up %d earlier texts%s, still open %d", len(rows), told(ends), len(rows) - ends.total())
         for row in settled:
             details = event("learned", row.user_id, row.final_status, rule=row.rule, code=row.code, sid=row.sid)
+            which = row.local_day, shown_id(row.user_id)
             if row.final_status in LOST:
-                words, end = "The text of %s to user %s: %s (%s)", (row.final_status, meaning(row.code))
-                log.warning(words, row.local_day, shown_id(row.user_id), *end, extra=details)
+                words = "The text of %s to user %s: %s (%s)"
+                log.warning(words, *which, row.final_status, meaning(row.code), extra=details)
             elif row.final_status == UNKNOWN:
                 words = "The text of %s to user %s, %s: unknown. Look in Twilio's console for %s, %s to %s UTC"
-                first, last = row.claimed_at, row.finished_at or row.claimed_at + ALL_ATTEMPTS
-                between = f"{first:%H:%M:%S}", f"{last:%H:%M:%S}"
-                log.warning(
-                    words, row.local_day, shown_id(row.user_id), row.state, Personal(row.phone), *between, extra=details
-                )
+                between = row.claimed_at, row.finished_at or row.claimed_at + ALL_ATTEMPTS
+                times = (f"{at:%H:%M:%S}" for at in between)
+                log.warning(words, *which, row.state, Personal(row.phone), *times, extra=details)
 
     def verdict(self, shards: int) -> NotifierError | None:
         """What the counts say of the whole run. For a few people no shard ends with 2, which would stop all others."""
@@ -907,8 +877,7 @@ class Report:
         """Sum up; the exit code."""
         early, left = brake.failure, any(outcome.exit_code is Exit.RETRY for outcome in self.counts)
         if self.started:
-            self._warn(settings)
-            self._sum_up()
+            self._sum_up(settings)
             if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
         brake.blame(unfinished=self.started and (left or not self.walked))
@@ -918,18 +887,16 @@ class Report:
             tell(early)
         return Exit.worst([*(outcome.exit_code for outcome in self.counts), *brake.exit_codes])
 
-    def _warn(self, settings: Settings) -> None:
-        """What whoever set this up should know of the texts."""
-        for problem in text_problems(settings, self._longest_name) if self.counts[Outcome.SENT] else ():
-            log.warning("%s", problem)
+    def _sum_up(self, settings: Settings) -> None:
+        """What a person should know of the texts and of the run; then the totals."""
+        if self.counts[Outcome.SENT]:
+            warn(text_problems(settings, self._longest_name))
         if self._at_night and not settings.send_window:
             log.warning(
                 "%d texts were posted between 21:00 and 8:00 local time: SEND_WINDOW keeps a decent hour, "
                 "see k8s/components/local-morning",
                 self._at_night,
             )
-
-    def _sum_up(self) -> None:
         if not self.walked:
             log.warning(
                 "The run ended before the last page: %d of %d users were looked at", self._looked_at, self.users
@@ -982,16 +949,15 @@ def told(ends: Mapping[tuple[str, int | None], int]) -> str:
 def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
     """What carriers, or whoever pays, may dislike about the two texts."""
     for name in (NO_LOGS.message, MISSED_YESTERDAY.message):
-        text = getattr(settings, name).replace("{name}", longest_name)
-        if not re.search(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b", text):
+        template = getattr(settings, name)
+        if not re.search(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b", template):
             yield f'{name.upper()} does not say how to opt out: write "Reply STOP to opt out"'
-        if (parts := segments(text)) > 1:
+        if (parts := segments(template.replace("{name}", longest_name))) > 1:
             name_of = f"a name of {len(longest_name)} characters"
             yield f"{name.upper()} costs {parts} segments with {name_of}: one has 160 characters (70 if not GSM-7)"
 
 
 # --- what rules and gates are made of: pure functions -----------------------------------------------------------------
-
 
 NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
 EARLIEST_ZONE = timedelta(hours=14)  # ahead of UTC
@@ -1151,7 +1117,6 @@ def is_after(row: Row, logged: date | datetime) -> bool:
 
 # --- what ends a run early --------------------------------------------------------------------------------------------
 
-
 TERM_LIMIT, DEADLINE_LIMIT = 40.0, 60.0  # seconds for what is in flight, after SIGTERM and after the deadline
 WATCHDOG_LIMIT = 13.0  # seconds more until the process is ended: within terminationGracePeriodSeconds, 60
 OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while nobody is claimed
@@ -1191,6 +1156,7 @@ class Brake:
         self._stop, self._clock, self._deadline = stop, clock, deadline
         self._until, self._until_wall = time.monotonic() + deadline, clock() + timedelta(seconds=deadline)
         self._lock, self._over = threading.Lock(), False
+        self._answers: deque[Answer] = deque(maxlen=STREAK_WINDOW)
         self.failure: NotifierError | None = None
 
     def pull(self, failure: NotifierError) -> None:
@@ -1200,6 +1166,20 @@ class Brake:
             if self.failure is None or (act and self.failure.exit_code is not Exit.ACT):
                 self.failure = failure
                 tell(failure)
+
+    def heed(self, answers: Iterable[Answer]) -> None:
+        """Pull when too many of the last answers failed: it's not these people, it's everybody."""
+        for answer in answers:
+            if answer.action is Action.KEPT_BACK:
+                continue
+            self._answers.append(answer)
+            lost = sum(a.action in (Action.UNCERTAIN, Action.UNREACHED) for a in self._answers)
+            failed = list(self._answers)[-STREAK:]
+            if lost >= STREAK:
+                words = f"{lost} of the last {len(self._answers)} texts are uncertain or did not reach Twilio"
+                self.pull(RetryLater(f"{words}, the last one: {answer.words}. No more are posted"))
+            elif len(failed) == STREAK and all(a.action is Action.FAIL for a in failed):
+                self.pull(FixFirst(f"{STREAK} texts in a row failed, the last one: {answer.words}. No more are posted"))
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -1249,7 +1229,8 @@ class Brake:
     @property
     def exit_codes(self) -> list[Exit]:
         """The exit codes that what happened to the run asks for."""
-        return [*([self.failure.exit_code] if self.failure else []), *([Exit.TERMINATED] if self.stopped else [])]
+        codes = [self.failure.exit_code] if self.failure else []
+        return [*codes, Exit.TERMINATED] if self.stopped else codes
 
     def sleep(self, seconds: float) -> bool:
         """Sleep until then or until pulled; whether the seconds were slept out."""
@@ -1260,6 +1241,12 @@ def tell(failure: NotifierError) -> None:
     """Log a failure, a line for each of its arguments."""
     for line in failure.args:
         log.error("%s", line)
+
+
+def warn(doubts: Iterable[str]) -> None:
+    """Log what looks wrong but stops nobody."""
+    for doubt in doubts:
+        log.warning("%s", doubt)
 
 
 @contextmanager
@@ -1305,31 +1292,7 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
     return future.result()
 
 
-class Streak:
-    """Failures that say: it's not these people, it's everybody."""
-
-    def __init__(self, brake: Brake) -> None:
-        self._brake = brake
-        self._last: deque[Answer] = deque(maxlen=STREAK_WINDOW)
-
-    def add(self, answers: Iterable[Answer]) -> None:
-        """Count answers, and pull the brake when too many of the last ones failed."""
-        for answer in answers:
-            if answer is NOT_POSTED:
-                continue
-            self._last.append(answer)
-            lost = sum(a.action in (Action.UNCERTAIN, Action.UNREACHED) for a in self._last)
-            failed = list(self._last)[-STREAK:]
-            if lost >= STREAK:
-                words = f"{lost} of the last {len(self._last)} texts are uncertain or did not reach Twilio"
-                self._brake.pull(RetryLater(f"{words}, the last one: {answer.words}. No more are posted"))
-            elif len(failed) == STREAK and all(a.action is Action.FAIL for a in failed):
-                words = f"{STREAK} texts in a row failed, the last one: {answer.words}. No more are posted"
-                self._brake.pull(FixFirst(words))
-
-
 # --- Twilio -----------------------------------------------------------------------------------------------------------
-
 
 HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
 LONGEST_ANSWER = 16_000_000  # bytes, unpacked: a list of 1,000 texts has fewer
@@ -1350,6 +1313,7 @@ class Action(Enum):
     UNCERTAIN = "uncertain", Outcome.UNCERTAIN  # whether it was sent is unknown; a streak stops the run
     UNREACHED = "unreached", Outcome.RELEASED  # surely not sent; a streak stops the run
     PAUSE = "pause", Outcome.RELEASED  # everybody waits, then this person is tried again
+    KEPT_BACK = "kept back", Outcome.RELEASED  # not posted: the run ends, or the day is over
     LATER = "later", Outcome.LATER  # not posted: the window has closed
     STOP = "stop", Outcome.RELEASED  # a person must act: the run stops
 
@@ -1430,8 +1394,8 @@ SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
 OF_ONE_TEXT = range(21_000, 31_000)  # codes that do not speak of the account, whatever the status
 CONTENT_TYPE = re.compile(r"(application|text|image)/[\w.+-]+")
 MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
-NOT_POSTED = Answer(Action.PAUSE, "the run ended before it was posted")
-DAY_IS_OVER = Answer(Action.PAUSE, "its local day is over")
+NOT_POSTED = Answer(Action.KEPT_BACK, "the run ended before it was posted")
+DAY_IS_OVER = Answer(Action.KEPT_BACK, "its local day is over")
 GIVEN_UP = Answer(Action.UNCERTAIN, "no answer in time")
 
 
@@ -1492,7 +1456,7 @@ class Twilio:
         :raises FixFirst: when a person must act first
         :raises Outage: when Twilio cannot be reached or does not answer as it should
         """
-        answer = self.ask(lambda client: client.messages.page(page_size=1))
+        answer, _ = self.ask(lambda client: client.messages.page(page_size=1))
         _, http = self._client()
         if http.last and http.last.status_code == requests.codes.proxy_authentication_required:
             answer = Answer(Action.STOP, PROXY)
@@ -1512,11 +1476,10 @@ class Twilio:
         number, service = s.twilio_from_number, s.twilio_messaging_service_sid
         sender = {"from_": number} if number else {"messaging_service_sid": service}
         text, to = message_for(reminder, s), reminder.user.phone
-        created: list[Any] = []
-        answer = self.ask(
-            lambda client: created.append(client.messages.create(to=to, body=text, validity_period=validity, **sender))
+        answer, message = self.ask(
+            lambda client: client.messages.create(to=to, body=text, validity_period=validity, **sender)
         )
-        return accepted(created[0]) if created and answer.action is Action.ACCEPT else answer
+        return accepted(message) if answer.action is Action.ACCEPT else answer
 
     def outcomes(self, rows: Sequence[Row], brake: Brake) -> Iterator[Message]:
         """What Twilio says of rows with a SID: by the list of each UTC day, and what is missing there by its SID.
@@ -1525,9 +1488,10 @@ class Twilio:
         :raises FixFirst: when a person must act first
         :raises Terminated: when SIGTERM came
         """
-        until, missing = time.monotonic() + SETTLE_BUDGET, {row.sid for row in rows if row.sid}
+        check = partial(keep_to_budget, brake, time.monotonic() + SETTLE_BUDGET)
+        missing = {row.sid for row in rows if row.sid}
+        read = partial(self._messages, missing, check)
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
-        read = partial(self._messages, missing, partial(keep_to_budget, brake, until))
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
             search = {"date_sent": str(day), "page_size": 1_000, **sender}
@@ -1540,6 +1504,7 @@ class Twilio:
     def _messages(
         self, wanted: Collection[str], check: Callable[[], None], question: Callable[[Client], Iterable[Any]]
     ) -> list[Message]:
+        """Those of Twilio's answer that are wanted."""
         found = []
 
         def keep(client: Client) -> None:
@@ -1550,7 +1515,7 @@ class Twilio:
                     found.append(Message(message.sid, status, message.error_code))
 
         check()
-        answer = self.ask(keep)
+        answer, _ = self.ask(keep)
         if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
             kind = FixFirst if answer.action is Action.STOP else RetryLater
             raise kind(f"Twilio's list of messages could not be read: {answer.words}")
@@ -1561,33 +1526,28 @@ class Twilio:
 
         :raises FixFirst: when it is not there
         """
-        found: list[Any] = []
         number, service = self._settings.twilio_from_number, self._settings.twilio_messaging_service_sid
         if service:
-            answer = self.ask(lambda client: found.append(client.messaging.v1.services(service).fetch()))
+            answer, found = self.ask(lambda client: client.messaging.v1.services(service).fetch())
         elif number.startswith("+"):
-            answer = self.ask(
-                lambda client: found.extend(client.incoming_phone_numbers.list(phone_number=number, limit=1))
-            )
+            answer, found = self.ask(lambda client: client.incoming_phone_numbers.list(phone_number=number, limit=1))
         else:
-            answer = self.ask(lambda client: found.extend(client.short_codes.list(short_code=number, limit=1)))
-        if answer.action is Action.ACCEPT or (service and answer.code == NO_SUCH):
-            if not found:
-                raise FixFirst(f"the account has no sender {number or service}: see its console")
-        else:
+            answer, found = self.ask(lambda client: client.short_codes.list(short_code=number, limit=1))
+        if answer.action is not Action.ACCEPT and not (service and answer.code == NO_SUCH):
             yield f"whether the sender is the account's could not be told: {answer.words}"
+        elif not found:
+            raise FixFirst(f"the account has no sender {number or service}: see its console")
 
-    def ask(self, question: Callable[[Client], Any]) -> Answer:
-        """Put one request to Twilio and understand whatever comes back."""
+    def ask(self, question: Callable[[Client], Any]) -> tuple[Answer, Any]:
+        """Put one request to Twilio and understand whatever comes back; and what it holds, if it was accepted."""
         client, http = self._client()
         try:
-            question(client)
+            return Answer(Action.ACCEPT), question(client)
         except NotifierError:
             raise
         except Exception as error:  # noqa: BLE001 - around a POST, whatever is not understood is uncertain
             answer = understand(error, http.last)
-            return replace(answer, words=self._settings.hide(answer.words))
-        return Answer(Action.ACCEPT)
+            return replace(answer, words=self._settings.hide(answer.words)), None
 
     def _client(self) -> tuple[Client, Http]:
         if not hasattr(self._clients, "pair"):
@@ -1698,12 +1658,10 @@ def unanswered(error: Exception) -> Answer:
     if unread or (type(error) is OSError and error.errno is None):
         return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file of certificates that can be read: correct it")
     never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
+    said = f"({type(error).__name__}: {quoted(cause(error))})"
     if tunnel or isinstance(reason, never_connected):
-        where = "check DNS, the proxy and the NetworkPolicy"
-        return Answer(
-            Action.UNREACHED, f"Twilio cannot be reached ({type(error).__name__}: {quoted(cause(error))}): {where}"
-        )
-    return Answer(Action.UNCERTAIN, f"no answer from Twilio ({type(error).__name__}: {quoted(cause(error))})")
+        return Answer(Action.UNREACHED, f"Twilio cannot be reached {said}: check DNS, the proxy and the NetworkPolicy")
+    return Answer(Action.UNCERTAIN, f"no answer from Twilio {said}")
 
 
 def cause(error: Exception) -> str:
@@ -1852,13 +1810,13 @@ class Sender:
 
 # --- store: MySQL -----------------------------------------------------------------------------------------------------
 
-
 FIRST_PAGE, PAGE_USERS = 1_000, 5_000  # users judged by one query: by the first one, and at most
 READERS = 2  # pages that are read at the same time
 PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the users, one that took more by a half
 IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
 KEYS = 500  # ledger rows that one statement deletes or changes
 NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where ids are random
+MANY = 100  # users, who don't all stop logging at once
 DATABASE_CONNECT_TIMEOUT = 5  # seconds
 DATABASE_TIMEOUT = 10  # seconds, for one statement; the server ends a query two seconds earlier
 DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
@@ -1877,22 +1835,18 @@ class Remedy(Enum):
     FIX = auto()  # by a person
 
 
-CONNECTION_LOST = "the connection was lost"
 READ_ONLY = "it is read-only: set DB_HOST to the primary"
-EXPIRED = "the password of DB_USER has expired: give the account a new one"
-LOCKED = "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK"
-AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
-BAD_JSON = "a view reads JSON that is none: see docs/your-tables.md"
-COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
 TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at)? See DEPLOYMENT.md"
 )
+COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
+AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
     -2: (Remedy.FIX, "what answers is not a MySQL server that this program can talk to: check DB_HOST and DB_PORT"),
     -1: (Remedy.RECONNECT, "what answers is not MySQL: check DB_HOST and DB_PORT"),
-    0: (Remedy.RECONNECT, CONNECTION_LOST),
-    1036: (Remedy.SWITCH_OVER, READ_ONLY),
+    **dict.fromkeys((0, 1152, 1158, 1159, 1160, 1161, 2006), (Remedy.RECONNECT, "the connection was lost")),
+    **dict.fromkeys((1036, 1290, 1792, 1836, 1874, 3989), (Remedy.SWITCH_OVER, READ_ONLY)),
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
     1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name, or grant the account access"),
     1045: (
@@ -1909,12 +1863,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1142: (Remedy.FIX, "DB_USER lacks a grant on this table: see the grants in DEPLOYMENT.md"),
     1143: (Remedy.FIX, "DB_USER lacks a grant on this column: see the grants in DEPLOYMENT.md"),
     1146: (Remedy.FIX, "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"),
-    1152: (Remedy.RECONNECT, CONNECTION_LOST),
     1153: (Remedy.FIX, "it takes too small statements: raise max_allowed_packet there, to 1 MB at least"),
-    1158: (Remedy.RECONNECT, CONNECTION_LOST),
-    1159: (Remedy.RECONNECT, CONNECTION_LOST),
-    1160: (Remedy.RECONNECT, CONNECTION_LOST),
-    1161: (Remedy.RECONNECT, CONNECTION_LOST),
     1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
     1180: (Remedy.REPEAT, "it could not commit"),
     1203: (Remedy.RECONNECT, "the account has too many connections"),
@@ -1922,47 +1871,29 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1213: (Remedy.REPEAT, "a deadlock"),
     1226: (Remedy.RECONNECT, "the account may have no more connections, or no more statements in this hour"),
     1242: (Remedy.FIX, "a view asks for one value where there are several: see docs/your-tables.md"),
-    1251: (Remedy.FIX, AUTHENTICATION),
-    1267: (Remedy.FIX, COLLATIONS),
-    1270: (Remedy.FIX, COLLATIONS),
-    1271: (Remedy.FIX, COLLATIONS),
-    1275: (Remedy.FIX, AUTHENTICATION),
-    1290: (Remedy.SWITCH_OVER, READ_ONLY),
+    **dict.fromkeys((1251, 1275, 1524, 2059, 2061), (Remedy.FIX, AUTHENTICATION)),
+    **dict.fromkeys((1267, 1270, 1271), (Remedy.FIX, COLLATIONS)),
     1317: (Remedy.REPEAT, "the statement was interrupted"),
     1356: (Remedy.FIX, "a view refers to what is missing, or its definer may not read it: see docs/your-tables.md"),
     1370: (Remedy.FIX, "a view calls a function that DB_USER may not execute: see docs/your-tables.md"),
     1411: (Remedy.FIX, "a view hands a function a value that it cannot read: see docs/your-tables.md"),
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
-    1524: (Remedy.FIX, AUTHENTICATION),
     1525: (Remedy.FIX, "a view compares a date with a text that is none: see docs/your-tables.md"),
     1690: (Remedy.FIX, "a view computes a number out of its type's range: see docs/your-tables.md"),
     1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
-    1792: (Remedy.SWITCH_OVER, READ_ONLY),
-    1820: (Remedy.FIX, EXPIRED),
-    1836: (Remedy.SWITCH_OVER, READ_ONLY),
-    1862: (Remedy.FIX, EXPIRED),
-    1874: (Remedy.SWITCH_OVER, READ_ONLY),
-    1927: (Remedy.RECONNECT, "the connection was killed"),
-    1969: (Remedy.SMALLER, TOO_SLOW),
+    **dict.fromkeys((1820, 1862), (Remedy.FIX, "the password of DB_USER has expired: give the account a new one")),
+    **dict.fromkeys((1927, 3169), (Remedy.RECONNECT, "the connection was killed")),
+    **dict.fromkeys((1969, 3024), (Remedy.SMALLER, TOO_SLOW)),
     2003: (Remedy.RECONNECT, "it cannot be reached: check DB_HOST, DB_PORT, the server and the NetworkPolicy"),
-    2006: (Remedy.RECONNECT, CONNECTION_LOST),
     2013: (Remedy.RECONNECT, "the connection was lost, or it did not answer in time"),
     2026: (Remedy.FIX, "it offers no TLS: switch it on there, or remove DB_SSL_CA"),
-    2059: (Remedy.FIX, AUTHENTICATION),
-    2061: (Remedy.FIX, AUTHENTICATION),
-    3024: (Remedy.SMALLER, TOO_SLOW),
     3032: (Remedy.RECONNECT, "it is in offline mode"),
     3100: (Remedy.REPEAT, "its group did not take the statement"),
     3101: (Remedy.REPEAT, "its group rolled the statement back"),
-    3118: (Remedy.FIX, LOCKED),
-    3141: (Remedy.FIX, BAD_JSON),
-    3146: (Remedy.FIX, BAD_JSON),
+    **dict.fromkeys((3118, 4151), (Remedy.FIX, "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK")),
+    **dict.fromkeys((3141, 3146, 4038), (Remedy.FIX, "a view reads JSON that is none: see docs/your-tables.md")),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
-    3169: (Remedy.RECONNECT, "the connection was killed"),
-    3989: (Remedy.SWITCH_OVER, READ_ONLY),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
-    4038: (Remedy.FIX, BAD_JSON),
-    4151: (Remedy.FIX, LOCKED),
     9001: (Remedy.RECONNECT, "its proxy reaches no server in time"),
 }
 SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these is a value, or no help
@@ -2031,25 +1962,17 @@ STATEMENT_LIMIT = (
 Execute = Callable[[str, Sequence[object]], object]
 
 
-@dataclass
-class Stage:
-    """How far a run is: it decides what an error means, and how long a database that is away is waited for."""
-
-    until: float  # nothing is waited for longer, before a claim
-    opened: bool = False  # all is there and could be written: what fails now may pass
-    claimed: bool = False
-
-
 class Database:
     """One connection to MySQL, made anew when it is lost. Belongs to one thread at a time.
 
     Every statement may be repeated after a lost answer; one that only runs ahead is not.
     """
 
-    def __init__(self, settings: Settings, stop: Stop, stage: Stage | None = None) -> None:
-        self._settings, self._stop = settings, stop
-        self._runs_ahead = stage is not None  # of the one whose stage it is
-        self.stage = stage or Stage(time.monotonic() + settings.run_deadline)
+    def __init__(self, settings: Settings, stop: Stop, *, runs_ahead: bool = False) -> None:
+        self._settings, self._stop, self._runs_ahead = settings, stop, runs_ahead
+        self._until = time.monotonic() + settings.run_deadline  # nothing is waited for longer, before a claim
+        self.opened = runs_ahead  # all is there and could be written: what fails now may pass
+        self.claimed = False  # somebody: what is away now is not waited for as long as before
         self._connection: pymysql.Connection[Any] | None = None
         self._fresh = False
         self._others: list[Database] = []
@@ -2065,7 +1988,7 @@ class Database:
 
     def beside(self) -> Database:
         """One more connection, to run ahead in another thread; it ends with this one."""
-        self._others.append(Database(self._settings, self._stop, self.stage))
+        self._others.append(Database(self._settings, self._stop, runs_ahead=True))
         return self._others[-1]
 
     def cut(self) -> None:
@@ -2084,24 +2007,22 @@ class Database:
                 return self._run_once(sql, args)
             except (pymysql.err.MySQLError, *ODD_ERRORS) as error:
                 connected = self._connection is not None
-                failure = DatabaseError(error, self._settings.hide, connected=connected, written=self.stage.opened)
+                failure = DatabaseError(error, self._settings.hide, connected=connected, written=self.opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self.close()
-            patience = DATABASE_PATIENCE if self.stage.claimed else min(OUTAGE_PATIENCE, self.stage.until - start)
+            patience = DATABASE_PATIENCE if self.claimed else min(OUTAGE_PATIENCE, self._until - start)
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
-            repeats = Remedy.REPEAT, *([Remedy.RECONNECT] if self.stage.opened else [])
-            if self._runs_ahead or failure.remedy not in repeats or time.monotonic() + pause > start + patience:
+            helps = failure.remedy is Remedy.REPEAT or (failure.remedy is Remedy.RECONNECT and self.opened)
+            if self._runs_ahead or not helps or time.monotonic() + pause > start + patience:
                 raise failure
             log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
             sleep(pause * random.uniform(0.8, 1.2), lambda: self._stop.requested)  # noqa: S311 - jitter
 
     def _connect(self) -> pymysql.Connection[Any]:
         s, timeout = self._settings, LAST_TIMEOUT if self._stop.requested else DATABASE_TIMEOUT
-        tls: dict[str, Any] = (
-            {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
-            if s.db_ssl_ca
-            else {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), RefuseClearPassword)}
-        )
+        tls: dict[str, Any] = {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
+        if not s.db_ssl_ca:
+            tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), RefuseClearPassword)}
         return pymysql.connect(
             host=s.db_host,
             port=s.db_port,
@@ -2168,29 +2089,15 @@ class Zone(NamedTuple):
     users: int
 
 
-class NewestLogs(NamedTuple):
-    """Of the logs with the highest ids: how many, the latest, how many are to come, whether all were before day 1."""
-
-    looked_at: int
-    newest: date | None
-    ahead: int
-    past: bool
-
-
-class Slice(NamedTuple):
-    """Users that are to be read: the bounds (low, high] of their ids, and how many have a phone number."""
-
-    low: UserId | None
-    high: UserId
-    users: int
+Slice = tuple[UserId | None, UserId, int]  # users to be read: bounds (low, high] of their ids, how many have a phone
 
 
 class Page(NamedTuple):
     """Some users: how many, those who are due or whose days cannot be told, and ids whose logs could not be read."""
 
     users_in_all: int
-    users: Sequence[User]
-    unread: Sequence[UserId]
+    users: Sequence[User] = ()
+    unread: Sequence[UserId] = ()
     last: bool = False
 
 
@@ -2247,18 +2154,33 @@ class Tracker:
         if self._database.run(kind) == [("BASE TABLE",)] and not self._database.run(indexed):
             yield f"no index of Log begins with habit_id: {statement}"
 
-    def newest_logs(self, limit: datetime) -> NewestLogs:
-        """What the logs that were inserted last say, as far as their ids tell; 'ahead' are those after the limit."""
+    def log_doubts(self, limit: datetime, users: int) -> Iterator[str]:
+        """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more.
+
+        That is asked of the logs that were inserted last, as far as their ids tell.
+        """
         bound: object = (limit + EARLIEST_ZONE).date() if self._dates else naive(limit)
-        [(count, newest, ahead)] = self._database.run(
-            f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL))
-                FROM (SELECT created_at FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
-            [bound],
-        )
-        if not isinstance(newest, date):  # none, or a zero date
-            return NewestLogs(count, None, ahead, past=True)
-        first = min((bounds_of(days, dates=self._dates)[0] for days in self._days.values()), default=newest)
-        return NewestLogs(count, newest, ahead, past=newest < first)
+        try:
+            [(count, newest, ahead)] = self._database.run(
+                f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL))
+                    FROM (SELECT created_at FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
+                [bound],
+            )
+        except DatabaseError as failure:
+            if failure.remedy is not Remedy.SMALLER:
+                raise
+            yield f"the newest logs could not be read: {failure}"
+            return
+        if ahead >= min(FEW, count) > 0:
+            yield (
+                f"{ahead} of the newest logs are still to come, the last of {newest} UTC: "
+                "Log.created_at must be in UTC. Does a server with another time_zone fill a DATETIME? Until that is "
+                "mended, days are judged wrongly"
+            )
+        first_days = (bounds_of(days, dates=self._dates)[0] for days in self._days.values())
+        dated = isinstance(newest, date)  # else there is none, or it is a zero date
+        if users >= MANY and (not dated or newest < min(first_days, default=newest)):
+            yield "there is no log of the last days at all: is what writes them broken? MAX_TEXTS guards against that"
 
     def zones(self) -> list[Zone]:
         """The zones that this run's users with a phone number have."""
@@ -2327,7 +2249,7 @@ class Tracker:
             if count == size:  # there may be more
                 self._ahead.appendleft((high, through, most))
             if count:
-                return Slice(low, high, count)
+                return low, high, count
         return None
 
     def _page(self, reader: Database, low: UserId | None, high: UserId, count: int) -> Page:
@@ -2339,13 +2261,13 @@ class Tracker:
             if failure.remedy is not Remedy.SMALLER:
                 raise
             if count == 1:
-                return Page(1, [], [high])
+                return Page(1, unread=[high])
             self._size = half = count // 2
             log.info("A page of %d users takes too long: asking for %d", count, half)
             self._ahead.appendleft((low, high, half))
-            return Page(0, [], [])
+            return Page(0)
         self._size = next_size(self._size, time.monotonic() - began)
-        return Page(count, users, [])
+        return Page(count, users)
 
     def _due(self, reader: Database, low: UserId | None, high: UserId) -> Iterator[User]:
         """The users in (low, high] who have logged nothing on day 2, and those whose zone is unknown."""
@@ -2367,23 +2289,21 @@ class Tracker:
 
     def user(self, user_id: str) -> User | None:
         """One user, as ONLY_USERS would name them."""
-        found = [
-            user
-            for user, _ in self._users_where("u.id = %s", [self._stored_id(user_id)])
-            if id_key(user.id) == id_key(user_id)
-        ]
-        return found[0] if found else None
+        found = self._users_where("u.id = %s", [self._stored_id(user_id)])
+        return next((user for user, _ in found if id_key(user.id) == id_key(user_id)), None)
 
     def _stored_id(self, text: str) -> UserId:
-        """An id that a person wrote, as the column holds it."""
-        return bytes.fromhex(text) if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", text) else text
+        """An id that a person wrote, as the column holds it; what an ASCII column cannot hold is compared as bytes."""
+        if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", text):
+            return bytes.fromhex(text)
+        return text if text.isascii() else text.encode(errors="replace")
 
     def everybody(self) -> Iterator[tuple[User, str]]:
-        """All users with a phone number, each with the number as it stands."""
+        """All of this run's users with a phone number, each with the number as it stands."""
         low: UserId | None = None
         while True:
             within, args = id_range(low, None)
-            users = self._users_where(f"{within} AND {HAS_PHONE} ORDER BY u.id LIMIT {PAGE_USERS}", args)
+            users = self._users_where(f"{within} AND {self._users} ORDER BY u.id LIMIT {PAGE_USERS}", args)
             yield from users
             if len(users) < PAGE_USERS:
                 return
@@ -2406,25 +2326,22 @@ class Tracker:
                 WHERE h.user_id = %s AND l.created_at >= %s ORDER BY l.created_at DESC LIMIT 1000""",
             [user.id, first],
         )
-        return [(at.replace(tzinfo=UTC) if isinstance(at, datetime) else at, clean(habit)) for at, habit in rows[::-1]]
+        return [(aware(at), clean(habit)) for at, habit in reversed(rows)]
 
-    def last_logs(self, rows: Mapping[UserId, Sequence[Row]], as_of: datetime | None) -> dict[UserId, date]:
-        """The last log of each of these users, if it is not older than their rows; as of now, or of another moment."""
+    def last_logs(self, user_ids: Sequence[UserId], as_of: datetime | None) -> dict[UserId, date]:
+        """The last log of each of these users, as of now or of another moment."""
         logs: dict[UserId, date] = {}
-        for part in chunks(list(rows), IN_LIST):
-            since = min(row.local_day for user_id in part for row in rows[user_id])
+        for part in chunks(user_ids, IN_LIST):
             found = self._database.run(
-                f"""SELECT u.id, MAX(l.created_at) FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
-                    STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
-                    WHERE u.id IN ({holes(part)}) AND l.created_at >= %s AND l.created_at <= %s
-                    GROUP BY u.id""",
-                [*part, since - timedelta(days=1), naive(as_of) if as_of else date.max],
+                # One look into the index for each habit; MySQL sorts all of its logs unless the order names it, too.
+                f"""SELECT u.id, MAX((SELECT l.created_at FROM `Log` l
+                        WHERE l.habit_id = h.id AND l.created_at <= %s
+                        ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
+                    FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
+                    WHERE u.id IN ({holes(part)}) GROUP BY u.id""",
+                [naive(as_of) if as_of else date.max, *part],
             )
-            logs |= {
-                user_id: at.replace(tzinfo=UTC) if isinstance(at, datetime) else at
-                for user_id, at in found
-                if isinstance(at, date)  # a zero date is a str
-            }
+            logs |= {user_id: aware(at) for user_id, at in found if isinstance(at, date)}  # a zero date is a str
         return logs
 
 
@@ -2497,6 +2414,7 @@ LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
 ) ENGINE=InnoDB DEFAULT CHARACTER SET ascii"""
 LEDGER_COLUMNS = dict(re.findall(r"^  `(\w+)` (.*),$", LEDGER_DDL, re.MULTILINE))
 ROW = ", ".join(LEDGER_COLUMNS)
+STATES = {state.value: state for state in State}
 # The promise: the rows of these texts stay, since they may have been sent, or are refused. All others go.
 KEPT = {Outcome.SENT: State.SENT, Outcome.REFUSED: State.REFUSED, Outcome.UNCERTAIN: State.UNCERTAIN}
 # Rows of which `of_the_past`, `handled`, `remembered`, `delivered` or `spaced` may have something to say.
@@ -2536,12 +2454,13 @@ class Ledger:
                 raise self._no_ledger(ddl) if refused.number in {1044, *NO_SUCH_GRANT_OR_TABLE} else refused from None
             log.info("Created the ledger %s", LEDGER)
         self._check_shape(id_type)
-        self._there = self._database.stage.opened = True
+        self._there = self._database.opened = True
 
     def _definition(self) -> tuple[str, str]:
-        """The type of User.id, and the statement that makes the ledger."""
+        """The type of User.id, and the statement that makes the ledger, on one line."""
         id_type = self._database.type_of("User", "id")
-        return id_type, LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
+        ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
+        return id_type, " ".join(ddl.split()) + ";"
 
     def _try(self, explain: str = "") -> None:
         """Statements that touch no row, but fail when a column or a grant is missing or the server is read-only."""
@@ -2572,7 +2491,7 @@ class Ledger:
             self._try("EXPLAIN ")
         except DatabaseError as error:
             if error.number == NO_SUCH_TABLE:
-                return " ".join(ddl.split()) + ";"
+                return ddl
             raise self._no_ledger(ddl) if error.number in NO_SUCH_GRANT_OR_TABLE else error from None
         self._check_shape(id_type)
         return ""
@@ -2580,12 +2499,15 @@ class Ledger:
     def _check_shape(self, id_type: str) -> None:
         """Whether a ledger that was made by hand holds what is written, one row for each user and day."""
         ledger = f"`{self._settings.db_name}`.`{LEDGER}`"
-        for column, kind, collation, *_ in self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`"):
-            there, wanted = f"{kind} COLLATE {collation}" if collation else kind, LEDGER_COLUMNS.get(column, kind)
+        columns = self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`")
+        for column, kind, collation, null, _, default, extra, *_ in columns:
+            there = f"{kind} COLLATE {collation}" if collation else kind
+            wanted = LEDGER_COLUMNS.get(column, f"{kind} NULL")
+            demands = (null, default, extra) == ("NO", None, "") and not wanted.endswith("NOT NULL")
             if column == "user_id" and there != id_type:
                 reason = f"{LEDGER}.user_id is {there}, but User.id is {id_type}. Run as an administrator:"
                 raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `user_id` {id_type} NOT NULL;")
-            if column != "user_id" and not holds(kind, wanted):
+            if column != "user_id" and (demands or not holds(kind, wanted)):
                 reason = f"{LEDGER}.{column} is {kind}, too little for {wanted}. Run as an administrator:"
                 raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `{column}` {wanted};")
         key = self._database.run(f"SHOW INDEX FROM `{LEDGER}` WHERE Key_name = 'PRIMARY'")
@@ -2595,15 +2517,11 @@ class Ledger:
 
     def check_rows(self, now: datetime) -> Iterator[str]:
         """What of the ledger's rows wants a person's eye."""
+        ahead = "GREATEST(claimed_at, COALESCE(finished_at, claimed_at)) > %s"
+        cut_off = "state = 'sending' AND final_status IS NULL AND claimed_at < %s"
         questions = {
-            "written in the future, by a clock that was ahead": (
-                "GREATEST(claimed_at, COALESCE(finished_at, claimed_at)) > %s",
-                now + CLOCK_TOLERANCE,
-            ),
-            "left at 'sending' by a run that was cut off": (
-                "state = 'sending' AND final_status IS NULL AND claimed_at < %s",
-                now - ALL_ATTEMPTS,
-            ),
+            "written in the future, by a clock that was ahead": (ahead, now + CLOCK_TOLERANCE),
+            "left at 'sending' by a run that was cut off": (cut_off, now - ALL_ATTEMPTS),
         }
         for words, (where, bound) in questions.items():
             [(count,)] = self._database.run(f"SELECT COUNT(*) FROM {LEDGER} WHERE {where}", [naive(bound)])
@@ -2615,7 +2533,7 @@ class Ledger:
         user, _, host = account.rpartition("@")
         return FixFirst(
             f"DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:",
-            " ".join(ddl.split()) + ";",
+            ddl,
             f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{self._settings.db_name}`.`{LEDGER}` TO '{user}'@'{host}';",
         )
 
@@ -2625,22 +2543,18 @@ class Ledger:
         if not self._there:
             return "FALSE"
         limits = {
+            ROW_MATTERS: 1,
             "TRUE": self._settings.quiet_after,
             "n.local_day > z.today - INTERVAL 7 DAY": self._settings.max_per_week,
         }
-        counts = [
-            f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in {ROW_MATTERS: 1, **limits}.items() if limit
-        ]
+        counts = [f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in limits.items() if limit]
         return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
 
     def history(self, user_ids: Iterable[UserId], as_of: datetime | None = None) -> dict[UserId, list[Row]]:
         """The rows of users, as they are now or were at another moment."""
-        rows: dict[UserId, list[Row]] = defaultdict(list)
-        for part in chunks(list(user_ids) if self._there else [], IN_LIST):
-            for row in self._rows(part):
-                if as_of is None or row.claimed_at <= as_of:
-                    rows[row.user_id].append(row)
-        return rows
+        parts = chunks(list(user_ids) if self._there else [], IN_LIST)
+        rows = chain.from_iterable(map(self._rows, parts))
+        return by_user(row for row in rows if as_of is None or row.claimed_at <= as_of)
 
     def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> Iterator[Row]:
         sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({holes(user_ids)}) AND local_day >= %s"
@@ -2651,15 +2565,13 @@ class Ledger:
 
         The check for a recent text comes after the claim: of two runs with different local days, one sees the other.
         """
-        rows: dict[UserId, list[Row]] = defaultdict(list)
-        if reminders:
-            self._database.stage.claimed = True
-            self.claims |= {reminder: claim_of(reminder, now) for reminder in reminders}
-            self._database.run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
-            since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
-            for row in self._rows([reminder.user.id for reminder in reminders], since):
-                rows[row.user_id].append(row)
-        return rows
+        if not reminders:
+            return {}
+        self._database.claimed = True
+        self.claims |= {reminder: claim_of(reminder, now) for reminder in reminders}
+        self._database.run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
+        since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
+        return by_user(self._rows([reminder.user.id for reminder in reminders], since))
 
     def record(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
         """Write what became of claims: keep the row of a text that may have been sent, delete the others'."""
@@ -2672,7 +2584,7 @@ class Ledger:
         for part in chunks(list(kept.values()), KEYS):
             self._database.run(*upsert(part))
         self._recorded.append((time.monotonic(), list(kept.values())))
-        while self._recorded and self._recorded[0][0] < time.monotonic() - DATABASE_MEMORY:
+        while self._recorded[0][0] < time.monotonic() - DATABASE_MEMORY:
             self._recorded.popleft()
         for reminder in kept:
             del self.claims[reminder]
@@ -2735,9 +2647,10 @@ class Ledger:
 
 def holds(there: str, wanted: str) -> bool:
     """Whether a column of the one type can hold what one of the other does."""
-    parts = re.compile(r"(?:var|big|small|medium)?([a-z]+)(?:\((\d+)\))?")
+    parts = re.compile(r"(?:var|big|medium)?([a-z]+)(?:\((\d+)\))?")
     [(kind, width), (least_kind, least)] = (parts.findall(text.lower())[0] for text in (there, wanted))
-    return kind == least_kind and int(width or 0) >= int(least or 0)
+    fits = kind == least_kind or (kind, least_kind) == ("int", "smallint")
+    return fits and int(width or 0) >= int(least or 0)
 
 
 def any_of(keys: Sequence[object]) -> str:
@@ -2778,9 +2691,21 @@ def upsert(rows: Sequence[Row]) -> tuple[str, list[object]]:
 def as_row(values: Sequence[Any]) -> Row:
     """A row as the ledger holds it, its instants made aware; a state that we do not know is uncertain."""
     user_id, local_day, phone, rule, state, token, claimed_at, finished_at, *rest = values
-    known = State(state) if state in set(State) else State.UNCERTAIN
-    finished_at = finished_at and finished_at.replace(tzinfo=UTC)
-    return Row(user_id, local_day, phone, rule, known, token, claimed_at.replace(tzinfo=UTC), finished_at, *rest)
+    known = STATES.get(state, State.UNCERTAIN)
+    return Row(user_id, local_day, phone, rule, known, token, aware(claimed_at), aware(finished_at), *rest)
+
+
+def by_user(rows: Iterable[Row]) -> defaultdict[UserId, list[Row]]:
+    """The rows of each user."""
+    found: defaultdict[UserId, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row.user_id].append(row)
+    return found
+
+
+def aware(value: T) -> T:
+    """A value of the database; of an instant it is known that it is in UTC."""
+    return value.replace(tzinfo=UTC) if isinstance(value, datetime) else value
 
 
 def naive(instant: datetime) -> datetime:
@@ -2811,7 +2736,8 @@ KNOWN_ENDS = LOST | {"delivered", "read"}
 FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any more
 GONE = {30004, 30005, 30006}  # permanent for this number
 BLOCKED_SENDER = {30007, 30024, 30032, 30034}
-SENDERS_FAULT = BLOCKED_SENDER | {30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036}
+OUR_SETUP = {code for code, (action, _) in TWILIO_CODES.items() if action is not Action.REFUSE}  # a service fails later
+SENDERS_FAULT = BLOCKED_SENDER | OUR_SETUP | {30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036}
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
     30001: "the queue overflowed",
@@ -2875,7 +2801,6 @@ def stop_if_blocked(settled: Sequence[Row]) -> None:
 
 # --- questions: who would be texted, why, and is all well -------------------------------------------------------------
 
-
 SHOWN_ROWS = 14  # of the ledger
 
 
@@ -2915,12 +2840,8 @@ def explain(job: Job) -> Exit:
             raise RetryLater(f"there is no user {job.about} in User")
         zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
         user = replace(user, days=days_of(job.now, zone, job.settings.day_starts_at) if zone else None)
-        log.info(
-            "User %s, %s, time zone %r",
-            user,
-            Personal(user.phone) or "no phone number",
-            user.zone if resolve_zone(user.zone) else Personal(user.zone),
-        )
+        shown_zone = user.zone if resolve_zone(user.zone) else Personal(user.zone)
+        log.info("User %s, %s, time zone %r", user, Personal(user.phone) or "no phone number", shown_zone)
         rows, last_logs = job.history([user])
         case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
         if user.days:
@@ -2941,7 +2862,7 @@ def explain_days(job: Job, case: Case) -> None:
     """The days of a user, the logs in them, the rule, and when a text is possible."""
     days, logs = case.days, job.tracker.logs_of(case.user, case.days)
     local = case.now.astimezone(days.zone)
-    log.info("It is %s there, the local day %s", f"{local:%Y-%m-%d %H:%M}", days.today)
+    log.info("It is %s in %s, the local day %s", f"{local:%Y-%m-%d %H:%M}", days.zone, days.today)
     for number, start, end in ((1, days.day1, days.day2), (2, days.day2, days.end)):
         log.info("Day %d is %s to %s UTC", number, f"{start:%Y-%m-%d %H:%M:%S}", f"{end:%Y-%m-%d %H:%M:%S}")
         for at, habit in logs:
@@ -2979,7 +2900,7 @@ def check(job: Job) -> Exit:
     failed: set[str] = set()
     with job.database:
         for name, (needs, question) in CHECKS.items():
-            if needs & failed:
+            if needs in failed:
                 log.info("%s: not checked, see above", name)
                 failed.add(name)
                 continue
@@ -3015,27 +2936,22 @@ def check_users(job: Job) -> Iterator[str]:
     """Rows that would be skipped, ids that come twice, numbers that are tidied, and all texts' lengths."""
     yield from job.survey()
     found: dict[str, list[int | str]] = defaultdict(list)
-    longest, seen = "", set()
+    longest, last = "", None
     for user, raw_phone in job.tracker.everybody():
         longest = max(longest, user.name, key=len)
         problems = {
             "have no time zone that is known": user.days is None,
             "have a phone number that is not E.164": not E164.fullmatch(user.phone),
             "have a phone number that is tidied": E164.fullmatch(user.phone) and user.phone != raw_phone,
-            "stand in User more than once": user.id in seen,
+            "stand in User more than once": user.id == last,  # they come in the order of their ids
         }
-        seen.add(user.id)
+        last = user.id
         for problem, there in problems.items():
             if there:
                 found[problem].append(shown_id(user.id))
     for problem, ids in found.items():
         yield f"{len(ids)} users {problem}: {', '.join(map(str, ids[:5]))}{' ...' if len(ids) > 5 else ''}"
     yield from text_problems(job.settings, longest)
-
-
-def check_twilio(job: Job) -> Iterator[str]:
-    """Credentials, and this node's clock."""
-    yield from clock_doubts(job.probe(), job.clock())
 
 
 def check_hours(job: Job) -> Iterator[str]:
@@ -3045,16 +2961,16 @@ def check_hours(job: Job) -> Iterator[str]:
         yield "texts may come between 21:00 and 8:00 local time: set SEND_WINDOW, see k8s/components/local-morning"
 
 
-# What is checked, in order: a name, the names without which there is nothing to check, and the question.
-CHECKS: dict[str, tuple[set[str], Callable[[Job], Iterable[str]]]] = {
-    "settings": (set(), lambda _job: []),  # they were read
-    "database": (set(), check_database),
-    "ledger": ({"database"}, check_ledger),
-    "speed and durability": ({"database"}, lambda job: job.tracker.doubts()),
-    "users and logs": ({"database"}, check_users),
-    "hours": (set(), check_hours),
-    "Twilio": (set(), check_twilio),
-    "sender": ({"Twilio"}, lambda job: within(PROBE_LIMIT, job.brake, lambda: list(job.twilio.find_sender()))),
+# What is checked, in order: a name, the name of what it needs, and the question.
+CHECKS: dict[str, tuple[str, Callable[[Job], Iterable[str]]]] = {
+    "settings": ("", lambda _job: []),  # they were read
+    "database": ("", check_database),
+    "ledger": ("database", check_ledger),
+    "speed and durability": ("database", lambda job: job.tracker.doubts()),
+    "users and logs": ("database", check_users),
+    "hours": ("", check_hours),
+    "Twilio": ("", lambda job: clock_doubts(job.probe(), job.clock())),
+    "sender": ("Twilio", lambda job: within(PROBE_LIMIT, job.brake, lambda: list(job.twilio.find_sender()))),
 }
 
 
@@ -3062,32 +2978,26 @@ CHECKS: dict[str, tuple[set[str], Callable[[Job], Iterable[str]]]] = {
 
 
 class Kind(NamedTuple):
-    """How a setting's text becomes its value (ValueError when it can't), and what to write instead."""
+    """What to write in a setting: a pattern for the whole text, how it becomes the value, and what must hold of it."""
 
-    parse: Callable[[str], Any]
     write: str
+    pattern: str = "(?s:.*)"
+    parse: Callable[[str], Any] = str
+    holds: Callable[[Any], object] = lambda _value: True
 
+    def value(self, text: str) -> Any:
+        """What a text means.
 
-def matching(pattern: str, write: str) -> Kind:
-    """A text that the whole pattern matches."""
-
-    def parse(text: str) -> str:
-        if not re.fullmatch(pattern, text):
+        :raises ValueError: when it can't be right
+        """
+        if not re.fullmatch(self.pattern, text) or not self.holds(value := self.parse(text)):
             raise ValueError
-        return text
-
-    return Kind(parse, write)
+        return value
 
 
 def whole(low: int, high: int) -> Kind:
     """A whole number from low to high."""
-
-    def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]+", text) or not low <= int(text) <= high:
-            raise ValueError
-        return int(text)
-
-    return Kind(parse, f"a whole number from {low} to {high}")
+    return Kind(f"a whole number from {low} to {high}", "[0-9]+", int, lambda number: low <= number <= high)
 
 
 def ca_file(path: str) -> str:
@@ -3099,41 +3009,22 @@ def ca_file(path: str) -> str:
     return path
 
 
-def message_template(text: str) -> str:
-    """The text itself, if {name} is all that there is to fill in."""
+def is_template(text: str) -> bool:
+    """Whether {name} is all that there is to fill in, and Twilio takes so long a text (its limit, error 21617)."""
     longest = text.replace("{name}", "n" * NAME_LENGTH)
-    if re.search("[{}]", longest) or len(longest) > 1_600:  # Twilio's limit, error 21617
-        raise ValueError
-    return text
-
-
-def time_zone(name: str) -> str:
-    """The name itself, if there is such a zone."""
-    if not resolve_zone(name):
-        raise ValueError
-    return name
-
-
-def clock_time(text: str) -> time_of_day:
-    """A time of day such as 09:00."""
-    if not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]", text):
-        raise ValueError
-    return time_of_day.fromisoformat(text)
-
-
-def start_of_day(text: str) -> time_of_day:
-    """A time of day until six in the morning."""
-    if (starts := clock_time(text)) > time_of_day(6):
-        raise ValueError
-    return starts
+    return not re.search("[{}]", longest) and len(longest) <= 1_600
 
 
 def window(text: str) -> tuple[time_of_day, time_of_day]:
-    """Two times of a day, at least an hour apart: runs every hour would never meet less in zones of half hours."""
-    start, end = (clock_time(part.strip()) for part in text.split("-"))
-    if (end.hour - start.hour) * 60 + end.minute - start.minute < 60:
-        raise ValueError
+    """Two times of a day."""
+    start, end = (time_of_day.fromisoformat(part.strip()) for part in text.split("-"))
     return start, end
+
+
+def lasts_an_hour(times: tuple[time_of_day, time_of_day]) -> bool:
+    """Whether a window does, at least: runs every hour would never meet less in zones of half hours."""
+    start, end = times
+    return (end.hour - start.hour) * 60 + end.minute - start.minute >= 60
 
 
 def id_list(text: str) -> frozenset[str]:
@@ -3156,22 +3047,38 @@ def api_url(text: str) -> str:
     return text.rstrip("/")
 
 
-TEXT = Kind(str, "")
-TOKEN = matching("[!-~]+", "it as the console shows it, without blanks and typographic characters")
-HOST = matching(
-    r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-fA-F]*(:[0-9a-fA-F.]*){2,7}",
+CLOCK_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
+TEXT = Kind("")
+TOKEN = Kind("it as the console shows it, without blanks and typographic characters", "[!-~]+")
+HOST = Kind(
     "a host name or an address, without scheme and port",
+    r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-fA-F]*(:[0-9a-fA-F.]*){2,7}",
 )
-SENDER = matching(rf"{E164.pattern}|[0-9]{{3,8}}", f"your Twilio number with its country code, such as {EXAMPLE}")
-ZONE = Kind(time_zone, "a tz database name such as Europe/Berlin")
-TEMPLATE = Kind(message_template, "a text of at most 1,600 characters, names included, with no braces but {name}")
-LEVEL = matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR")
+CA_FILE = Kind("the path of a PEM file with certificates that this user can read", parse=ca_file)
+ACCOUNT_SID = Kind("the Account SID: AC and 32 hexadecimal digits", "AC[0-9a-fA-F]{32}")
+KEY_SID = Kind("the key's SID: SK and 32 hexadecimal digits", "SK[0-9a-fA-F]{32}")
+SERVICE_SID = Kind("the service's SID: MG and 32 hexadecimal digits", "MG[0-9a-fA-F]{32}")
+SENDER = Kind(f"your Twilio number with its country code, such as {EXAMPLE}", rf"{E164.pattern}|[0-9]{{3,8}}")
+API_URL = Kind("https://HOST[:PORT]; http is for localhost only", parse=api_url)
+TIMES = rf"{CLOCK_TIME}\s*-\s*{CLOCK_TIME}"
+WINDOW = Kind(
+    "two times such as 09:00-20:00, the end at least 60 minutes after the start", TIMES, window, lasts_an_hour
+)
+EARLY = Kind("a time from 00:00 to 06:00", "0[0-5]:[0-5][0-9]|06:00", time_of_day.fromisoformat)
+ZONE = Kind("a tz database name such as Europe/Berlin", holds=resolve_zone)
+TEMPLATE = Kind("a text of at most 1,600 characters, names included, with no braces but {name}", holds=is_template)
+IDS = Kind("at most 100 ids without blanks, separated by commas", parse=id_list)
+PING_URL = Kind(
+    "an https:// URL without ? and #", r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?"
+)
+LEVEL = Kind("DEBUG, INFO, WARNING or ERROR", "DEBUG|INFO|WARNING|ERROR")
 PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
 GONE_SETTINGS = "TWILIO_EDGE", "TWILIO_REGION"
+REQUIRED = None  # in place of a default
 
 
-def setting(help: str, kind: Kind = TEXT, default: str | None = None, *, secret: bool = False) -> Any:  # noqa: A002
-    """Declare a setting. Without a default it is required; a secret may come from a file and is never shown."""
+def setting(help: str, kind: Kind, default: str | None = "", *, secret: bool = False) -> Any:  # noqa: A002
+    """Declare a setting. A secret may come from a file and is never shown."""
     return field(repr=not secret, metadata={"help": help, "kind": kind, "default": default, "secret": secret})
 
 
@@ -3179,48 +3086,36 @@ def setting(help: str, kind: Kind = TEXT, default: str | None = None, *, secret:
 class Settings:
     """Every setting, declared once. The environment variable is the field's name in capitals."""
 
-    db_host: str = setting("MySQL's host: the primary, not a read-only replica", HOST)
+    db_host: str = setting("MySQL's host: the primary, not a read-only replica", HOST, REQUIRED)
     db_port: int = setting("MySQL's port", whole(1, 65535), "3306")
-    db_name: str = setting("the database that holds User, Habit and Log")
-    db_user: str = setting("the database account", secret=True)
-    db_password: str = setting("the database account's password", secret=True)
+    db_name: str = setting("the database that holds User, Habit and Log", TEXT, REQUIRED)
+    db_user: str = setting("the database account", TEXT, REQUIRED, secret=True)
+    db_password: str = setting("the database account's password", TEXT, REQUIRED, secret=True)
     db_ssl_ca: str = setting(
-        "path of a CA certificate: MySQL is then spoken to by TLS alone, its certificate and name verified",
-        Kind(ca_file, "the path of a PEM file with certificates that this user can read"),
-        "",
+        "path of a CA certificate: MySQL is then spoken to by TLS alone, its certificate and name verified", CA_FILE
     )
-    twilio_account_sid: str = setting(
-        "Twilio account", matching("AC[0-9a-fA-F]{32}", "the Account SID: AC and 32 hexadecimal digits"), secret=True
-    )
-    twilio_auth_token: str = setting("the account's auth token", TOKEN, "", secret=True)
+    twilio_account_sid: str = setting("Twilio account", ACCOUNT_SID, REQUIRED, secret=True)
+    twilio_auth_token: str = setting("the account's auth token", TOKEN, secret=True)
     twilio_api_key_sid: str = setting(
         "with TWILIO_API_KEY_SECRET, instead of the auth token: an API key, which can be revoked alone",
-        matching("SK[0-9a-fA-F]{32}", "the key's SID: SK and 32 hexadecimal digits"),
-        "",
+        KEY_SID,
         secret=True,
     )
-    twilio_api_key_secret: str = setting("the API key's secret", TOKEN, "", secret=True)
-    twilio_from_number: str = setting("the number that texts come from", SENDER, "")
+    twilio_api_key_secret: str = setting("the API key's secret", TOKEN, secret=True)
+    twilio_from_number: str = setting("the number that texts come from", SENDER)
     twilio_messaging_service_sid: str = setting(
-        "instead of the number: a Messaging Service, which picks one of its senders",
-        matching("MG[0-9a-fA-F]{32}", "the service's SID: MG and 32 hexadecimal digits"),
-        "",
+        "instead of the number: a Messaging Service, which picks one of its senders", SERVICE_SID
     )
     twilio_api_url: str = setting(
-        "base URL of Twilio's API: another region's, a proxy's or a test's",
-        Kind(api_url, "https://HOST[:PORT]; http is for localhost only"),
-        "https://api.twilio.com",
+        "base URL of Twilio's API: another region's, a proxy's or a test's", API_URL, "https://api.twilio.com"
     )
     send_concurrency: int = setting("texts posted at the same time", whole(1, 64), "8")
     send_window: tuple[time_of_day, time_of_day] | Literal[""] = setting(
         "the user's own local time in which texts may be sent, such as 09:00-20:00; others are left for later runs",
-        Kind(window, "two times such as 09:00-20:00, the end at least 60 minutes after the start"),
-        "",
+        WINDOW,
     )
-    day_starts_at: time_of_day = setting(
-        "when a day starts, for users who log after midnight", Kind(start_of_day, "a time from 00:00 to 06:00"), "00:00"
-    )
-    default_time_zone: str = setting("for users whose own zone is missing or unknown; else they are skipped", ZONE, "")
+    day_starts_at: time_of_day = setting("when a day starts, for users who log after midnight", EARLY, "00:00")
+    default_time_zone: str = setting("for users whose own zone is missing or unknown; else they are skipped", ZONE)
     message_no_logs: str = setting(
         'the text for "No logs in the past 2 days"',
         TEMPLATE,
@@ -3250,31 +3145,24 @@ class Settings:
     max_texts: int = setting(
         "if a run would send more texts, it sends none and ends with exit code 2; 0: no limit", whole(0, 20_000), "0"
     )
-    only_users: frozenset[str] = setting(
-        "for a first try: ids of the only users who may be texted, such as 42,43",
-        Kind(id_list, "at most 100 ids without blanks, separated by commas"),
-        "",
-    )
+    only_users: frozenset[str] = setting("for a first try: ids of the only users who may be texted, such as 42,43", IDS)
     run_deadline: int = setting("seconds after which a run takes no more work", whole(1, 86_400), "1500")
     shard_count: int = setting("runs that share the users out among them", whole(1, 1_000), "1")
     job_completion_index: int | str = setting(
-        "which of them this one is, from 0; Kubernetes sets it in an Indexed Job", whole(0, 999), ""
+        "which of them this one is, from 0; Kubernetes sets it in an Indexed Job", whole(0, 999)
     )
     log_level: str = setting("how much to log", LEVEL, "INFO")
-    log_format: str = setting("text, or json: an object a line", matching("text|json", "text or json"), "text")
+    log_format: str = setting("text, or json: an object a line", Kind("text or json", "text|json"), "text")
     heartbeat_url: str = setting(
         "a dead man's switch: pinged at URL/start, and at URL after exit code 0 or URL/fail after 2",
-        matching(
-            r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?", "an https:// URL without ? and #"
-        ),
-        "",
+        PING_URL,
         secret=True,
     )
-    log_pii: str = setting("off: no name and no number of a person is logged", matching("on|off", "on or off"), "on")
+    log_pii: str = setting("off: no name and no number of a person is logged", Kind("on or off", "on|off"), "on")
 
     @classmethod
-    def read(cls, environ: Mapping[str, str], *, without: str = "none") -> Settings:
-        """Read all settings; those whose names begin with 'without' may be missing or wrong.
+    def read(cls, environ: Mapping[str, str], *, without: tuple[str, ...] = ()) -> Settings:
+        """Read all settings; those whose names begin as 'without' says may be missing or wrong.
 
         :raises FixFirst: with a line for every variable that is missing, wrong or at odds with another
         """
@@ -3343,7 +3231,7 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
     if PLACEHOLDER.fullmatch(text):
         raise ValueError(f"{name} is still the placeholder{shown}: write {kind.write or declared['help']}")
     try:
-        return kind.parse(text)
+        return kind.value(text)
     except ValueError:
         wrong = f"is{shown}" if shown else "has a value that cannot be right"
         raise ValueError(f"{name} {wrong}: write {kind.write}") from None
@@ -3446,11 +3334,8 @@ class OneLine(logging.Formatter):
         return json.dumps(said | known | trace, default=str)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging knows
-        """A traceback without secrets; with LOG_PII=off without the exception's words, which may hold anything."""
-        if not self.pii:
-            return f"{''.join(traceback.format_tb(ei[2]))}{ei[0].__name__}"
-        trace = super().formatException(ei)
-        return self.settings.hide(trace) if self.settings else trace
+        """A traceback; with LOG_PII=off without the exception's words, which may hold anything."""
+        return super().formatException(ei) if self.pii else f"{''.join(traceback.format_tb(ei[2]))}{ei[0].__name__}"
 
 
 class Personal(str):
@@ -3549,7 +3434,8 @@ def main(
 def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, str], clock: Clock, stop: Stop) -> Exit:
     """What was asked for, and the exit code; whatever goes wrong is told."""
     try:
-        OneLine.settings = settings = Settings.read(environ, without="TWILIO_" if asked.mode in READS_ONLY else "none")
+        not_needed = ("TWILIO_",) if asked.mode in READS_ONLY else ()
+        OneLine.settings = settings = Settings.read(environ, without=not_needed)
         if asked.mode in WRITES or settings.log_level == "DEBUG":  # the lines of the others are their answer
             log.setLevel(settings.log_level)
         job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)

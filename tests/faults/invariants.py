@@ -393,8 +393,8 @@ class Judge:
             if not found or len(named) != 1:
                 continue
             state = rows.get((str(person.id), found.day))
-            if state is None and named[0] == "uncertain":  # an attempt before this one, on the local day before
-                lately = told.run.now - ATTEMPTS
+            if state is None and named[0] == "uncertain":  # by its clock's day, or of the attempt before this one
+                lately = told.run.now - ATTEMPTS + min((fault.skew for fault in group.faults), default=timedelta())
                 recent = (r for r in group.ledger_after if r.user_id == person.id and r.claimed_at > lately)
                 state = next((row.state for row in recent), None)
             right = set(IN_LEDGER.get(named[0], {None}))

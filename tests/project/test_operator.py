@@ -458,13 +458,18 @@ def test_deploy_needs_no_template_of_the_secret(ready: Cluster) -> None:
     assert ready.operate("deploy").code == 0
 
 
-@pytest.mark.parametrize(("schedule", "warned"), [("0 9 * * *", True), ("0 */6 * * *", True), ("0 * * * *", False)])
+@pytest.mark.parametrize(
+    ("schedule", "warned"),
+    [("0 9 * * *", True), ("0 */6 * * *", True), ("0 * * * *", False), ("@daily", True), ("@hourly", False)],
+)
 def test_deploy_warns_of_a_window_that_some_never_meet(ready: Cluster, schedule: str, warned: bool) -> None:
     ready.objects += [secret(SECRETS), cronjob()]
     configure(ready, "SEND_WINDOW: 09:00-20:00")
     file = ready.root / "k8s/cronjob.yaml"
     file.write_text(file.read_text().replace("0 9 * * *", schedule))
-    assert ("WARNING: SEND_WINDOW is 09:00-20:00" in ready.operate("deploy").out) is warned
+    done = ready.operate("deploy")
+    assert done.code == 0
+    assert ("WARNING: SEND_WINDOW is 09:00-20:00" in done.out) is warned
 
 
 def test_a_new_name_needs_its_tag(cluster: Cluster) -> None:

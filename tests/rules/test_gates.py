@@ -168,7 +168,13 @@ def test_as_many_losses_in_a_row_as_the_limit_says_are_enough(limit: int, code: 
 LOST = [a_row(ago, "undelivered", 30003) for ago in (7, 5, 3)]
 
 
-@pytest.mark.parametrize("blocked", [*sorted(BLOCKED_SENDER), 30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036])
+@pytest.mark.parametrize(
+    "blocked",
+    [
+        *(*sorted(BLOCKED_SENDER), 30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036),
+        *(21408, 21608, 21611, 21612, 21704, 30454, 30485, 63038),  # as a Messaging Service tells them
+    ],
+)
 def test_what_the_sender_is_to_blame_for_neither_counts_nor_resets(blocked: int) -> None:
     ours = [a_row(ago, "undelivered", blocked) for ago in (6, 4, 2)]
     assert delivered(a_case(ours)) is None
@@ -399,6 +405,7 @@ def test_segments_are_counted_by_the_tables(text: str) -> None:
     [
         ("Habits: hi {name}! Reply STOP to opt out.", "Ana", ""),
         ("Habits: hi {name}! Reply stop to opt out.", "Ana", ""),
+        ("Habits: hi {name}!", "STOP", "does not say how to opt out"),
         ("Habits: hi {name}!", "Ana", 'does not say how to opt out: write "Reply STOP to opt out"'),
         ("Habits: don't be stopped, {name}!", "Ana", "does not say how to opt out"),
         ("{name}, " + "a" * 150 + " STOP", "Ana", ""),

@@ -130,10 +130,20 @@ def test_the_newest_logs_are_found_without_reading_all_logs(
     database, twilio = filled
     with opened(database.environ() | twilio.environ()) as job:
         before = rows_read(job)
-        assert job.tracker.newest_logs(NOON) == habit_notifier.NewestLogs(
-            100, (NOON - timedelta(hours=22)).replace(tzinfo=None), 0, past=False
-        )
+        [of_old] = job.tracker.log_doubts(NOON - 900 * DAY, 100)
+        assert of_old.startswith("100 of the newest logs are still to come, the last of 2026-05-11 14:00:00 UTC")
         assert rows_read(job) - before < 1_000
+        assert list(job.tracker.log_doubts(NOON, 100)) == []
+
+
+def test_a_users_last_log_is_found_without_reading_all_logs(server: Server) -> None:
+    with FakeTwilio() as twilio, server.database() as database:
+        logs = [NOON - timedelta(minutes=n) for n in range(2_000)]
+        user = database.insert_user("Ana", "+12025550100", "UTC", logs=logs)
+        with opened(database.environ() | twilio.environ()) as job:
+            before = rows_read(job)
+            assert job.tracker.last_logs([user], None) == {user: NOON}
+            assert rows_read(job) - before < 1_000
 
 
 def rows_read(job: Job) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import cycle
 from pathlib import Path
+from zlib import crc32
 
 import pymysql
 import pytest
@@ -21,7 +22,7 @@ from tests.rules import oracle
 from tests.rules.oracle import SECOND
 from tests.runs import program
 from tests.runs.test_population import population, settle_in
-from tests.runs.town import create_ledger
+from tests.runs.town import create_ledger, variants
 from tests.sandbox.database import LEDGER, Database, Server, make_certificates
 from tests.sandbox.fake_twilio import ACCEPT, FakeTwilio, Operation, Request, refuse
 
@@ -174,7 +175,7 @@ def test_an_explanation_tells_days_logs_rule_gates_and_ledger(database: Database
     told = [line.removeprefix("INFO - ") for line in lines if "Database" not in line and "verified" not in line]
     assert told[1:] == [
         f"User Ana (ID: {user}), {ANA}, time zone 'Europe/Berlin'",
-        "It is 2026-03-30 11:00 there, the local day 2026-03-30",
+        "It is 2026-03-30 11:00 in Europe/Berlin, the local day 2026-03-30",
         "Day 1 is 2026-03-27 23:00:00 to 2026-03-28 23:00:00 UTC",
         "  logged at 2026-03-27 23:00:00: Read ten pages",
         "  logged at 2026-03-28 22:59:59: Read ten pages",
@@ -281,11 +282,21 @@ def test_the_earliest_next_text_is_not_late_by_the_minute_of_the_question(databa
     assert "at the earliest: 2026-03-31 00:00 UTC" in str(lines)
 
 
+@variants({"id_type": "INT"}, {"id_type": "CHAR(36)", "collation": "ascii_general_ci"})
 def test_an_explanation_of_nobody_fails(database: Database) -> None:
     database.insert_user("Ana", ANA, "Europe/Berlin")
-    for nobody in ("2", "1x", "nobody", "", "0x1", "1 OR 1=1"):
+    for nobody in ("2", "1x", "nobody", "", "0x1", "1 OR 1=1", "4\u20132", "Jörg", "\udcff"):
         code, lines = said(database.environ(), "--explain", nobody)
-        assert (code, lines[-1]) == (1, f"ERROR - there is no user {nobody} in User")
+        shown = nobody.replace("\udcff", "\\udcff")
+        assert (code, lines[-1]) == (1, f"ERROR - there is no user {shown} in User")
+
+
+@variants({"id_type": "CHAR(36)", "collation": "utf8mb4_general_ci"})
+def test_an_id_may_have_letters_beyond_ascii(database: Database) -> None:
+    database.execute("INSERT INTO User (id, name, phone_number, time_zone) VALUES ('Jörg', 'J', %s, 'UTC')", (ANA,))
+    code, lines = said(database.environ(), "--explain", "Jörg")
+    assert code == 0
+    assert f"INFO - User J (ID: Jörg), {ANA}, time zone 'UTC'" in lines
 
 
 @pytest.mark.parametrize(
@@ -370,7 +381,14 @@ def test_another_moment_is_what_days_are_judged_by(database: Database) -> None:
         lines = said(database.environ(), "--dry-run", "--now", moment)[1]
         assert sum("would be texted" in line for line in lines) == texts
     lines = said(database.environ(), "--explain", str(user), "--now", "2026-03-29T00:00:00+05:45")[1]
-    assert "INFO - It is 2026-03-28 19:15 there, the local day 2026-03-28" in lines
+    assert "INFO - It is 2026-03-28 19:15 in Europe/Berlin, the local day 2026-03-28" in lines
+
+
+@pytest.mark.parametrize("zone", ["", "Mars"])
+def test_an_explanation_names_the_zone_that_serves_where_the_users_own_does_not(database: Database, zone: str) -> None:
+    user = database.insert_user("Ana", ANA, zone)
+    lines = said(database.environ() | {"DEFAULT_TIME_ZONE": "Asia/Tokyo"}, "--explain", str(user))[1]
+    assert "INFO - It is 2026-03-30 18:00 in Asia/Tokyo, the local day 2026-03-30" in lines
 
 
 def test_what_was_logged_after_that_moment_is_not_known_there(database: Database) -> None:
@@ -500,6 +518,17 @@ BROKEN = {
             FAILS + f"{LEDGER}.message_sid is varchar(20), too little for CHAR(34) NULL. Run as an administrator:",
             sql(f"ALTER TABLE {LEDGER} MODIFY message_sid VARCHAR(20) NULL"),
         ),
+        "small": shows(
+            FAILS + f"{LEDGER}.error_code is smallint", sql(f"ALTER TABLE {LEDGER} MODIFY error_code SMALLINT NULL")
+        ),
+        "never empty": shows(
+            FAILS + f"{LEDGER}.finished_at is datetime(6), too little for DATETIME(6) NULL.",
+            sql(f"ALTER TABLE {LEDGER} MODIFY finished_at DATETIME(6) NOT NULL"),
+        ),
+        "one more": shows(
+            FAILS + f"{LEDGER}.origin is varchar(9), too little for varchar(9) NULL.",
+            sql(f"ALTER TABLE {LEDGER} ADD origin VARCHAR(9) NOT NULL"),
+        ),
         "no key": shows(FAILS + f"{LEDGER} lacks the primary key", sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY")),
         "other key": shows(
             FAILS + f"{LEDGER} lacks the primary key",
@@ -597,6 +626,26 @@ def test_wrong_settings_are_all_that_a_check_tells(ready: dict[str, str]) -> Non
     code, lines = said(ready | {"DB_PORT": "mysql", "SEND_WINDOW": "x"}, "--check")
     assert code == 2
     assert [line[: line.index(" is ")] for line in lines] == ["ERROR - DB_PORT", "ERROR - SEND_WINDOW"]
+
+
+def test_a_ledger_that_holds_more_than_is_needed_is_taken(database: Database, ready: dict[str, str]) -> None:
+    wider = "MODIFY segments INT NULL, MODIFY error_code BIGINT NULL, MODIFY rule VARCHAR(99) NULL"
+    more = "ADD origin VARCHAR(9) NOT NULL DEFAULT '', ADD number BIGINT NOT NULL AUTO_INCREMENT UNIQUE"
+    database.execute(f"ALTER TABLE {LEDGER} {wider}, {more}")
+    assert verdicts(ready)[1]["ledger"] == ["INFO ok"]
+    assert program.run(ready, at=NOW + DAY) == 0
+    assert database.rows(f"SELECT state FROM {LEDGER}") == [("sent",)]
+
+
+def test_a_check_by_one_shard_names_none_of_anothers_users(database: Database, ready: dict[str, str]) -> None:
+    shards = [crc32(str(user).encode()) % 2 for user in range(1, 8)]
+    database.insert_users((f"User {n}", ANA, f"Etc/GMT-{n}") for n in range(2, 8))
+    bad = database.insert_user("Bad", ANA, "Mars")
+    assert set(shards) == {0, 1}
+    for shard in (0, 1):
+        found = verdicts(ready | {"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": str(shard)})[1]["users and logs"]
+        own = crc32(str(bad).encode()) % 2 == shard
+        assert found == ([f"WARNING 1 users have no time zone that is known: {bad}"] if own else ["INFO ok"])
 
 
 @pytest.mark.parametrize("lacking", ["SELECT", "INSERT", "UPDATE", "DELETE", "SELECT, INSERT, UPDATE, DELETE"])

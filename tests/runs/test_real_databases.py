@@ -193,7 +193,7 @@ def test_a_run_that_ends_does_not_wait_for_a_page_that_is_read_ahead(
     town.database.insert_logs([(habits[4], NOON - DAY)])
     town.sql("RENAME TABLE Log TO Entry")
     town.sql("CREATE VIEW Log AS SELECT * FROM Entry WHERE SLEEP(6) = 2")
-    monkeypatch.setattr(Tracker, "newest_logs", lambda *_: habit_notifier.NewestLogs(0, NOON, 0, past=False))
+    monkeypatch.setattr(Tracker, "log_doubts", lambda *_: iter(()))
     town.twilio.script(then=refuse(20003, 401), to=people[0])
     began = time.monotonic()
     assert town.run(SEND_CONCURRENCY=1) == Exit.ACT
@@ -247,7 +247,7 @@ def test_pages_that_take_too_long_are_halved_until_whom_nobody_can_read_is_named
     town.database.insert_logs((habit, NOON - DAY) for habit in slow for _ in range(3))
     town.sql("RENAME TABLE Log TO Entry")
     town.sql("CREATE VIEW Log AS SELECT * FROM Entry WHERE SLEEP(0.1) = 2")  # reads long, and finds nothing
-    monkeypatch.setattr(Tracker, "newest_logs", lambda *_: habit_notifier.NewestLogs(0, NOON, 0, past=False))
+    monkeypatch.setattr(Tracker, "log_doubts", lambda *_: iter(()))
     assert town.run() == Exit.RETRY
     named = [line for line in town.lines("WARNING") if "gets no text, not tried: MySQL does not read" in line]
     assert len(named) == (USERS if everybody else 1)
@@ -305,7 +305,7 @@ def test_a_node_that_is_not_ready_for_a_while_is_waited_for(
     execute, refusals = habit_notifier.Database._execute, iter(range(2))
 
     def refuse_twice(database: habit_notifier.Database, sql: str, args: Any) -> list[tuple[Any, ...]]:
-        if statement in sql and database.stage.opened and next(refusals, None) is not None:
+        if statement in sql and database.opened and next(refusals, None) is not None:
             raise pymysql.err.OperationalError(number, "not now")
         return execute(database, sql, args)
 

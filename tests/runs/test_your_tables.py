@@ -22,7 +22,7 @@ from habit_notifier import Exit
 from tests.runs import program
 from tests.runs.plans import Step, explained
 from tests.runs.statements import ZONES
-from tests.sandbox.database import LEDGER, Server
+from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "your-tables.md").read_text()
@@ -354,6 +354,20 @@ CASES: dict[str, list[Person]] = {
         Person("None", NO_LOGS, habits=()),
     ],
 }
+
+
+@pytest.mark.parametrize("question", [["--check"], ["--explain", "1"], ["--dry-run"], []], ids=str)
+def test_no_column_is_read_that_the_page_does_not_list(
+    database: Database, twilio: FakeTwilio, question: list[str]
+) -> None:
+    database.insert_user("Ana", "+12025550100", "UTC", logs=[NOON - timedelta(days=2)])
+    account = database.least_account(create=True)
+    for table, words in re.findall(r"^- \*\*(User|Habit|Log)\*\*: (.*)", PAGE, flags=re.MULTILINE):
+        columns = ", ".join(re.findall(r"`(\w+)`", words))
+        database.execute(f"REVOKE SELECT ON `{table}` FROM %s@'%%'", (account["DB_USER"],))
+        database.execute(f"GRANT SELECT ({columns}) ON `{table}` TO %s@'%%'", (account["DB_USER"],))
+    environ = database.environ() | account | twilio.environ()
+    assert program.run(environ, question, at=NOON) == Exit.DONE
 
 
 def test_every_recipe_of_the_page_has_cases() -> None:
