@@ -73,7 +73,6 @@ import pymysql
 import pytz
 import requests
 import urllib3.exceptions
-from pymysql.converters import escape_item
 from twilio.http import HttpClient
 from twilio.http.response import Response
 from twilio.rest import Client
@@ -331,9 +330,9 @@ def of_the_past(case: Case) -> Skip | None:
         written = row.last_possible_text(timedelta())  # clocks can step ahead while a text is on its way
         if written > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
             words = "a clock that was ahead left the row of %s, written at %s UTC. Unless its text went out today: "
-            delete = "DELETE FROM %s WHERE user_id = %s AND local_day = '%s';"
-            at, key = f"{written:%Y-%m-%d %H:%M}", (LEDGER, literal(row.user_id), row.local_day)
-            return Skip(Outcome.FUTURE, words + delete, (row.local_day, at, *key))
+            delete = f"DELETE FROM {LEDGER} WHERE user_id = %s AND local_day = '%s';"
+            day, at, key = row.local_day, f"{written:%Y-%m-%d %H:%M}", literal(row.user_id)
+            return Skip(Outcome.FUTURE, words + delete, (day, at, key, day))
     return None
 
 
@@ -1066,7 +1065,7 @@ def shown_id(user_id: UserId) -> int | str:
 
 def literal(value: UserId) -> str:
     """A value as a statement has it."""
-    return f"X'{value.hex()}'" if isinstance(value, bytes) else str(escape_item(value, "utf8mb4"))
+    return f"X'{value.hex()}'" if isinstance(value, bytes) else str(pymysql.converters.escape_item(value, "utf8mb4"))
 
 
 HEX_ID = re.compile("[0-9a-fA-F-]{8,}")  # a UUID, or bytes
@@ -3242,11 +3241,8 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
 def is_secret(text: str, environ: Mapping[str, str]) -> bool:
     """Whether a value that is wrong here would be right in a secret's place, or holds one, as a URL may."""
     values = (environ.get(declared.name.upper()) for declared in fields(Settings) if declared.metadata["secret"])
-    return (
-        "@" in text
-        or any(value and value in text for value in values)
-        or re.fullmatch("[A-Z]{0,2}[0-9a-fA-F]{32}", text) is not None
-    )
+    held = any(value and value in text for value in values)
+    return held or "@" in text or re.fullmatch("[A-Z]{0,2}[0-9a-fA-F]{32}", text) is not None
 
 
 def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, str]) -> str:
