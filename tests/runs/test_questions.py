@@ -239,7 +239,7 @@ AGAINST: dict[str, tuple[dict[str, str], Arrange]] = {
     "remembered": ({}, texts(3, state="refused", final_status="refused", error_code=21610)),
     "delivered": ({}, texts(3, 4, 5, final_status="undelivered", error_code=30008)),
     "wanted": ({"QUIET_AFTER": "1"}, texts(5)),
-    "within_week": ({"MAX_PER_WEEK": "1"}, texts(5)),
+    "within_week": ({"MAX_PER_WEEK": "1"}, texts(6)),  # the last day that counts
     "spaced": ({}, texts(1, finished_at=NOW.replace(hour=8, tzinfo=None))),
     "in_window": ({"SEND_WINDOW": "12:00-20:00"}, texts()),
 }

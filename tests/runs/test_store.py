@@ -96,6 +96,15 @@ def test_a_ledger_whose_user_id_is_of_another_type_is_told_with_the_statement_th
     assert len(town.twilio.book) == 3
 
 
+def test_a_ledger_whose_columns_are_wider_and_more_will_do(town: Town) -> None:
+    town.people(3)
+    create_ledger(town.database)
+    wider = "MODIFY message_sid VARCHAR(64) NULL, MODIFY error_code BIGINT NULL, MODIFY segments INT NULL"
+    town.sql(f"ALTER TABLE {LEDGER} {wider}, ADD note TEXT NULL")
+    assert town.run() == 0
+    assert len(town.twilio.book) == 3
+
+
 @variants({"id_type": "CHAR(36)", "collation": "utf8mb4_bin"})
 def test_the_same_type_in_another_collation_is_another_type(town: Town) -> None:
     town.people(3)
