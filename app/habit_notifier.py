@@ -1153,7 +1153,8 @@ class Brake:
 
     def __init__(self, stop: Stop, clock: Clock, deadline: float) -> None:
         self._stop, self._clock, self._deadline = stop, clock, deadline
-        self._until, self._until_wall = time.monotonic() + deadline, clock() + timedelta(seconds=deadline)
+        self._latest = clock()  # that the wall's clock said
+        self._until, self._until_wall = time.monotonic() + deadline, self._latest + timedelta(seconds=deadline)
         self._lock, self._over = threading.Lock(), False
         self._answers: deque[Answer] = deque(maxlen=STREAK_WINDOW)
         self.failure: NotifierError | None = None
@@ -1204,7 +1205,8 @@ class Brake:
 
         :raises RetryLater: when the wall's clock was set back
         """
-        if now < self._until_wall - timedelta(seconds=self._until - time.monotonic()) - CLOCK_TOLERANCE:
+        self._latest = max(self._latest, now)
+        if now < self._latest - CLOCK_TOLERANCE:
             raise RetryLater(
                 f"this node's clock is wrong: in mid-run it was set back to {now:%Y-%m-%d %H:%M:%S} UTC: "
                 "mend its time synchronisation (NTP)"
