@@ -451,6 +451,8 @@ def test_an_account_whose_way_in_needs_a_package_that_is_missing_is_told_to_be_m
 def test_a_state_that_is_not_known_reads_as_uncertain(town: Town, people: list[str]) -> None:
     assert town.run() == 0
     town.sql(f"UPDATE {LEDGER} SET state = 'pending', message_sid = NULL WHERE user_id = 1")
+    assert town.run(NOON + timedelta(minutes=10)) == 1  # before it is looked up, and written anew
+    assert town.said("User Due 0 (ID: 1) gets no text, uncertain: it may have been sent")
     assert town.run(NOON + timedelta(hours=1)) == 0
     assert town.served == people
     assert town.said("User Due 0 (ID: 1) gets no text, uncertain earlier today: it may have been sent")
