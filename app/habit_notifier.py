@@ -1823,7 +1823,7 @@ MANY = 100  # users, who don't all stop logging at once
 DATABASE_CONNECT_TIMEOUT = 5  # seconds
 DATABASE_TIMEOUT = 10  # seconds, for one statement; the server ends a query two seconds earlier
 DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
-DATABASE_MEMORY = 60.0  # seconds of results that a new connection writes again: commits may be lost with the old
+DATABASE_MEMORY = 60.0  # seconds before the last answer whose results a new connection writes again: they may be lost
 LAST_TIMEOUT, LAST_PATIENCE = 3, 1.0  # the time-out and the patience after SIGTERM
 
 
@@ -1978,6 +1978,7 @@ class Database:
         self.claimed = False  # somebody: what is away now is not waited for as long as before
         self._connection: pymysql.Connection[Any] | None = None
         self._fresh = False
+        self.answered = 0.0  # when a statement was, the last time
         self._others: list[Database] = []
         self.on_connect: Callable[[Execute], object] = lambda _execute: None
 
@@ -2055,7 +2056,9 @@ class Database:
         if self._fresh:
             self.on_connect(self._execute)
             self._fresh = False
-        return self._execute(sql, args)
+        rows = self._execute(sql, args)
+        self.answered = time.monotonic()
+        return rows
 
     def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
         assert self._connection is not None  # noqa: S101 - for the type checker
@@ -2584,14 +2587,19 @@ class Ledger:
             if answer.outcome in KEPT and reminder in self.claims
         }
         self.claims |= kept  # what is written again on a new connection
+        self._recorded.append((time.monotonic(), list(kept.values())))
         for part in chunks(list(kept.values()), KEYS):
             self._database.run(*upsert(part))
-        self._recorded.append((time.monotonic(), list(kept.values())))
-        while self._recorded[0][0] < time.monotonic() - DATABASE_MEMORY:
+        while self._recorded and self._recorded[0][0] < self._safe_before:
             self._recorded.popleft()
         for reminder in kept:
             del self.claims[reminder]
         self.release([reminder for reminder in answers if reminder not in kept])
+
+    @property
+    def _safe_before(self) -> float:
+        """What was recorded before is not lost: the server lived on for so long, whenever it was lost after that."""
+        return self._database.answered - DATABASE_MEMORY
 
     def release(self, reminders: Iterable[Reminder]) -> None:
         """Delete the rows of texts that were surely not sent, so that they may be tried again."""
@@ -2606,8 +2614,8 @@ class Ledger:
 
     def _write_again(self, execute: Execute) -> None:
         """On a new connection: what was written last may be lost with the server that it was written to."""
-        since = time.monotonic() - DATABASE_MEMORY
-        rows = [*(row for at, some in self._recorded if at > since for row in some), *self.claims.values()]
+        recent = (row for at, some in self._recorded if at >= self._safe_before for row in some)
+        rows = [*recent, *self.claims.values()]
         for part in chunks(rows, KEYS):
             execute(*upsert(part))
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -494,6 +495,27 @@ def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
     job.ledger.record({bert: ACCEPTED}, LATER)
     assert written_again() == []
     assert not job.ledger._recorded  # nor is it kept in memory
+
+
+def test_what_may_be_lost_is_told_by_when_the_server_last_answered_not_by_when_that_is_noticed(
+    town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Twilio asks for a pause of minutes, nothing is asked of a server that may be gone since the last text."""
+    monkeypatch.setattr(habit_notifier, "DATABASE_MEMORY", 0.2)
+    [anna] = reminders("+12025550101")
+    job.ledger.claim([anna], NOON)
+    job.ledger.record({anna: ACCEPTED}, NOON)
+
+    def lost_and_written_again() -> dict[str, str]:
+        town.sql(f"DELETE FROM {LEDGER}")
+        job.database.close()
+        job.database.run("SELECT 1")
+        return town.states
+
+    sleep(0.3)
+    job.ledger.record({}, NOON)
+    assert lost_and_written_again() == {anna.user.phone: "sent"}
+    assert lost_and_written_again() == {}  # that server answered, long after
 
 
 def test_a_crash_between_the_statements_of_a_record_loses_no_row(
