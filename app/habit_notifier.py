@@ -2631,7 +2631,7 @@ class Ledger:
     def settle(self, settled: Iterable[Row]) -> None:
         """Write what Twilio says of rows, those of which it says the same by one statement; not what is outdated.
 
-        A run that was suspended may wake and record a text that this one took for lost.
+        A run that was suspended may wake and record a text, or its refusal, that this one took for lost.
         """
         alike = defaultdict(list)
         for row in settled:
@@ -2641,7 +2641,7 @@ class Ledger:
             for part in chunks(keys, KEYS):
                 self._database.run(
                     f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s
-                        WHERE (message_sid IS NULL) = %s AND ({any_of(part)})""",
+                        WHERE final_status IS NULL AND (message_sid IS NULL) = %s AND ({any_of(part)})""",
                     [*said, *chain.from_iterable(part)],
                 )
 

@@ -446,6 +446,25 @@ def test_what_another_run_recorded_during_a_look_up_stays(world: World, monkeypa
     assert [world.told(user) for user in users] == [("sent", sid, None, None)] * 2
 
 
+def test_a_refusal_that_another_run_recorded_during_a_look_up_is_not_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever opted out would be tried again, and the ledger would not say what that run's log does."""
+    users = [world.row(phone, "sending", NOON - HOUR) for phone in (ANNA, BERT)]
+    unsettled = Ledger.unsettled
+
+    def wake(ledger: Ledger, now: datetime) -> list[Row]:
+        rows = unsettled(ledger, now)
+        refused = f"UPDATE {LEDGER} SET state = 'refused', error_code = 21610, final_status = 'refused'"
+        world.database.execute(f"{refused} WHERE user_id = %s", (users[0],))
+        return rows
+
+    monkeypatch.setattr(Ledger, "unsettled", wake)
+    assert world.settle(NOON) == 0
+    refused, lost = ("refused", None, 21610, "refused"), ("uncertain", None, None, "unknown")
+    assert [world.told(user) for user in users] == [refused, lost]
+
+
 def test_of_more_rows_than_one_run_looks_up_the_oldest_come_first(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
