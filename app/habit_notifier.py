@@ -311,14 +311,14 @@ def numbered(case: Case) -> Skip | None:
 
 def handled(case: Case) -> Skip | None:
     """One row, one day: the user has today's already."""
-    for row in case.rows:
-        if row.local_day != case.days.today:
-            continue
+    for row in (row for row in case.rows if row.local_day == case.days.today):
         if row.state not in (State.SENDING, State.UNCERTAIN):
+            if (last := row.last_possible_text(timedelta())) < case.days.end:
+                words = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
+                return Skip(Outcome.DEFERRED, words, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
             return Skip(Outcome.ALREADY, "%s today", (row.state,))
-        sending = row.state is State.SENDING
+        sending, recent = row.state is State.SENDING, case.now - row.claimed_at < ALL_ATTEMPTS
         words = "another run is texting this user, or was cut off while it did" if sending else "it may have been sent"
-        recent = case.now - row.claimed_at < ALL_ATTEMPTS
         return Skip(Outcome.UNCERTAIN if recent else Outcome.EARLIER, words, again=sending and recent)
     return None
 
@@ -2641,7 +2641,7 @@ class Ledger:
             for part in chunks(keys, KEYS):
                 self._database.run(
                     f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s
-                        WHERE final_status IS NULL AND (message_sid IS NULL) = %s AND ({any_of(part)})""",
+                        WHERE (COALESCE(message_sid, final_status) IS NULL) = %s AND ({any_of(part)})""",
                     [*said, *chain.from_iterable(part)],
                 )
 

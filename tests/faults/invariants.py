@@ -13,7 +13,7 @@ from itertools import pairwise, product
 from tests.faults import faults as f
 from tests.faults.draw import PERMANENT, Scene
 from tests.faults.program import KILLED, Run
-from tests.faults.scene import DEADLINE, SPACING, Due, Person, due, zone_day, zone_of
+from tests.faults.scene import DEADLINE, SPACING, Due, Person, due, start_of, zone_day, zone_of
 from tests.faults.stage import Played, Record, Row
 from tests.sandbox.database import Id
 from tests.sandbox.fake_twilio import Message, Request
@@ -386,22 +386,31 @@ class Judge:
                 yield "ledger", f"the log says that {sid} was sent, the ledger says {of_sid}"
         if len(group.runs) > 1 or not told.run.now:
             return
-        rows = {(str(row.user_id), row.day): row.state for row in group.ledger_after}
+        rows = {(str(row.user_id), row.day): row for row in group.ledger_after}
         for person in group.people:
             found = due(person, told.run.now, self._default)
             named = told.outcomes.get(str(person.id), [])
             if not found or len(named) != 1:
                 continue
-            state = rows.get((str(person.id), found.day))
+            row = rows.get((str(person.id), found.day))
+            state = row.state if row else None
             if state is None and named[0] == "uncertain":  # by its clock's day, or of the attempt before this one
                 lately = told.run.now - ATTEMPTS + min((fault.skew for fault in group.faults), default=timedelta())
                 recent = (r for r in group.ledger_after if r.user_id == person.id and r.claimed_at > lately)
                 state = next((row.state for row in recent), None)
-            right = set(IN_LEDGER.get(named[0], {None}))
+            right = self._right(named[0], person, row)
             if is_zombie(group) and None in right:
                 right.add("sending")
             if state not in right:
                 yield "ledger", f"{person} was {named[0]}, the ledger says {state}"
+
+    def _right(self, outcome: str, person: Person, row: Row | None) -> set[str | None]:
+        """What the ledger may say of today; a text from before the day began may hold it, after a move to the west."""
+        zone = zone_of(person, self._default)
+        if outcome == "deferred" and row and zone:
+            last = max(row.claimed_at, row.finished_at or row.claimed_at)
+            return {"sent", "refused"} if last < start_of(zone, row.day) else {None}
+        return set(IN_LEDGER.get(outcome, {None}))
 
     # --- nobody is lost
 

@@ -319,6 +319,20 @@ def test_a_row_of_the_future_bars_its_user_by_name_with_the_statement_to_paste(
         assert told(skip).endswith(statement)
 
 
+@pytest.mark.parametrize(
+    ("finished", "expected"), [(-SECOND, Outcome.DEFERRED), (timedelta(), Outcome.ALREADY), (SECOND, Outcome.ALREADY)]
+)
+@pytest.mark.parametrize("state", [State.SENT, State.REFUSED])
+def test_whose_day_is_taken_by_a_text_of_the_day_before_is_not_said_to_have_been_texted_today(
+    state: State, finished: timedelta, expected: Outcome
+) -> None:
+    """After a move to the west, or another DAY_STARTS_AT, the day before may come once more; its row bars it."""
+    midnight = a_case().days.end
+    skip = skipped([a_row(state, claimed_at=midnight - MINUTE, finished_at=midnight + finished)])
+    assert outcome(skip) is expected
+    assert "zone or DAY_STARTS_AT changed" in told(skip) or expected is Outcome.ALREADY
+
+
 @pytest.mark.parametrize(("day", "expected"), [(TODAY + DAY, Outcome.DEFERRED), (TODAY + 2 * DAY, Outcome.FUTURE)])
 def test_whoever_moved_from_the_first_zone_to_the_last_is_not_barred(day: date, expected: Outcome) -> None:
     now = NOW.replace(hour=10, minute=30)  # just after midnight of the 11th on Kiritimati

@@ -236,6 +236,25 @@ def test_two_runs_at_once_on_either_side_of_a_local_midnight_text_nobody_twice(i
     assert sum(said_sent(output) for _, output in results) == len(islands.twilio.book)
 
 
+@pytest.mark.parametrize(
+    ("zone", "changes"),
+    [("America/New_York", {"DAY_STARTS_AT": "06:00"}), ("Pacific/Honolulu", {})],
+    ids=["days start later", "moved west"],
+)
+def test_whose_day_comes_once_more_is_named_and_served_the_day_after(
+    islands: Town, zone: str, changes: dict[str, str]
+) -> None:
+    """At 9:00 UTC it is night in New York. Nobody is texted twice for a day, but not a whole country without a word."""
+    islands.sql("UPDATE User SET time_zone = 'America/New_York'")
+    assert islands.run(MARQUESAS) == 0
+    islands.sql("UPDATE User SET time_zone = %s", (zone,))
+    assert islands.run(MARQUESAS + timedelta(days=1), LOG_LEVEL="INFO", **changes) == 0
+    assert islands.served == PEOPLE
+    assert islands.said("deferred: the row of 2026-05-12 is that of a text before that day: zone or") == USERS
+    assert islands.run(MARQUESAS + timedelta(days=2), **changes) == 0
+    assert islands.texted == PEOPLE
+
+
 # --- lost answers
 
 
