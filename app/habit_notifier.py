@@ -2564,7 +2564,10 @@ class Ledger:
 
     def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> Iterator[Row]:
         sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({holes(user_ids)}) AND local_day >= %s"
-        return map(as_row, self._database.run(sql, [*user_ids, since]))
+        exact, alike = set(user_ids), {id_key(user_id): user_id for user_id in user_ids}
+        for row in map(as_row, self._database.run(sql, [*user_ids, since])):  # a UUID may have been written anew
+            same = row.user_id in exact
+            yield row if same else replace(row, user_id=alike.get(id_key(row.user_id), row.user_id))
 
     def claim(self, reminders: Sequence[Reminder], now: datetime) -> dict[UserId, list[Row]]:
         """Write claims into the ledger; the rows of these users' last days, as they stand then.

@@ -18,7 +18,7 @@ import habit_notifier
 from habit_notifier import Exit
 from tests.runs.program import started, starting_at
 from tests.runs.statements import CLAIM, CLAIM_CHECK, RECORD, RELEASE
-from tests.runs.town import NOON, Town, at_send, numbers, opened
+from tests.runs.town import NOON, Town, at_send, numbers, opened, variants
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse, slow
 from tests.sandbox.proxy import Proxy, Verdict
@@ -253,6 +253,18 @@ def test_whose_day_comes_once_more_is_named_and_served_the_day_after(
     assert islands.said("deferred: the row of 2026-05-12 is that of a text before that day: zone or") == USERS
     assert islands.run(MARQUESAS + timedelta(days=2), **changes) == 0
     assert islands.texted == PEOPLE
+
+
+@variants({"id_type": "CHAR(36)"})
+def test_ids_that_are_written_anew_in_capitals_are_those_of_the_same_people(islands: Town) -> None:
+    """To the server's collation they are one; so no text of a few minutes ago, and no refusal, is forgotten."""
+    assert islands.run(MARQUESAS) == 0
+    islands.sql("UPDATE User SET id = UPPER(id)")
+    assert islands.run(MARQUESAS + timedelta(minutes=20)) == 0
+    assert islands.said(f"already handled today {USERS}")
+    assert islands.run(MARQUESAS + timedelta(minutes=35)) == 0  # the next day there
+    assert islands.said(f"deferred {USERS}")
+    assert islands.served == PEOPLE
 
 
 # --- lost answers
