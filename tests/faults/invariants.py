@@ -448,7 +448,7 @@ class Judge:
         for row in rows:
             last = max(row.claimed_at, row.finished_at or row.claimed_at + DEADLINE)
             is_late = last > now - SPACING - timedelta(minutes=1) or last.astimezone(zone).date() >= found.day
-            if row.day == found.day or row.claimed_at > now or (row.state != "refused" and is_late):
+            if row.day == found.day or last > now or (row.state != "refused" and is_late):
                 return False
         days, limit = (int(self._scene.environ.get(*name)) for name in (("REFUSED_RETRY_DAYS", "30"), UNDELIVERED))
         own = [row for row in rows if row.phone == person.number and (found.day - row.day).days < days]
