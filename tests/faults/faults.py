@@ -55,6 +55,8 @@ class Group:
     accounts: list[str]
     come_and_go: Callable[[], set[str]]
     """Lets some people sign up and others leave; their keys."""
+    old_tokens: list[str]
+    """Of the rows that earlier groups left."""
     actors: list[Actor] = field(default_factory=list)
     extra_wait: float = 0.0
     """Seconds in which something may still happen after the last run's end."""
@@ -555,7 +557,7 @@ class WrongClock(Fault):
 class LostCommits(AtQuery):
     """The server crashes and comes back without what was committed in the last second.
 
-    Only while a run is alone: what another one that has ended wrote, nobody could write again.
+    Only while a run is alone, and only its rows: what another one that has ended wrote, nobody could write again.
     """
 
     kind = "lost commits"
@@ -566,7 +568,8 @@ class LostCommits(AtQuery):
         since = (self._group.clock() - timedelta(seconds=1)).replace(tzinfo=None)
         with self._group.database.connect() as admin, admin.cursor() as cursor:
             self.hits += cursor.execute(
-                f"DELETE FROM {LEDGER} WHERE claimed_at > %s OR finished_at > %s", (since, since)
+                f"DELETE FROM {LEDGER} WHERE (claimed_at > %s OR finished_at > %s) AND run_token NOT IN %s",
+                (since, since, ["", *self._group.old_tokens]),
             )
         return Verdict.CUT_BEFORE
 

@@ -176,9 +176,8 @@ class Judge:
         yield from self._nobody_lost(group, told)
         old = {row.token for row in group.ledger_before}
         new = [row for row in group.ledger_after if row.token not in old]
-        if [type(fault) for fault in group.faults] == [f.ForgottenConnections] and any(
-            row.state == "uncertain" for row in new
-        ):
+        idle = [type(fault) for fault in group.faults] == [f.ForgottenConnections] and len(group.runs) == 1
+        if idle and any(row.state == "uncertain" for row in new):
             yield "nobody is lost", "a text is uncertain, since a connection was used that was idle for too long"
         for words in group.stray:
             if "Traceback" in words or any(secret in words for secret in record.secrets):

@@ -225,6 +225,7 @@ class Stage:
     def _play(self, rng: random.Random, scene: Scene, part: Part) -> Played:
         owner, least = self.accounts[scene.id_type]
         account = least if scene.least else owner
+        before = self._ledger()
         group = Group(
             server=self.server,
             database=self.database,
@@ -233,6 +234,7 @@ class Stage:
             clock=self.clock,
             accounts=[owner["DB_USER"], least["DB_USER"]],
             come_and_go=lambda: self._come_and_go(scene),
+            old_tokens=[row.token for row in before],
         )
         environ = {
             **self.database.environ(),
@@ -245,7 +247,6 @@ class Stage:
         }
         orders = [Orders(part.argv, environ, scene.constants) for _ in range(part.runs)]
         group.actors = [self._actor(scene, part, order, n) for n, order in enumerate(orders)]
-        before = self._ledger()
         books, requests = len(self.twilio.book), len(self.twilio.requests)
         self.clock.jumps = []
         direction = _Direction(scene, part, group)
