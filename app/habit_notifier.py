@@ -314,8 +314,8 @@ def handled(case: Case) -> Skip | None:
     for row in (row for row in case.rows if row.local_day == case.days.today):
         if row.state not in (State.SENDING, State.UNCERTAIN):
             if (last := row.last_possible_text(timedelta())) < case.days.end:
-                words = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
-                return Skip(Outcome.DEFERRED, words, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
+                reason = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
+                return Skip(Outcome.DEFERRED, reason, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
             return Skip(Outcome.ALREADY, "%s today", (row.state,))
         sending, recent = row.state is State.SENDING, case.now - row.claimed_at < ALL_ATTEMPTS
         words = "another run is texting this user, or was cut off while it did" if sending else "it may have been sent"
@@ -330,9 +330,9 @@ def of_the_past(case: Case) -> Skip | None:
         written = row.last_possible_text(timedelta())  # clocks can step ahead while a text is on its way
         if written > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
             words = "a clock that was ahead left the row of %s, written at %s UTC. Unless its text went out today: "
-            delete = f"DELETE FROM {LEDGER} WHERE user_id = %s AND local_day = '%s';"
-            day, at, key = row.local_day, f"{written:%Y-%m-%d %H:%M}", literal(row.user_id)
-            return Skip(Outcome.FUTURE, words + delete, (day, at, key, day))
+            delete = f"DELETE FROM {LEDGER} WHERE user_id = %s AND local_day = '%s' AND run_token = %s;"
+            at, key = f"{written:%Y-%m-%d %H:%M}", (literal(row.user_id), row.local_day, literal(row.token))
+            return Skip(Outcome.FUTURE, words + delete, (row.local_day, at, *key))
     return None
 
 
