@@ -663,9 +663,10 @@ def test_wrong_settings_are_all_that_a_check_tells(ready: dict[str, str]) -> Non
 
 
 def test_a_ledger_that_holds_more_than_is_needed_is_taken(database: Database, ready: dict[str, str]) -> None:
-    wider = "MODIFY segments INT NULL, MODIFY error_code BIGINT NULL, MODIFY rule VARCHAR(99) NULL"
-    more = "ADD origin VARCHAR(9) NOT NULL DEFAULT '', ADD number BIGINT NOT NULL AUTO_INCREMENT UNIQUE"
-    database.execute(f"ALTER TABLE {LEDGER} {wider}, {more}")
+    types = {"segments": "INT", "error_code": "BIGINT", "rule": "VARCHAR(99)", "message_sid": "VARCHAR(64)"}
+    wider = ", ".join(f"MODIFY {column} {kind} NULL" for column, kind in types.items())
+    more = "ADD origin VARCHAR(9) NOT NULL DEFAULT '', ADD note TEXT NULL"
+    database.execute(f"ALTER TABLE {LEDGER} {wider}, {more}, ADD number BIGINT NOT NULL AUTO_INCREMENT UNIQUE")
     assert verdicts(ready)[1]["ledger"] == ["INFO ok"]
     assert program.run(ready, at=NOW + DAY) == 0
     assert database.rows(f"SELECT state FROM {LEDGER}") == [("sent",)]
