@@ -238,7 +238,7 @@ class Row:
     final_status: str | None = None
     segments: int | None = None
 
-    def last_possible_text(self, deadline: timedelta) -> datetime:
+    def last_possible_text(self, deadline: timedelta = timedelta()) -> datetime:
         """The latest instant at which this row's text can have been posted, if its run had that deadline."""
         return max(self.claimed_at, self.finished_at or self.claimed_at + deadline)  # clocks can step back
 
@@ -313,7 +313,7 @@ def handled(case: Case) -> Skip | None:
     """One row, one day: the user has today's already."""
     for row in (row for row in case.rows if row.local_day == case.days.today):
         if row.state not in (State.SENDING, State.UNCERTAIN):
-            if (last := row.last_possible_text(timedelta())) < case.days.end:
+            if (last := row.last_possible_text()) < case.days.end:
                 reason = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
                 return Skip(Outcome.DEFERRED, reason, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
             return Skip(Outcome.ALREADY, "%s today", (row.state,))
@@ -327,7 +327,7 @@ def of_the_past(case: Case) -> Skip | None:
     """A row from a clock that was ahead would bar its user for as long, unnamed."""
     last_day = max(case.days.today + timedelta(days=1), (case.now + EARLIEST_ZONE).date())  # people may have moved
     for row in case.rows:
-        written = row.last_possible_text(timedelta())  # clocks can step ahead while a text is on its way
+        written = row.last_possible_text()  # clocks can step ahead while a text is on its way
         if written > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
             words = "a clock that was ahead left the row of %s, written at %s UTC. Unless its text went out today: "
             delete = f"DELETE FROM {LEDGER} WHERE user_id = %s AND local_day = '%s' AND run_token = %s;"
@@ -2445,7 +2445,7 @@ class Ledger:
     def open(self) -> None:
         """Make the ledger, or check by statements that touch no row that it can be written.
 
-        :raises FixFirst: when a type, a key or a grant is not as needed
+        :raises FixFirst: when a type, a key or a grant is not as needed, or the server is read-only
         """
         id_type, ddl = self._definition()
         try:
@@ -2469,7 +2469,12 @@ class Ledger:
         return id_type, " ".join(ddl.split()) + ";"
 
     def _try(self, explain: str = "") -> None:
-        """Statements that touch no row, but fail when a column or a grant is missing or the server is read-only."""
+        """Statements that touch no row, but fail when a column or a grant is missing.
+
+        :raises FixFirst: when the server is read-only, which not each of them finds
+        """
+        if self._database.run("SELECT @@read_only OR @@innodb_read_only") != [(0,)]:
+            raise FixFirst(f"MySQL: {READ_ONLY}")
         self._database.run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
         self._database.run(f"{explain}INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
         self._database.run(f"{explain}UPDATE {LEDGER} SET state = state WHERE FALSE")
@@ -2490,8 +2495,6 @@ class Ledger:
 
         :raises FixFirst: when its type is not as needed, a grant is missing, or the server is read-only
         """
-        if self._database.run("SELECT @@read_only OR @@innodb_read_only") != [(0,)]:
-            raise FixFirst(f"MySQL: {READ_ONLY}")
         id_type, ddl = self._definition()
         try:
             self._try("EXPLAIN ")

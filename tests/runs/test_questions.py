@@ -717,6 +717,9 @@ def test_a_missing_ledger_fails_the_check_only_if_the_run_may_not_make_it(
     assert program.run(ready | account, at=NOW) == code
 
 
+READ_ONLY = "ERROR MySQL: it is read-only: set DB_HOST to the primary"
+
+
 @pytest.mark.usefixtures("throwaway")
 def test_tls_durability_and_a_server_that_is_read_only(twilio: FakeTwilio, tmp_path: Path) -> None:
     make_certificates(tmp_path)
@@ -731,7 +734,17 @@ def test_tls_durability_and_a_server_that_is_read_only(twilio: FakeTwilio, tmp_p
         assert found["database"][0].startswith("ERROR MySQL: DB_SSL_CA does not vouch for its certificate")
         database.execute("SET GLOBAL read_only = 1")
         code, found = verdicts(environ)
-        assert (code, found["ledger"]) == (2, ["ERROR MySQL: it is read-only: set DB_HOST to the primary"])
+        assert (code, found["ledger"]) == (2, [READ_ONLY])
+
+
+@pytest.mark.usefixtures("throwaway")
+def test_a_server_whose_innodb_alone_is_read_only_is_found_before_the_first_claim(twilio: FakeTwilio) -> None:
+    options = ["--innodb-read-only", "--default-storage-engine=MyISAM"]  # as Aurora's readers
+    with Server(options=options) as server, server.database() as database:
+        environ = database.environ() | twilio.environ()
+        code, found = verdicts(environ)
+        assert (code, found["ledger"]) == (2, [READ_ONLY])
+        assert program.run(environ, at=NOW) == 2
 
 
 # --- no question writes -----------------------------------------------------------------------------------------------

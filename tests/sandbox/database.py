@@ -425,7 +425,7 @@ class Database:
     # --- the tables
 
     def _schema(self) -> list[str]:
-        id_type, table = self.id_type, "ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4"
+        id_type, table = self.id_type, "DEFAULT CHARACTER SET utf8mb4"
         if self.collation and id_type.startswith("CHAR"):
             id_type += f" CHARACTER SET {self.collation.split('_')[0]} COLLATE {self.collation}"
         if self.collation and self.collation.startswith("utf8mb4_"):
