@@ -2473,7 +2473,8 @@ class Ledger:
 
         :raises FixFirst: when the server is read-only, which not each of them finds
         """
-        if self._database.run("SELECT @@read_only OR @@innodb_read_only") != [(0,)]:
+        [state] = self._database.run("SELECT @@read_only, @@innodb_read_only")
+        if state not in ((0, 0), ("OFF", 0)):  # MariaDB 12 has a word
             raise FixFirst(f"MySQL: {READ_ONLY}")
         self._database.run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
         self._database.run(f"{explain}INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
