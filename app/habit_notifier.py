@@ -1396,6 +1396,7 @@ NO_SUCH = 20404
 SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
 OF_ONE_TEXT = range(21_000, 31_000)  # codes that do not speak of the account, whatever the status
 CONTENT_TYPE = re.compile(r"(application|text|image)/[\w.+-]+")
+MOST_SEGMENTS = 32_767  # as its column holds them
 MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
 NOT_POSTED = Answer(Action.KEPT_BACK, "the run ended before it was posted")
 DAY_IS_OVER = Answer(Action.KEPT_BACK, "its local day is over")
@@ -1442,6 +1443,7 @@ class Message:
     sid: str
     status: str
     code: int | None
+    segments: str | None = None
 
 
 class Twilio:
@@ -1515,7 +1517,7 @@ class Twilio:
                 check()
                 if message.sid in wanted:
                     status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
-                    found.append(Message(message.sid, status, message.error_code))
+                    found.append(Message(message.sid, status, message.error_code, message.num_segments))
 
         check()
         answer, _ = self.ask(keep)
@@ -1580,7 +1582,7 @@ def accepted(message: Any) -> Answer:
     """What a message that Twilio made says; it may have failed at once."""
     if not MESSAGE_SID.fullmatch(str(message.sid)):
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
-    code, parts = error_code(message.error_code), column_int(message.num_segments, 32_767)
+    code, parts = error_code(message.error_code), column_int(message.num_segments, MOST_SEGMENTS)
     if str(message.status) in LOST:
         words = f"Twilio took it, but it {message.status}: {meaning(code)}"
         return Answer(Action.REFUSE, words, code, message.sid, parts)
@@ -2642,12 +2644,12 @@ class Ledger:
         """
         alike = defaultdict(list)
         for row in settled:
-            said = row.state, row.code, row.final_status, row.sid is None
+            said = row.state, row.code, row.final_status, row.segments, row.sid is None
             alike[said].append((row.user_id, row.local_day, row.token))
         for said, keys in alike.items():
             for part in chunks(keys, KEYS):
                 self._database.run(
-                    f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s
+                    f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s, segments = %s
                         WHERE (COALESCE(message_sid, final_status) IS NULL) = %s AND ({any_of(part)})""",
                     [*said, *chain.from_iterable(part)],
                 )
@@ -2794,8 +2796,9 @@ def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: date
         age, message = now - row.claimed_at, messages.get(row.sid or "")
         if message:
             final = message.status if message.status in FINAL or age > SETTLE_FINAL else None
-            code = error_code(message.code)
-            settled.append(replace(row, state=State.SENT, code=code, final_status=final))
+            known = replace(row, state=State.SENT, code=error_code(message.code), final_status=final)
+            parts = column_int(message.segments, MOST_SEGMENTS)  # a Messaging Service's first answer says 0
+            settled.append(replace(known, segments=parts or row.segments))
         elif age > (patience if row.sid else ALL_ATTEMPTS):
             state = State.SENT if row.sid else State.UNCERTAIN
             settled.append(replace(row, state=state, final_status=UNKNOWN))

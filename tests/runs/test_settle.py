@@ -238,6 +238,8 @@ def test_the_end_of_every_text_is_recorded_and_each_that_did_not_arrive_is_named
     for status, (user, sid) in users.items():
         final = status if status in ends else None
         assert world.told(user) == ("sent", sid, ends.get(status), final)
+    # A Messaging Service says 0 until it has chosen a sender: in its answer to the POST, and while a text is accepted.
+    assert [segments for (segments,) in world.rows("segments")] == [1] * 5 + [None] + [1] * 3
     told = re.sub(r" \(.*?/\d+\)", "", next(line for line in world.log if "Looked up" in line))
     counts = ", ".join(f"{status} 1" for status in sorted(ends))
     assert told == f"INFO Looked up 9 earlier texts, {counts}, still open 4"
@@ -516,7 +518,7 @@ class Memory:
     def stream(self, **_: object) -> Iterator[SimpleNamespace]:
         """The day's texts, as twilio-python would list them."""
         for row in self.rows:
-            yield SimpleNamespace(sid=row.sid, status="delivered", error_code=None)
+            yield SimpleNamespace(sid=row.sid, status="delivered", error_code=None, num_segments="1")
 
     def unsettled(self, _now: datetime) -> list[Row]:
         return self.rows
