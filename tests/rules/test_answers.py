@@ -700,6 +700,7 @@ def test_a_deadline_that_is_over_stays_over_when_the_clock_is_set_back() -> None
 def test_what_a_person_must_do_outweighs_what_came_first(caplog: pytest.LogCaptureFixture) -> None:
     brake = Brake(Stop(), utc_now, deadline=60)
     brake.pull(habit_notifier.RetryLater("try again"))
+    brake.pull(habit_notifier.RetryLater("try again, too"))
     brake.pull(habit_notifier.FixFirst("correct the credentials"))
     brake.pull(habit_notifier.FixFirst("correct something else"))
     assert brake.exit_codes == [habit_notifier.Exit.ACT]
