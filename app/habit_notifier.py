@@ -2016,7 +2016,8 @@ class Database:
                 self.close()
             patience = DATABASE_PATIENCE if self.claimed else min(OUTAGE_PATIENCE, self._until - start)
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
-            helps = failure.remedy is Remedy.REPEAT or (failure.remedy is Remedy.RECONNECT and self.opened)
+            waits = {Remedy.RECONNECT} if sql.startswith("SELECT") else {Remedy.RECONNECT, Remedy.SMALLER}  # for a lock
+            helps = failure.remedy is Remedy.REPEAT or (failure.remedy in waits and self.opened)
             if self._runs_ahead or not helps or time.monotonic() + pause > start + patience:
                 raise failure
             log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
