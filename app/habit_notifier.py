@@ -613,11 +613,12 @@ class Job:
             self.report.skipped(user, skip)
 
     def once_more(self) -> Iterator[list[Reminder]]:
-        """The reminders of those whom another run held."""
-        self.last_call = True
-        while self.aside:
-            reminders = self.due([replace(user, rows_matter=True) for user, _ in self.aside[:IN_LIST]])
-            del self.aside[:IN_LIST]
+        """The reminders of those whom another run held, once it has its answers or let them go."""
+        until = time.monotonic() + OTHERS_ANSWER
+        while held := self.aside[:IN_LIST]:
+            self.last_call = time.monotonic() >= until or not self.brake.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+            reminders = self.due([replace(user, rows_matter=True) for user, _ in held])
+            del self.aside[: len(held)]
             yield reminders
 
     def deliver(self, pages: Iterator[list[Reminder]]) -> None:
@@ -1298,6 +1299,7 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
 # --- Twilio -----------------------------------------------------------------------------------------------------------
 
 HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
+OTHERS_ANSWER = sum(HTTP_TIMEOUT)  # seconds in which another run, at work beside this one, has its answers
 LONGEST_ANSWER = 16_000_000  # bytes, unpacked: a list of 1,000 texts has fewer
 HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
 PROBE_LIMIT = 30.0  # seconds for one question to Twilio, however slowly its answer drips
@@ -2018,7 +2020,8 @@ class Database:
                 self.close()
             patience = DATABASE_PATIENCE if self.claimed else min(OUTAGE_PATIENCE, self._until - start)
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
-            helps = failure.remedy is Remedy.REPEAT or (failure.remedy is Remedy.RECONNECT and self.opened)
+            waits = {Remedy.RECONNECT} if sql.startswith("SELECT") else {Remedy.RECONNECT, Remedy.SMALLER}  # for a lock
+            helps = failure.remedy is Remedy.REPEAT or (failure.remedy in waits and self.opened)
             if self._runs_ahead or not helps or time.monotonic() + pause > start + patience:
                 raise failure
             log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)

@@ -82,6 +82,26 @@ def test_five_runs_at_the_same_moment_send_each_text_once(town: Town) -> None:
     assert town.numbers("sent") == PEOPLE
 
 
+def test_what_another_run_has_on_its_way_is_waited_for_until_it_is_answered_or_released(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "OTHERS_ANSWER", 15.0)
+    with opened(town.environ):  # that run made the ledger
+        pass
+    for user in town.ids:
+        town.sql(ANOTHER_ROW, (NOON.date(), "sending", NOON.replace(tzinfo=None), user))
+
+    def answer() -> None:
+        town.sql(f"DELETE FROM {LEDGER} WHERE user_id = 1")
+        town.sql(f"UPDATE {LEDGER} SET state = 'sent', finished_at = claimed_at")
+
+    threading.Timer(1.6, answer).start()
+    assert town.run() == Exit.DONE
+    assert town.totals == (1, 0)
+    assert town.texted == PEOPLE[:1]
+    assert town.said(f"sent 1, already handled today {USERS - 1}")
+
+
 def together(town: Town, starts: list[datetime]) -> list[tuple[int, str]]:
     """Exit code and log of processes that begin their work at the same moment, with these times on their clocks."""
     town.twilio.latency = 0.02

@@ -291,6 +291,23 @@ def test_a_switch_over_in_mid_run_is_waited_for(
         assert town.counts == {"sent": USERS}
 
 
+def test_a_table_that_is_locked_in_mid_run_is_waited_for(
+    town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a backup. MariaDB ends a write that takes too long, too."""
+    monkeypatch.setattr(habit_notifier, "STATEMENT_LIMIT", " /*M!100101 , max_statement_time = 0.3 */")
+    with town.database.connect() as backup, backup.cursor() as cursor:
+
+        def lock() -> None:
+            cursor.execute(f"LOCK TABLES {LEDGER} READ")
+            threading.Timer(1.5, lambda: cursor.execute("UNLOCK TABLES")).start()
+
+        town.twilio.hook = at_send(4, lock)
+        assert town.run(SEND_CONCURRENCY=2) == 0
+    assert town.served == people
+    assert town.counts == {"sent": USERS}
+
+
 LATELY_WRITABLE = [1036, 1290, 1792, 1836, 1874, 3989]
 AWAY = [1047, 1152, 1158, 1159, 1160, 1161, 1180, 3032, 3100, 3101, 3169, 9001]
 
