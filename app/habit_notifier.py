@@ -496,7 +496,7 @@ class Job:
                     raise
                 log.warning("Once more in %.0f s: %s", pause, failure)
                 if not self.brake.sleep(pause):
-                    self.brake.blame(unfinished=True)
+                    self.brake.blame(unfinished=False)
                     raise
 
     def learn(self) -> NotifierError | None:

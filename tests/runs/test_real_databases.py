@@ -384,6 +384,19 @@ def test_an_outage_at_the_start_is_waited_for(
     assert town.served == people
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [("DB_PORT", "MySQL: it cannot be reached"), ("TWILIO_API_URL", "Twilio cannot be used: Twilio")],
+)
+def test_an_outage_that_outlasts_a_short_deadline_is_what_the_run_is_said_to_have_ended_for(
+    town: Town, wrong: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 60.0)
+    away = {"DB_PORT": "1", "TWILIO_API_URL": "http://127.0.0.1:1"}[wrong]
+    assert town.run(**{wrong: away}, RUN_DEADLINE=1) == 1
+    assert town.problem.startswith(words)
+
+
 # --- set up by somebody else
 
 
