@@ -336,7 +336,7 @@ def test_users_who_cannot_be_texted_are_explained_too(
 
 
 def test_ids_may_be_uuids_or_binary(server: Server) -> None:
-    with server.database(id_type="CHAR(36)") as database:
+    with server.database(id_type="CHAR(36)", collation="utf8mb4_bin") as database:
         user = str(database.insert_user("Ana", ANA, "Europe/Berlin"))
         for spelled in (user, user.upper()):
             assert (
