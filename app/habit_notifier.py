@@ -1373,7 +1373,7 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     21703: (Action.FAIL, "the Messaging Service has no senders: add one in the console"),
     21704: (Action.FAIL, "the Messaging Service has no sender for this recipient: add one in the console"),
     21705: (Action.STOP, "the Messaging Service is not valid: correct TWILIO_MESSAGING_SERVICE_SID"),
-    30454: (Action.STOP, "the account's cap of texts a day is reached: raise it in the console, or wait for tomorrow"),
+    30454: (Action.STOP, "the account has sent as many texts as a trial, or Twilio, lets it: upgrade the account"),
     30485: (Action.FAIL, "the sender is not registered for this traffic: register it in the console"),
     30489: (Action.FAIL, "the text was blocked by the account's own settings: see the console"),
     35118: (Action.STOP, "a Messaging Service is needed: set TWILIO_MESSAGING_SERVICE_SID"),
@@ -1582,8 +1582,8 @@ def accepted(message: Any) -> Answer:
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
     code, parts = error_code(message.error_code), column_int(message.num_segments, 32_767)
     if str(message.status) in LOST:
-        words = f"Twilio took it, but it {message.status}: {meaning(code)}"
-        return Answer(Action.REFUSE, words, code, message.sid, parts)
+        words, action = f"Twilio took it, but it {message.status}: {meaning(code)}", TWILIO_CODES.get(code or 0)
+        return Answer(action[0] if action else Action.REFUSE, words, code, message.sid, parts)
     return Answer(Action.ACCEPT, sid=message.sid, segments=parts)
 
 
