@@ -2751,7 +2751,8 @@ FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any mo
 GONE = {30004, 30005, 30006}  # permanent for this number
 BLOCKED_SENDER = {30007, 30024, 30032, 30034}
 OUR_SETUP = {code for code, (action, _) in TWILIO_CODES.items() if action is not Action.REFUSE}  # a service fails later
-SENDERS_FAULT = BLOCKED_SENDER | OUR_SETUP | {30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036}
+NOBODYS_FAULT = {30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036, 30042, 30044, 30410, 30450, 30453}
+SENDERS_FAULT = BLOCKED_SENDER | OUR_SETUP | NOBODYS_FAULT
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
     30001: "the queue overflowed",
@@ -2771,6 +2772,11 @@ DELIVERY_CODES = {
     30034: "the sender is not registered (A2P 10DLC)",
     30035: "the sender's registration is not complete (A2P 10DLC)",
     30036: "it waited longer than VALIDITY_PERIOD",
+    30042: "the name of the sender is not allowed there",
+    30044: "a trial account sends short texts only",
+    30410: "a provider did not answer in time",
+    30450: "Twilio's protection against SMS pumping blocked it for some minutes",
+    30453: "Twilio's protection against SMS pumping blocked it for some hours",
 }
 
 
