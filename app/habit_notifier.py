@@ -1843,6 +1843,7 @@ TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at)? See DEPLOYMENT.md"
 )
 COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
+WRONG_PASSWORDS = "it blocks DB_USER after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK"
 AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
@@ -1860,6 +1861,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1049: (Remedy.FIX, "it has no database of the name DB_NAME: correct the name"),
     1053: (Remedy.RECONNECT, "it is shutting down"),
     1054: (Remedy.FIX, "a column is missing: the tables must be those of the README's schema, see docs/your-tables.md"),
+    **dict.fromkeys((1071, 1170), (Remedy.FIX, "User.id is too long for a key: see docs/your-tables.md")),
     1104: (Remedy.FIX, "it limits joins (sql_big_selects, max_join_size): lift the limit for DB_USER"),
     1129: (Remedy.FIX, "it blocks this host after too many failed connections: FLUSH HOSTS there"),
     1130: (Remedy.FIX, "it lets DB_USER in from other hosts only: give the account this host, or '%'"),
@@ -1896,6 +1898,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((3118, 4151), (Remedy.FIX, "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK")),
     **dict.fromkeys((3141, 3146, 4038), (Remedy.FIX, "a view reads JSON that is none: see docs/your-tables.md")),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
+    **dict.fromkeys((3955, 4150), (Remedy.FIX, WRONG_PASSWORDS)),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
     9001: (Remedy.RECONNECT, "its proxy reaches no server in time"),
 }
