@@ -49,7 +49,6 @@ import secrets
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
 import traceback
@@ -3528,10 +3527,7 @@ def start() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop.request)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-    code = main(stop=stop)
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-    os._exit(code)
+    os._exit(main(stop=stop))
 
 
 if __name__ == "__main__":

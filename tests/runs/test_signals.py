@@ -287,7 +287,9 @@ def stands_still(count: Callable[[], int]) -> bool:
 
 
 @pytest.mark.parametrize(("changes", "code"), [({}, 0), ({"TWILIO_AUTH_TOKEN": "wrong"}, 2), ({"DB_PORT": "x"}, 2)])
-@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2> >(true)"], ids=["closed", "full", "no reader"])
+@pytest.mark.parametrize(
+    "redirection", ["2>&-", ">&- 2>&-", "2>/dev/full", "2> >(true)"], ids=["closed", "both", "full", "no reader"]
+)
 def test_a_log_that_is_gone_changes_no_exit_code(
     town: Town, changes: dict[str, str], code: int, redirection: str
 ) -> None:
