@@ -3263,7 +3263,7 @@ def is_secret(text: str, environ: Mapping[str, str]) -> bool:
     """Whether a value that is wrong here would be right in a secret's place, or holds one, as a URL may."""
     values = (environ.get(declared.name.upper()) for declared in fields(Settings) if declared.metadata["secret"])
     held = any(value and value in text for value in values)
-    return held or "@" in text or re.fullmatch("[A-Z]{0,2}[0-9a-fA-F]{32}", text) is not None
+    return held or "@" in text or re.fullmatch("[A-Z]{0,2}[0-9a-zA-Z]{32}", text) is not None
 
 
 def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, str]) -> str:
