@@ -24,7 +24,7 @@ from tests.runs.program import PRODUCTION, started, starting_at
 from tests.runs.town import Town, numbers
 from tests.sandbox.database import LEDGER
 from tests.sandbox.fake_twilio import ACCEPT, Door, slow, throttle
-from tests.sandbox.proxy import Proxy
+from tests.sandbox.proxy import Proxy, Verdict
 from tests.sandbox.sockets import SocketServer, wait_for
 
 # Nothing here depends on the kind of server: one is enough.
@@ -256,6 +256,21 @@ def test_answers_that_never_end_do_not_hold_a_run_beyond_its_deadline(town: Town
         "No text was surely sent, and 4 may have been: the lines above say why. If it is Twilio, see https://status.twilio.com"
         in log
     )
+
+
+@pytest.mark.parametrize("terminated", [True, False], ids=["SIGTERM", "deadline"])
+def test_a_database_whose_answer_never_ends_holds_no_run_and_is_named(
+    town: Town, proxy: Proxy, terminated: bool
+) -> None:
+    town.environ |= proxy.environ() | {"RUN_DEADLINE": "60" if terminated else "3"}
+    claim = proxy.on_query(f"INSERT INTO {LEDGER} (", Verdict.HANG_AFTER)
+    with started(town.environ, command=hurried(DEADLINE_LIMIT=1.0, DATABASE_TIMEOUT=60)) as process:
+        assert claim.happened.wait(20)
+        if terminated:
+            process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == (143 if terminated else 1)
+    assert "an answer of MySQL does not end" in log.splitlines()[-1]
 
 
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs Linux's pipes")
