@@ -1217,9 +1217,9 @@ class Brake:
         """Whether no more work may be taken."""
         return self.failure is not None or self.stopped or self.late
 
-    def overdue(self, more: float = 0.0) -> bool:
-        """Whether what is in flight may not be waited for any longer, or for so many seconds more."""
-        now = time.monotonic() - more
+    def overdue(self) -> bool:
+        """Whether what is in flight may not be waited for any longer."""
+        now = time.monotonic()
         return (self.stopped and now > self._stop.at + TERM_LIMIT) or now > self._until + DEADLINE_LIMIT
 
     def blame(self, *, unfinished: bool) -> None:
@@ -1258,10 +1258,12 @@ def watchdog(brake: Brake) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.5):
-            if brake.overdue(WATCHDOG_LIMIT):
-                wait([in_background(partial(log.error, BY_FORCE))], timeout=0.5)
-                os._exit(Exit.worst([Exit.RETRY, *brake.exit_codes]))
+        while not brake.overdue():
+            if over.wait(0.5):
+                return
+        if not over.wait(WATCHDOG_LIMIT):  # counted from here: the process may have been frozen for longer than that
+            wait([in_background(partial(log.error, BY_FORCE))], timeout=0.5)
+            os._exit(Exit.worst([Exit.RETRY, *brake.exit_codes]))
 
     threading.Thread(target=watch, daemon=True).start()
     try:

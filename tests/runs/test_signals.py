@@ -258,6 +258,20 @@ def test_answers_that_never_end_do_not_hold_a_run_beyond_its_deadline(town: Town
     )
 
 
+def test_a_process_that_was_frozen_beyond_its_end_still_records_and_tells(town: Town) -> None:
+    town.twilio.latency = 0.7
+    with started(town.environ | {"RUN_DEADLINE": "3"}, command=hurried(DEADLINE_LIMIT=0.5)) as process:
+        wait_for(lambda: len(town.twilio.book) == 4)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3 + 0.5 + 1.5 + 1)
+        process.send_signal(signal.SIGCONT)
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert accounted(log) == USERS
+    assert town.counts.keys() <= {"sent", "uncertain"}  # none is left at "sending"
+    assert sum(town.counts.values()) == len(town.twilio.book) == 4
+
+
 @pytest.mark.parametrize("terminated", [True, False], ids=["SIGTERM", "deadline"])
 def test_a_database_whose_answer_never_ends_holds_no_run_and_is_named(
     town: Town, proxy: Proxy, terminated: bool
