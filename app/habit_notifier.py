@@ -714,7 +714,7 @@ def not_ours(claim: Row, case: Case) -> Skip | None:
     others = [row for row in case.rows if row.token != claim.token]
     if len(others) < len(case.rows):
         return spaced(replace(case, rows=others))
-    gone = "its claim is gone from the ledger: another run held the day and released it"
+    gone = "its claim is gone from the ledger: another run released the day, or a proxy asks a replica"
     return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
 
 
