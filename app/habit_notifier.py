@@ -1393,7 +1393,7 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
     429: TWILIO_CODES[20429],
 }
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
-NO_TRUST = "Twilio's certificate does not verify: does a proxy open TLS? Name its CA file in REQUESTS_CA_BUNDLE"
+NO_TRUST = "does a proxy open TLS? Name its CA file in REQUESTS_CA_BUNDLE. Or is this node's clock wrong?"
 QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
 NO_SUCH = 20404
 SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
@@ -1656,7 +1656,7 @@ def unanswered(error: Exception) -> Answer:
     if isinstance(reason, urllib3.exceptions.SSLError):
         reason = reason.args[0]
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return Answer(Action.STOP, NO_TRUST)
+        return Answer(Action.STOP, f"Twilio's certificate does not verify ({reason.verify_message}): {NO_TRUST}")
     tunnel = str(reason) if str(reason).startswith("Tunnel connection failed") else ""
     if "407" in tunnel or isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return Answer(Action.STOP, PROXY)
