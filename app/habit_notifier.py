@@ -1121,7 +1121,7 @@ OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while 
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
 STREAK, STREAK_WINDOW = 10, 30  # so many failures among the last answers say: it's not these people, it's everybody
 OUR_FAULT = "the program failed: what is queued is not posted"
-BY_FORCE = "ended by force: an answer of MySQL does not end. Whom the last lines name as due may have been sent a text"
+BY_FORCE = "ended by force: an answer of MySQL goes on for ever. Whom the last lines name as due may have been sent a text"
 
 
 class Stop:
