@@ -1121,7 +1121,7 @@ OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while 
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
 STREAK, STREAK_WINDOW = 10, 30  # so many failures among the last answers say: it's not these people, it's everybody
 OUR_FAULT = "the program failed: what is queued is not posted"
-BY_FORCE = "ended by force: an answer of MySQL goes on for ever. Whom the last lines name as due may have been sent a text"
+BY_FORCE = "ended by force: an answer of MySQL goes on for ever. Whom the last lines name as due may have got a text"
 
 
 class Stop:
@@ -1926,6 +1926,8 @@ class DatabaseError(NotifierError):
             self.remedy, words = Remedy.FIX, "DB_SSL_CA does not vouch for its certificate and for the name DB_HOST"
         elif isinstance(inner, socket.gaierror):
             words = "the name DB_HOST does not resolve: check it, and the cluster's DNS"
+        elif self.number == 2013 and not connected:  # it never said hello
+            words = "what answers does not speak like MySQL, or not in time: check DB_HOST and DB_PORT"
         if self.remedy is Remedy.SWITCH_OVER:
             self.remedy = Remedy.RECONNECT if written else Remedy.FIX
         quote = clean if self.number in MYSQL_ERRORS else quoted  # of an unknown one, the words may quote a value
