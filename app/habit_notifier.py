@@ -1846,6 +1846,10 @@ TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at)? See DEPLOYMENT.md"
 )
 COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
+REFUSED_ACCOUNT = (
+    "it refused DB_USER or DB_PASSWORD: correct them in the Secret, or let the account in from the host it names, "
+    "without REQUIRE X509"
+)
 WRONG_PASSWORDS = "it blocks DB_USER after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK"
 AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
@@ -1856,10 +1860,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((1036, 1290, 1792, 1836, 1874, 3989), (Remedy.SWITCH_OVER, READ_ONLY)),
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
     1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name, or grant the account access"),
-    1045: (
-        Remedy.FIX,
-        "it refused DB_USER or DB_PASSWORD: correct them in the Secret, or let the account in from the host it names",
-    ),
+    1045: (Remedy.FIX, REFUSED_ACCOUNT),
     1047: (Remedy.RECONNECT, "its Galera node is not ready"),
     1049: (Remedy.FIX, "it has no database of the name DB_NAME: correct the name"),
     1053: (Remedy.RECONNECT, "it is shutting down"),

@@ -544,6 +544,12 @@ def test_an_account_that_wrong_passwords_have_blocked_is_told_to_be_unlocked(tow
     assert "after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK" in town.problem
 
 
+def test_an_account_that_must_show_a_certificate_is_not_blamed_on_its_password_alone(town: Town) -> None:
+    town.sql(f"ALTER USER '{town.environ['DB_USER']}' REQUIRE X509")
+    assert town.run() == Exit.ACT
+    assert "without REQUIRE X509" in town.problem
+
+
 def test_an_account_for_another_host_is_told_with_the_address_that_the_server_sees(town: Town) -> None:
     account = town.environ["DB_USER"]
     town.sql("RENAME USER %s@'%%' TO %s@'192.0.2.7'", (account, account))
