@@ -2758,9 +2758,9 @@ LOST, UNKNOWN = {"undelivered", "failed"}, "unknown"
 KNOWN_ENDS = LOST | {"delivered", "read"}
 FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any more
 GONE = {30004, 30005, 30006}  # permanent for this number
-BLOCKED_SENDER = {30007, 30024, 30032, 30034}
+BLOCKED_SENDER = {30007, 30024, 30032, 30033, 30034}
 OUR_SETUP = {code for code, (action, _) in TWILIO_CODES.items() if action is not Action.REFUSE}  # a service fails later
-NOBODYS_FAULT = {30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036, 30042, 30044, 30410, 30450, 30453}
+NOBODYS_FAULT = {30001, 30002, 30022, 30023, 30027, 30035, 30036, 30042, 30044, 30410, 30450, 30453}
 SENDERS_FAULT = BLOCKED_SENDER | OUR_SETUP | NOBODYS_FAULT
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
