@@ -49,7 +49,6 @@ import secrets
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
 import traceback
@@ -716,7 +715,7 @@ def not_ours(claim: Row, case: Case) -> Skip | None:
     others = [row for row in case.rows if row.token != claim.token]
     if len(others) < len(case.rows):
         return spaced(replace(case, rows=others))
-    gone = "its claim is gone from the ledger: another run held the day and released it"
+    gone = "its claim is gone from the ledger: another run released the day, or a proxy asks a replica"
     return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
 
 
@@ -1123,6 +1122,7 @@ OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while 
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
 STREAK, STREAK_WINDOW = 10, 30  # so many failures among the last answers say: it's not these people, it's everybody
 OUR_FAULT = "the program failed: what is queued is not posted"
+BY_FORCE = "ended by force: an answer of MySQL goes on for ever. Whom the last lines name as due may have got a text"
 
 
 class Stop:
@@ -1218,9 +1218,9 @@ class Brake:
         """Whether no more work may be taken."""
         return self.failure is not None or self.stopped or self.late
 
-    def overdue(self, more: float = 0.0) -> bool:
-        """Whether what is in flight may not be waited for any longer, or for so many seconds more."""
-        now = time.monotonic() - more
+    def overdue(self) -> bool:
+        """Whether what is in flight may not be waited for any longer."""
+        now = time.monotonic()
         return (self.stopped and now > self._stop.at + TERM_LIMIT) or now > self._until + DEADLINE_LIMIT
 
     def blame(self, *, unfinished: bool) -> None:
@@ -1259,9 +1259,12 @@ def watchdog(brake: Brake) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.5):
-            if brake.overdue(WATCHDOG_LIMIT):
-                os._exit(Exit.worst([Exit.RETRY, *brake.exit_codes]))
+        while not brake.overdue():
+            if over.wait(0.5):
+                return
+        if not over.wait(WATCHDOG_LIMIT):  # counted from here: the process may have been frozen for longer than that
+            wait([in_background(partial(log.error, BY_FORCE))], timeout=0.5)
+            os._exit(Exit.worst([Exit.RETRY, *brake.exit_codes]))
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -1375,7 +1378,7 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     21703: (Action.FAIL, "the Messaging Service has no senders: add one in the console"),
     21704: (Action.FAIL, "the Messaging Service has no sender for this recipient: add one in the console"),
     21705: (Action.STOP, "the Messaging Service is not valid: correct TWILIO_MESSAGING_SERVICE_SID"),
-    30454: (Action.STOP, "the account's cap of texts a day is reached: raise it in the console, or wait for tomorrow"),
+    30454: (Action.STOP, "the account has sent as many texts as a trial, or Twilio, lets it: upgrade the account"),
     30485: (Action.FAIL, "the sender is not registered for this traffic: register it in the console"),
     30489: (Action.FAIL, "the text was blocked by the account's own settings: see the console"),
     35118: (Action.STOP, "a Messaging Service is needed: set TWILIO_MESSAGING_SERVICE_SID"),
@@ -1392,7 +1395,7 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
     429: TWILIO_CODES[20429],
 }
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
-NO_TRUST = "Twilio's certificate does not verify: does a proxy open TLS? Name its CA file in REQUESTS_CA_BUNDLE"
+NO_TRUST = "does a proxy open TLS? Name its CA file in REQUESTS_CA_BUNDLE. Or is this node's clock wrong?"
 QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
 NO_SUCH = 20404
 SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
@@ -1586,8 +1589,8 @@ def accepted(message: Any) -> Answer:
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
     code, parts = error_code(message.error_code), column_int(message.num_segments, MOST_SEGMENTS)
     if str(message.status) in LOST:
-        words = f"Twilio took it, but it {message.status}: {meaning(code)}"
-        return Answer(Action.REFUSE, words, code, message.sid, parts)
+        words, action = f"Twilio took it, but it {message.status}: {meaning(code)}", TWILIO_CODES.get(code or 0)
+        return Answer(action[0] if action else Action.REFUSE, words, code, message.sid, parts)
     return Answer(Action.ACCEPT, sid=message.sid, segments=parts)
 
 
@@ -1657,7 +1660,7 @@ def unanswered(error: Exception) -> Answer:
     if isinstance(reason, urllib3.exceptions.SSLError):
         reason = reason.args[0]
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return Answer(Action.STOP, NO_TRUST)
+        return Answer(Action.STOP, f"Twilio's certificate does not verify ({reason.verify_message}): {NO_TRUST}")
     tunnel = str(reason) if str(reason).startswith("Tunnel connection failed") else ""
     if "407" in tunnel or isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return Answer(Action.STOP, PROXY)
@@ -1847,6 +1850,11 @@ TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at)? See DEPLOYMENT.md"
 )
 COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
+REFUSED_ACCOUNT = (
+    "it refused DB_USER or DB_PASSWORD: correct them in the Secret, or let the account in from the host it names, "
+    "without REQUIRE X509"
+)
+WRONG_PASSWORDS = "it blocks DB_USER after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK"
 AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
@@ -1856,14 +1864,12 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((1036, 1290, 1792, 1836, 1874, 3989), (Remedy.SWITCH_OVER, READ_ONLY)),
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
     1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name, or grant the account access"),
-    1045: (
-        Remedy.FIX,
-        "it refused DB_USER or DB_PASSWORD: correct them in the Secret, or let the account in from the host it names",
-    ),
+    1045: (Remedy.FIX, REFUSED_ACCOUNT),
     1047: (Remedy.RECONNECT, "its Galera node is not ready"),
     1049: (Remedy.FIX, "it has no database of the name DB_NAME: correct the name"),
     1053: (Remedy.RECONNECT, "it is shutting down"),
     1054: (Remedy.FIX, "a column is missing: the tables must be those of the README's schema, see docs/your-tables.md"),
+    **dict.fromkeys((1071, 1170), (Remedy.FIX, "User.id is too long for a key: see docs/your-tables.md")),
     1104: (Remedy.FIX, "it limits joins (sql_big_selects, max_join_size): lift the limit for DB_USER"),
     1129: (Remedy.FIX, "it blocks this host after too many failed connections: FLUSH HOSTS there"),
     1130: (Remedy.FIX, "it lets DB_USER in from other hosts only: give the account this host, or '%'"),
@@ -1900,6 +1906,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((3118, 4151), (Remedy.FIX, "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK")),
     **dict.fromkeys((3141, 3146, 4038), (Remedy.FIX, "a view reads JSON that is none: see docs/your-tables.md")),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
+    **dict.fromkeys((3955, 4150), (Remedy.FIX, WRONG_PASSWORDS)),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
     9001: (Remedy.RECONNECT, "its proxy reaches no server in time"),
 }
@@ -1924,6 +1931,8 @@ class DatabaseError(NotifierError):
             self.remedy, words = Remedy.FIX, "DB_SSL_CA does not vouch for its certificate and for the name DB_HOST"
         elif isinstance(inner, socket.gaierror):
             words = "the name DB_HOST does not resolve: check it, and the cluster's DNS"
+        elif self.number == 2013 and not connected:  # it never said hello
+            words = "what answers does not speak like MySQL, or not in time: check DB_HOST and DB_PORT"
         if self.remedy is Remedy.SWITCH_OVER:
             self.remedy = Remedy.RECONNECT if written else Remedy.FIX
         quote = clean if self.number in MYSQL_ERRORS else quoted  # of an unknown one, the words may quote a value
@@ -2759,9 +2768,10 @@ LOST, UNKNOWN = {"undelivered", "failed"}, "unknown"
 KNOWN_ENDS = LOST | {"delivered", "read"}
 FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any more
 GONE = {30004, 30005, 30006}  # permanent for this number
-BLOCKED_SENDER = {30007, 30024, 30032, 30034}
+BLOCKED_SENDER = {30007, 30024, 30032, 30033, 30034}
 OUR_SETUP = {code for code, (action, _) in TWILIO_CODES.items() if action is not Action.REFUSE}  # a service fails later
-SENDERS_FAULT = BLOCKED_SENDER | OUR_SETUP | {30001, 30002, 30022, 30023, 30027, 30033, 30035, 30036}
+NOBODYS_FAULT = {30001, 30002, 30022, 30023, 30027, 30035, 30036, 30042, 30044, 30410, 30450, 30453}
+SENDERS_FAULT = BLOCKED_SENDER | OUR_SETUP | NOBODYS_FAULT
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
     30001: "the queue overflowed",
@@ -2781,6 +2791,11 @@ DELIVERY_CODES = {
     30034: "the sender is not registered (A2P 10DLC)",
     30035: "the sender's registration is not complete (A2P 10DLC)",
     30036: "it waited longer than VALIDITY_PERIOD",
+    30042: "the name of the sender is not allowed there",
+    30044: "a trial account sends short texts only",
+    30410: "a provider did not answer in time",
+    30450: "Twilio's protection against SMS pumping blocked it for some minutes",
+    30453: "Twilio's protection against SMS pumping blocked it for some hours",
 }
 
 
@@ -3266,7 +3281,7 @@ def is_secret(text: str, environ: Mapping[str, str]) -> bool:
     """Whether a value that is wrong here would be right in a secret's place, or holds one, as a URL may."""
     values = (environ.get(declared.name.upper()) for declared in fields(Settings) if declared.metadata["secret"])
     held = any(value and value in text for value in values)
-    return held or "@" in text or re.fullmatch("[A-Z]{0,2}[0-9a-fA-F]{32}", text) is not None
+    return held or "@" in text or re.fullmatch("[A-Z]{0,2}[0-9a-zA-Z]{32}", text) is not None
 
 
 def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, str]) -> str:
@@ -3530,10 +3545,7 @@ def start() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop.request)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-    code = main(stop=stop)
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-    os._exit(code)
+    os._exit(main(stop=stop))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ UNRECORDED = "could not be recorded"
 # Errors of MySQL that a person must mend; a read-only server only before the program could write.
 FIX = {-3, -2, 1044, 1045, 1049, 1054, 1142, 1143, 1146, 1698, 3159}
 READ_ONLY = {1290, 1792, 1836}
-GONE, BLOCKED = {30004, 30005, 30006}, {30007, 30024, 30032, 30034}  # numbers; senders
+GONE, BLOCKED = {30004, 30005, 30006}, {30007, 30024, 30032, 30033, 30034}  # numbers; senders
 WEIGHT = [0, 1, 143, 2]
 
 # What the ledger says of today by outcome; of every other one nothing.

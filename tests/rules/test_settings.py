@@ -287,7 +287,10 @@ def test_a_bad_value_is_refused_with_its_name_and_what_to_write(name: str, text:
 
 @pytest.mark.parametrize(
     "text",
-    ["hunter2", "jdbc:mysql://db/habits?password=hunter2", "0123456789abcdef" * 2, "AC" + "0123456789ABCDEF" * 2],
+    [
+        *("hunter2", "jdbc:mysql://db/habits?password=hunter2"),
+        *("0123456789abcdef" * 2, "AC" + "0123456789ABCDEF" * 2, "an0ApiKeysSecretOf32LettersXyZzz"),
+    ],
 )
 @pytest.mark.parametrize("name", ["DB_PORT", "TWILIO_MESSAGING_SERVICE_SID", "SEND_WINDOW"])
 def test_a_secret_in_the_wrong_variable_is_not_shown(name: str, text: str) -> None:

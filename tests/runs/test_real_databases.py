@@ -523,7 +523,15 @@ def views_collations(database: Database) -> None:
         database.execute(sql)
 
 
+def long_ids(database: Database) -> None:
+    """User is a view whose ids are longer than any key."""
+    database.execute("RENAME TABLE User TO Person")
+    long = "CAST(id AS CHAR(1000)) COLLATE utf8mb4_unicode_ci AS id"
+    database.execute(f"CREATE VIEW User AS SELECT {long}, name, phone_number, time_zone FROM Person")
+
+
 FAULTS: dict[int, tuple[Callable[[Database], object] | None, str, str]] = {
+    1170: (long_ids, "", "User.id is too long for a key"),
     1267: (other_collation, "", "different collations: ALTER one of them"),
     1271: (views_collations, "", "different collations: ALTER one of them"),
     1449: (orphan_view, "", "the account that defined a view is gone"),
@@ -549,6 +557,27 @@ def test_what_no_retry_can_mend_is_told_with_what_to_alter(
     assert words in town.problem
     assert f"error {number}" in town.problem
     assert not town.twilio.requests
+
+
+def test_an_account_that_wrong_passwords_have_blocked_is_told_to_be_unlocked(town: Town) -> None:
+    if mysql := town.database.server.kind == "mysql":
+        town.sql(f"ALTER USER '{town.environ['DB_USER']}' FAILED_LOGIN_ATTEMPTS 1 PASSWORD_LOCK_TIME UNBOUNDED")
+    else:
+        town.sql("SET GLOBAL max_password_errors = 1")
+    try:
+        for password in ("wrong", "wrong", None):
+            code = town.run(**{"DB_PASSWORD": password} if password else {})
+    finally:
+        if not mysql:
+            town.sql("SET GLOBAL max_password_errors = DEFAULT")
+    assert code == Exit.ACT
+    assert "after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK" in town.problem
+
+
+def test_an_account_that_must_show_a_certificate_is_not_blamed_on_its_password_alone(town: Town) -> None:
+    town.sql(f"ALTER USER '{town.environ['DB_USER']}' REQUIRE X509")
+    assert town.run() == Exit.ACT
+    assert "without REQUIRE X509" in town.problem
 
 
 def test_an_account_for_another_host_is_told_with_the_address_that_the_server_sees(town: Town) -> None:

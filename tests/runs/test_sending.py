@@ -5,6 +5,7 @@ The fake Twilio's book and requests are the witness of what was posted, the ledg
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -525,6 +526,19 @@ def test_our_own_mistake_for_everybody_needs_a_person_and_the_run_after_the_mend
     assert town.served == numbers
 
 
+@pytest.mark.parametrize("code", [21408, 21608, 21704, 30485, 63038])
+def test_our_own_mistake_that_twilio_tells_with_a_201_is_refused_by_nobody(town: Town, code: int) -> None:
+    numbers = town.people(3)
+    body = json.dumps({"sid": "SM" + "0" * 32, "status": "failed", "error_code": code, "num_segments": "1"})
+    town.twilio.script(then=replace(ACCEPT, body=body))
+    assert town.run() == 2
+    assert town.rows("*") == []
+    assert (town.totals, f"error {code}, https" in town.log[-1]) == ((0, 3), True)
+    town.twilio.script()
+    assert town.run() == 0
+    assert town.texted == numbers
+
+
 def test_a_trial_account_serves_whom_it_may_and_ends_with_exit_2_however_few(town: Town) -> None:
     unverified, *others = town.people(5)
     town.twilio.script(then=refuse(21608), to=unverified)
@@ -646,7 +660,7 @@ def test_a_ca_bundle_of_ones_own_is_honoured(town: Town, tmp_path: Path, monkeyp
     numbers = town.people(2)
     with FakeTwilio(tls=self_signed_certificate(tmp_path)) as town.twilio:
         assert town.run(TWILIO_API_URL=town.twilio.url) == 2
-        assert town.said("does not verify: does a proxy open TLS? Name its CA file in REQUESTS_CA_BUNDLE")
+        assert town.said("does a proxy open TLS? Name its CA file in REQUESTS_CA_BUNDLE")
         assert town.text.count("Twilio's certificate") == 1  # a retry cannot help
         assert town.rows("*") == []
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", town.twilio.environ()["REQUESTS_CA_BUNDLE"])

@@ -303,17 +303,18 @@ def test_rows_younger_than_a_quarter_of_an_hour_wait(world: World, sender: dict[
 
 
 @senders
+@pytest.mark.parametrize("code", [30033, 30034])
 def test_texts_that_carriers_block_need_a_person_before_anybody_is_claimed(
-    world: World, sender: dict[str, str | None]
+    world: World, sender: dict[str, str | None], code: int
 ) -> None:
     world.database.insert_user("Due", BERT, "UTC")
-    for n, (status, code) in enumerate([("undelivered", 30034)] * 3 + [("delivered", None)] * 3):
-        sid = world.message(f"+1303555{n:04}", status, code=code)
+    for n, (status, why) in enumerate([("undelivered", code)] * 3 + [("delivered", None)] * 3):
+        sid = world.message(f"+1303555{n:04}", status, code=why)
         world.row(f"+1303555{n:04}", "sent", sid=sid)
     assert world.run(NOON + DAY, **sender) == 2
     assert world.posted == []
     assert world.problem.startswith("Carriers block the sender: 3 of the last 6 texts did not arrive, ")
-    assert "error 30034, https://www.twilio.com/docs/api/errors/30034" in world.problem
+    assert f"error {code}, https://www.twilio.com/docs/api/errors/{code}" in world.problem
     assert world.run(NOON + DAY + HOUR, **sender) == 0  # the next run tries again
     assert world.posted == [BERT]
 

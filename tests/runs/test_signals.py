@@ -24,7 +24,7 @@ from tests.runs.program import PRODUCTION, started, starting_at
 from tests.runs.town import Town, numbers
 from tests.sandbox.database import LEDGER
 from tests.sandbox.fake_twilio import ACCEPT, Door, slow, throttle
-from tests.sandbox.proxy import Proxy
+from tests.sandbox.proxy import Proxy, Verdict
 from tests.sandbox.sockets import SocketServer, wait_for
 
 # Nothing here depends on the kind of server: one is enough.
@@ -258,6 +258,35 @@ def test_answers_that_never_end_do_not_hold_a_run_beyond_its_deadline(town: Town
     )
 
 
+def test_a_process_that_was_frozen_beyond_its_end_still_records_and_tells(town: Town) -> None:
+    town.twilio.latency = 0.7
+    with started(town.environ | {"RUN_DEADLINE": "3"}, command=hurried(DEADLINE_LIMIT=0.5)) as process:
+        wait_for(lambda: len(town.twilio.book) == 4)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3 + 0.5 + 1.5 + 1)
+        process.send_signal(signal.SIGCONT)
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert accounted(log) == USERS
+    assert town.counts.keys() <= {"sent", "uncertain"}  # none is left at "sending"
+    assert sum(town.counts.values()) == len(town.twilio.book) == 4
+
+
+@pytest.mark.parametrize("terminated", [True, False], ids=["SIGTERM", "deadline"])
+def test_a_database_whose_answer_never_ends_holds_no_run_and_is_named(
+    town: Town, proxy: Proxy, terminated: bool
+) -> None:
+    town.environ |= proxy.environ() | {"RUN_DEADLINE": "60" if terminated else "3"}
+    claim = proxy.on_query(f"INSERT INTO {LEDGER} (", Verdict.HANG_AFTER)
+    with started(town.environ, command=hurried(DEADLINE_LIMIT=1.0, DATABASE_TIMEOUT=60)) as process:
+        assert claim.happened.wait(20)
+        if terminated:
+            process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == (143 if terminated else 1)
+    assert "ended by force: an answer of MySQL goes on" in log.splitlines()[-1]
+
+
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs Linux's pipes")
 @pytest.mark.parametrize("terminated", [True, False], ids=["SIGTERM", "deadline"])
 def test_a_log_that_nobody_reads_holds_no_run(town: Town, terminated: bool) -> None:
@@ -287,7 +316,9 @@ def stands_still(count: Callable[[], int]) -> bool:
 
 
 @pytest.mark.parametrize(("changes", "code"), [({}, 0), ({"TWILIO_AUTH_TOKEN": "wrong"}, 2), ({"DB_PORT": "x"}, 2)])
-@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2> >(true)"], ids=["closed", "full", "no reader"])
+@pytest.mark.parametrize(
+    "redirection", ["2>&-", ">&- 2>&-", "2>/dev/full", "2> >(true)"], ids=["closed", "both", "full", "no reader"]
+)
 def test_a_log_that_is_gone_changes_no_exit_code(
     town: Town, changes: dict[str, str], code: int, redirection: str
 ) -> None:
