@@ -2770,8 +2770,6 @@ FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any mo
 GONE = {30004, 30005, 30006}  # permanent for this number
 BLOCKED_SENDER = {30007, 30024, 30032, 30033, 30034}
 OUR_SETUP = {code for code, (action, _) in TWILIO_CODES.items() if action is not Action.REFUSE}  # a service fails later
-NOBODYS_FAULT = {30001, 30002, 30022, 30023, 30027, 30035, 30036, 30042, 30044, 30410, 30450, 30453}
-SENDERS_FAULT = BLOCKED_SENDER | OUR_SETUP | NOBODYS_FAULT
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
     30001: "the queue overflowed",
@@ -2796,7 +2794,9 @@ DELIVERY_CODES = {
     30410: "a provider did not answer in time",
     30450: "Twilio's protection against SMS pumping blocked it for some minutes",
     30453: "Twilio's protection against SMS pumping blocked it for some hours",
+    30500: "Twilio failed",
 }
+SENDERS_FAULT = OUR_SETUP | (DELIVERY_CODES.keys() - GONE - {30003, 30008})  # all that are not the recipient's own
 
 
 def meaning(code: int | None) -> str:
