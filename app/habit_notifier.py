@@ -2310,7 +2310,7 @@ class Tracker:
     def user(self, user_id: str) -> User | None:
         """One user, as ONLY_USERS would name them."""
         spelt = list(map(self._stored_id, (user_id, user_id.lower(), user_id.upper())))
-        found = self._users_where(f"u.id IN ({holes(spelt)})", spelt)
+        found = self._users_where("u.id = %s OR u.id = %s OR u.id = %s", spelt)  # IN would convert bytes, or fail
         return next((user for user, _ in found if id_key(user.id) == id_key(user_id)), None)
 
     def _stored_id(self, text: str) -> UserId:
