@@ -183,14 +183,14 @@ def undeploy(cluster: Cluster) -> None:
 
 def print_log(cluster: Cluster, pod: str) -> None:
     """Each line once, also when the connection breaks in between."""
-    printed = 0
-    while True:
+    printed, ended = 0, False
+    while not ended:
+        found = cluster.get("pod", pod)
+        ended = "running" not in state_of(found)
         for line in islice(lines(*cluster.here("logs", "-f", pod, "-c", CRONJOB), quiet=printed > 0), printed, None):
             say(line, end="")
             printed += 1
-        if "running" not in state_of(found := cluster.get("pod", pod)):
-            break
-        time.sleep(1)
+        time.sleep(0 if ended else 1)
     if why := killed(found):
         say(why)
 
