@@ -254,8 +254,8 @@ def test(cluster: Cluster) -> int:
     say(f"Job {job} started in {cluster.where}: a real run.")
     try:
         trouble = follow(cluster, "job", job, patience=20)
-    except KeyboardInterrupt:
-        say("The Job goes on in the cluster: make logs")
+    except (KeyboardInterrupt, SystemExit, Stop):
+        say("The Job, if it is still there, goes on in the cluster: make logs")
         raise
     if trouble:
         cluster.ask("delete", "job", job, "--wait=false")

@@ -183,6 +183,7 @@ def test_secret_takes_the_filled_template(cluster: Cluster, tmp_path: Path) -> N
         ("DB_PASSWROD=x\n", "'DB_PASSWROD' is none of these: DB_USER DB_PASSWORD"),
         ("DB_PASSWORD x\n", "'DB_PASSWORD x' is none of these"),
         ("kind: Secret\napiVersion: v1\nstringData: {OTHER: x}\nmetadata: {name: x}\n", "'OTHER' is none of these"),
+        ("kind: Secret\napiVersion: v1\nstringData: {DB_PASSWORD: 12}\n", "Put quotes around DB_PASSWORD"),
         ("kind: Secret\nstringData: [\n", "kubectl does not understand it"),
     ],
 )
@@ -655,17 +656,19 @@ def test_somebody_deleted_the_job(cluster: Cluster) -> None:
     assert "somebody deleted the job habit-notifier-manual-" in cluster.operate("test").err
 
 
-def test_a_log_that_is_left_by_keyboard_goes_on_in_the_cluster(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("ending", "code"), [(KeyboardInterrupt(), 130), (transport.Stop("it is away"), 1)])
+def test_a_log_that_is_left_goes_on_in_the_cluster(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, ending: BaseException, code: int
 ) -> None:
     cluster.objects.append(cronjob())
 
-    def interrupt(_: float) -> None:
-        raise KeyboardInterrupt
+    def leave(_: float) -> None:
+        raise ending
 
-    monkeypatch.setattr(time, "sleep", interrupt)
+    monkeypatch.setattr(time, "sleep", leave)
     done = cluster.operate("test")
-    assert (done.code, done.out.splitlines()[-1]) == (130, "The Job goes on in the cluster: make logs")
+    told = "The Job, if it is still there, goes on in the cluster: make logs"
+    assert (done.code, done.out.splitlines()[-1]) == (code, told)
     assert cluster.of("Job")
 
 
