@@ -382,7 +382,7 @@ def stop(cluster: Cluster) -> None:
 @contextmanager
 def pod_like_the_jobs(cluster: Cluster, purpose: str, **changes: object) -> Iterator[str]:
     """The Job's own template without an owner. It is gone at the end, or after an hour, whatever happens."""
-    cronjob, name = cluster.cronjob(), f"{CRONJOB}-{purpose}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    cronjob, name = cluster.cronjob(), f"{CRONJOB}-{purpose}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
     template, container = cronjob.spec.jobTemplate.spec.template, container_of(cronjob)
     env = [each for each in container.env if each.name != "SHARD_COUNT"]  # a single pod has no index, and is no shard
     container |= {"env": [*env, {"name": "SHARD_COUNT", "value": "1"}], **changes}

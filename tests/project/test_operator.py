@@ -926,6 +926,15 @@ def test_a_question_is_a_pod_like_the_job_s_that_is_no_run(
     assert not cluster.of("Pod")
 
 
+def test_two_questions_of_one_second_have_a_pod_each(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    made = asked_pod(cluster, ended(0), [])
+    for _ in range(2):
+        cluster.does("explain", USER_ID="42")
+        cluster.now += 0.001
+    assert len({pod["metadata"]["name"] for pod in made}) == 2
+
+
 def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Cluster) -> None:
     cluster.objects.append(cronjob())
     asked_pod(cluster, STUCK["make secret"], [])
