@@ -183,14 +183,14 @@ def undeploy(cluster: Cluster) -> None:
 
 def print_log(cluster: Cluster, pod: str) -> None:
     """Each line once, also when the connection breaks in between."""
-    printed = 0
-    while True:
+    printed, ended = 0, False
+    while not ended:
+        found = cluster.get("pod", pod)
+        ended = "running" not in state_of(found)
         for line in islice(lines(*cluster.here("logs", "-f", pod, "-c", CRONJOB), quiet=printed > 0), printed, None):
             say(line, end="")
             printed += 1
-        if "running" not in state_of(found := cluster.get("pod", pod)):
-            break
-        time.sleep(1)
+        time.sleep(0 if ended else 1)
     if why := killed(found):
         say(why)
 
@@ -254,8 +254,8 @@ def test(cluster: Cluster) -> int:
     say(f"Job {job} started in {cluster.where}: a real run.")
     try:
         trouble = follow(cluster, "job", job, patience=20)
-    except KeyboardInterrupt:
-        say("The Job goes on in the cluster: make logs")
+    except (KeyboardInterrupt, SystemExit, Stop):
+        say("The Job, if it is still there, goes on in the cluster: make logs")
         raise
     if trouble:
         cluster.ask("delete", "job", job, "--wait=false")
@@ -382,7 +382,7 @@ def stop(cluster: Cluster) -> None:
 @contextmanager
 def pod_like_the_jobs(cluster: Cluster, purpose: str, **changes: object) -> Iterator[str]:
     """The Job's own template without an owner. It is gone at the end, or after an hour, whatever happens."""
-    cronjob, name = cluster.cronjob(), f"{CRONJOB}-{purpose}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    cronjob, name = cluster.cronjob(), f"{CRONJOB}-{purpose}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
     template, container = cronjob.spec.jobTemplate.spec.template, container_of(cronjob)
     env = [each for each in container.env if each.name != "SHARD_COUNT"]  # a single pod has no index, and is no shard
     container |= {"env": [*env, {"name": "SHARD_COUNT", "value": "1"}], **changes}

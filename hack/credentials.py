@@ -18,8 +18,10 @@ SHOWN = {"DB_USER": "", "TWILIO_ACCOUNT_SID": "AC", "TWILIO_API_KEY_SID": "SK"} 
 PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
 
 
-def fault(name: str, value: str) -> str:
+def fault(name: str, value: object) -> str:
     """What the program would find wrong with a value; nothing when it is right."""
+    if not isinstance(value, str):
+        return f"Put quotes around {name}, which YAML takes for a number."
     if PLACEHOLDER.fullmatch(value):
         return f"{name} is still the placeholder {value}."
     right = not (begin := SHOWN.get(name)) or re.fullmatch(f"{begin}[0-9a-fA-F]{{32}}", value)

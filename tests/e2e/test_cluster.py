@@ -24,6 +24,7 @@ import pytest
 from tests.e2e.probe import PROBE
 from tests.e2e.stage import CREDENTIALS, NAMESPACE, ROOT, Cluster, Due, Outside, User, Watch, blocks, eventually
 from tests.sandbox.fake_twilio import FakeTwilio
+from tests.sandbox.people import zone_named
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -190,6 +191,33 @@ def test_2_a_scheduled_run_texts_who_is_new_and_nobody_twice(
     assert re.fullmatch(r"habit-notifier-\d+", job)
     assert summary(user.does("kubectl logs -n habit-tracker -l job-name=habit-notifier-28123456".replace(
         "habit-notifier-28123456", job))) == (1, 0)  # fmt: skip
+
+
+def test_2_local_morning_texts_each_by_their_own_clock(
+    due: Due, user: User, cluster: Cluster, outside: Outside
+) -> None:
+    def inside() -> set[str]:
+        """Whose clock is within 09:00-20:00."""
+        rows = outside.call("rows", "SELECT phone_number, TRIM(time_zone) FROM User")
+        zones = {phone: zone_named(zone) for phone, zone in rows}
+        return {phone for phone, zone in zones.items() if zone and 9 <= datetime.now(zone).hour < 20}
+
+    file = user.clone / "k8s/kustomization.yaml"
+    text = file.read_text()
+    try:
+        file.write_text(re.sub(r"# (components:\n)# ( +- components/local-morning\n)", r"\1\2", text))
+        assert "WARNING" not in user.does("make deploy SUSPEND=yes")
+        assert cluster.cronjob()["schedule"] == "0 * * * *"
+        before = inside()
+        user.does("make test")
+        after = inside()
+    finally:
+        file.write_text(text)
+        user.does("make deploy")
+        user.does("make resume")
+    everybody, texted = ({phone for phone, _ in some} for some in (due, outside.texts()))
+    assert before & after & everybody <= texted <= (before | after) & everybody
+    assert texted < everybody
 
 
 @pytest.mark.usefixtures("deployed")

@@ -10,7 +10,7 @@ import json
 import shlex
 import subprocess
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -35,7 +35,7 @@ class FakeKubectl:
     objects: list[Object] = field(default_factory=list)
     refusals: dict[str, str] = field(default_factory=dict)
     """Commands that hold this text fail with this message."""
-    logs: dict[str, list[list[str]]] = field(default_factory=dict)
+    logs: dict[str, list[Iterable[str]]] = field(default_factory=dict)
     """What each call of `kubectl logs` prints, by pod; the last one is printed again."""
     then: list[Callable[[], object]] = field(default_factory=list)
     """What happens in the cluster, a step each second."""

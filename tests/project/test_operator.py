@@ -183,6 +183,7 @@ def test_secret_takes_the_filled_template(cluster: Cluster, tmp_path: Path) -> N
         ("DB_PASSWROD=x\n", "'DB_PASSWROD' is none of these: DB_USER DB_PASSWORD"),
         ("DB_PASSWORD x\n", "'DB_PASSWORD x' is none of these"),
         ("kind: Secret\napiVersion: v1\nstringData: {OTHER: x}\nmetadata: {name: x}\n", "'OTHER' is none of these"),
+        ("kind: Secret\napiVersion: v1\nstringData: {DB_PASSWORD: 12}\n", "Put quotes around DB_PASSWORD"),
         ("kind: Secret\nstringData: [\n", "kubectl does not understand it"),
     ],
 )
@@ -569,9 +570,13 @@ def test_the_log_is_followed_and_a_complete_run_ends_well(cluster: Cluster) -> N
 def test_each_line_is_printed_once_when_the_connection_breaks(cluster: Cluster) -> None:
     job(cluster, status=condition("Complete"))
     first, second = pod(cluster, "p", container({"running": {}})), pod(cluster, "q", ended(0))
-    cluster.logs["p"] = [["one\n", "two\n"], ["one\n", "two\n", "two\n"], ["one\n", "two\n", "two\n", "four\n"]]
+
+    def broken() -> Iterator[str]:  # and the pod ends before it can be asked for again
+        yield from ("one\n", "two\n", "two\n")
+        first.update(status=ended(143))
+
+    cluster.logs["p"] = [["one\n", "two\n"], broken(), ["one\n", "two\n", "two\n", "four\n"]]
     cluster.logs["q"] = [["one\n"]]
-    cluster.then = [lambda: None, lambda: first.update(status=ended(143))]
     done = cluster.operate("logs")
     assert done.code == 0
     assert done.out.splitlines()[1:-1] == ["one", "two", "two", "four", "--- replaced by pod/q", "one"]
@@ -651,17 +656,19 @@ def test_somebody_deleted_the_job(cluster: Cluster) -> None:
     assert "somebody deleted the job habit-notifier-manual-" in cluster.operate("test").err
 
 
-def test_a_log_that_is_left_by_keyboard_goes_on_in_the_cluster(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("ending", "code"), [(KeyboardInterrupt(), 130), (transport.Stop("it is away"), 1)])
+def test_a_log_that_is_left_goes_on_in_the_cluster(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, ending: BaseException, code: int
 ) -> None:
     cluster.objects.append(cronjob())
 
-    def interrupt(_: float) -> None:
-        raise KeyboardInterrupt
+    def leave(_: float) -> None:
+        raise ending
 
-    monkeypatch.setattr(time, "sleep", interrupt)
+    monkeypatch.setattr(time, "sleep", leave)
     done = cluster.operate("test")
-    assert (done.code, done.out.splitlines()[-1]) == (130, "The Job goes on in the cluster: make logs")
+    told = "The Job, if it is still there, goes on in the cluster: make logs"
+    assert (done.code, done.out.splitlines()[-1]) == (code, told)
     assert cluster.of("Job")
 
 
@@ -917,6 +924,15 @@ def test_a_question_is_a_pod_like_the_job_s_that_is_no_run(
     assert (container["image"], container["args"], container.get("command")) == ("r/n:v1", arguments, None)
     assert {each["name"]: each["value"] for each in container["env"]} == {"SHARD_COUNT": "1", "OTHER": "stays"}
     assert not cluster.of("Pod")
+
+
+def test_two_questions_of_one_second_have_a_pod_each(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    made = asked_pod(cluster, ended(0), [])
+    for _ in range(2):
+        cluster.does("explain", USER_ID="42")
+        cluster.now += 0.001
+    assert len({pod["metadata"]["name"] for pod in made}) == 2
 
 
 def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Cluster) -> None:
