@@ -877,6 +877,7 @@ class Report:
         early, left = brake.failure, any(outcome.exit_code is Exit.RETRY for outcome in self.counts)
         if self.started:
             self._sum_up(settings)
+            brake.blame(unfinished=False)  # SIGTERM outweighs a verdict, unless a person must act
             if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
         brake.blame(unfinished=self.started and (left or not self.walked))

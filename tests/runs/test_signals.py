@@ -161,6 +161,7 @@ def test_with_texts_in_flight_that_twilio_never_answers(town: Town) -> None:
     assert len(town.posted) == 4
     assert town.counts == {"uncertain": 4}
     assert "4 texts are uncertain" in log
+    assert "ERROR - SIGTERM came" in log.splitlines()[-1]  # not that no text was surely sent: exit 143's own reason
 
 
 @pytest.mark.parametrize("argv", [(), ("--settle",)], ids=["run", "settle"])
