@@ -1396,7 +1396,7 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
     429: TWILIO_CODES[20429],
 }
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
-NO_TRUST = "does a proxy open TLS? Name its CA file in REQUESTS_CA_BUNDLE. Or is this node's clock wrong?"
+NO_TRUST = "name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct this node's clock"
 QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
 NO_SUCH = 20404
 SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
