@@ -660,7 +660,7 @@ def test_a_ca_bundle_of_ones_own_is_honoured(town: Town, tmp_path: Path, monkeyp
     numbers = town.people(2)
     with FakeTwilio(tls=self_signed_certificate(tmp_path)) as town.twilio:
         assert town.run(TWILIO_API_URL=town.twilio.url) == 2
-        assert town.said("name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct this node's clock")
+        assert town.said("name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct")
         assert town.text.count("Twilio's certificate") == 1  # a retry cannot help
         assert town.rows("*") == []
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", town.twilio.environ()["REQUESTS_CA_BUNDLE"])
