@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -36,6 +36,7 @@ from hack.kubectl import (
     shard_of,
     start_of,
     state_of,
+    summary_of,
     with_remedy,
 )
 
@@ -286,15 +287,6 @@ def clean_jobs(cluster: Cluster) -> None:
         say(f"There are no finished Jobs in {cluster.where}.")
 
 
-def summary_of(pod: Object) -> Object:
-    """The program's last words: one JSON object, else the end of its log."""
-    message = (state_of(pod).terminated.message or "").strip()
-    with suppress(ValueError):
-        if isinstance(found := json.loads(message, object_hook=Object), Object):
-            return found
-    return Object(error=killed(pod) or message.rpartition("\n")[2])
-
-
 def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
     """Sent by all attempts whose pods are left; failed and uncertain as each shard's last attempt has it."""
     words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
@@ -307,7 +299,16 @@ def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
     if any("sent" in found for found in last):
         failed, uncertain = (sum(found.get(name, 0) for found in last) for name in ("failed", "uncertain"))
         words += f": {sum(summary_of(pod).sent or 0 for pod in pods)} sent, {failed} failed, {uncertain} uncertain"
-    return "\n    ".join([words, *dict.fromkeys(found.error for found in last if found.error)])
+    return "\n    ".join([words, *dict.fromkeys(found.error for found in last if found.error), *more_of(last)])
+
+
+def more_of(summaries: Collection[Object]) -> Iterator[str]:
+    """What else became of users, and what was learned of earlier texts."""
+    for heading, name in {"Users": "counts", "Earlier texts": "learned"}.items():
+        total = sum((Counter(found.get(name)) for found in summaries), Counter[str]())
+        words = [f"{what.replace('_', ' ')} {n}" for what, n in total.items() if what not in ("sent", "uncertain")]
+        if words:
+            yield f"{heading}: {', '.join(words)}"
 
 
 def status(cluster: Cluster) -> None:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import Any
@@ -182,6 +183,15 @@ def exit_code(pods: list[Object]) -> int | None:
     """How a run ended: the exit code of its last pod, or, of the last pods of its shards, 2 or else the highest."""
     codes = {shard_of(pod): state_of(pod).terminated.exitCode for pod in pods if state_of(pod).terminated}
     return max(codes.values(), key=lambda code: (code == 2, code), default=None)
+
+
+def summary_of(pod: Object) -> Object:
+    """The program's last words: one JSON object, else the end of its log."""
+    message = (state_of(pod).terminated.message or "").strip()
+    with suppress(ValueError):
+        if isinstance(found := json.loads(message, object_hook=Object), Object):
+            return found
+    return Object(error=killed(pod) or message.rpartition("\n")[2])
 
 
 def start_of(cluster: Cluster, pod: Object) -> tuple[str, str]:

@@ -738,9 +738,11 @@ def words(**more: Any) -> str:
 def test_status_tells_of_each_run_what_became_of_it(cluster: Cluster) -> None:
     cluster.objects.append(cronjob() | {"status": {"lastSuccessfulTime": "2026-05-09T08:00:14Z"}})
     job(cluster, "shards", status=FAILED, age=3)
-    pod(cluster, "s0", ended(0, words(sent=7)), "0", "shards")
+    pod(cluster, "s0", ended(0, words(sent=7, counts={"sent": 7, "later": 30})), "0", "shards")
     pod(cluster, "s1", ended(1, words(sent=3, failed=9, uncertain=2, error="first try")), "1", "shards")
-    pod(cluster, "s1b", ended(1, words(sent=2, failed=4, uncertain=1, error="MySQL is away: start it")), "1", "shards")
+    more = {"counts": {"later": 2, "not_tried": 3}, "learned": {"delivered": 9, "undelivered 30003": 1}}
+    away = words(sent=2, failed=4, uncertain=1, error="MySQL is away: start it", **more)
+    pod(cluster, "s1b", ended(1, away), "1", "shards")
     job(cluster, "well", status=condition("Complete"), age=2)
     pod(cluster, "w", ended(0, words(sent=12, failed=1)), job="well")
     job(cluster, "log", status=condition("Failed", "BackoffLimitExceeded", "limit"), age=1)
@@ -751,6 +753,8 @@ def test_status_tells_of_each_run_what_became_of_it(cluster: Cluster) -> None:
     assert out.splitlines()[3:] == [
         "2026-05-09T06:00:00Z  shards  failed (FailedIndexes: 1), exit code 1: 12 sent, 4 failed, 1 uncertain",
         "    MySQL is away: start it",
+        "    Users: later 32, not tried 3",
+        "    Earlier texts: delivered 9, undelivered 30003 1",
         "2026-05-09T07:00:00Z  well  complete: 12 sent, 1 failed, 0 uncertain",
         "2026-05-09T08:00:00Z  log  failed (BackoffLimitExceeded), exit code 137",
         "    Killed in the middle",
