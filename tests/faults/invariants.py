@@ -394,7 +394,7 @@ class Judge:
             row = rows.get((str(person.id), found.day))
             state = row.state if row else None
             if state is None and named[0] == "uncertain":  # by its clock's day, or of the attempt before this one
-                lately = told.run.now - ATTEMPTS + min((fault.skew for fault in group.faults), default=timedelta())
+                lately = told.run.now - ATTEMPTS + min([timedelta(), *(fault.skew for fault in group.faults)])
                 recent = (r for r in group.ledger_after if r.user_id == person.id and r.claimed_at > lately)
                 state = next((row.state for row in recent), None)
             right = self._right(named[0], person, row)
