@@ -877,7 +877,6 @@ class Report:
         early, left = brake.failure, any(outcome.exit_code is Exit.RETRY for outcome in self.counts)
         if self.started:
             self._sum_up(settings)
-            brake.blame(unfinished=False)  # SIGTERM outweighs a verdict, unless a person must act
             if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
         brake.blame(unfinished=self.started and (left or not self.walked))
@@ -1162,10 +1161,10 @@ class Brake:
         self.failure: NotifierError | None = None
 
     def pull(self, failure: NotifierError) -> None:
-        """Take no more work, for this reason, which is told at once; the first counts, or the first for a person."""
+        """Take no more work, for this reason, which is told at once; the first counts, or one that outweighs it."""
         with self._lock:
-            act = failure.exit_code is Exit.ACT
-            if self.failure is None or (act and self.failure.exit_code is not Exit.ACT):
+            first = self.failure.exit_code if self.failure else Exit.DONE
+            if Exit.worst([first, failure.exit_code]) is not first:
                 self.failure = failure
                 tell(failure)
 
@@ -1449,7 +1448,7 @@ class Message:
     sid: str
     status: str
     code: int | None
-    segments: str | None = None
+    segments: str | None
 
 
 class Twilio:
@@ -1590,8 +1589,8 @@ def accepted(message: Any) -> Answer:
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
     code, parts = error_code(message.error_code), column_int(message.num_segments, MOST_SEGMENTS)
     if str(message.status) in LOST:
-        words, action = f"Twilio took it, but it {message.status}: {meaning(code)}", TWILIO_CODES.get(code or 0)
-        return Answer(action[0] if action else Action.REFUSE, words, code, message.sid, parts)
+        action, _ = TWILIO_CODES.get(code or 0, (Action.REFUSE, ""))
+        return Answer(action, f"Twilio took it, but it {message.status}: {meaning(code)}", code, message.sid, parts)
     return Answer(Action.ACCEPT, sid=message.sid, segments=parts)
 
 
@@ -2213,7 +2212,7 @@ class Tracker:
 
     def known(self, ids: Collection[str]) -> set[str]:
         """Those of the ids, as ONLY_USERS names them, that are in User."""
-        wanted = list(map(self._stored_id, [*ids, *map(str.upper, ids)]))
+        wanted = list(chain.from_iterable(map(self._spellings, ids)))
         found = self._database.run(f"SELECT id FROM `User` WHERE id IN ({holes(wanted)})", wanted)
         return {id_key(user_id) for (user_id,) in found}
 
@@ -2310,15 +2309,16 @@ class Tracker:
 
     def user(self, user_id: str) -> User | None:
         """One user, as ONLY_USERS would name them."""
-        spelt = list(map(self._stored_id, (user_id, user_id.lower(), user_id.upper())))
-        found = self._users_where("u.id = %s OR u.id = %s OR u.id = %s", spelt)  # IN would convert bytes, or fail
+        spelt = self._spellings(user_id)
+        found = self._users_where(" OR ".join(["u.id = %s"] * len(spelt)), spelt)  # IN would convert bytes, or fail
         return next((user for user, _ in found if id_key(user.id) == id_key(user_id)), None)
 
-    def _stored_id(self, text: str) -> UserId:
-        """An id that a person wrote, as the column holds it; what an ASCII column cannot hold is compared as bytes."""
+    def _spellings(self, text: str) -> list[UserId]:
+        """An id that a person wrote, as its column may hold it: as bytes, what an ASCII column cannot hold."""
         if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", text):
-            return bytes.fromhex(text)
-        return text if text.isascii() else text.encode(errors="replace")
+            return [bytes.fromhex(text)]
+        cases = dict.fromkeys((text, text.lower(), text.upper()))
+        return [case if case.isascii() else case.encode(errors="replace") for case in cases]
 
     def everybody(self) -> Iterator[tuple[User, str]]:
         """All of this run's users with a phone number, each with the number as it stands."""
@@ -2489,8 +2489,8 @@ class Ledger:
 
         :raises FixFirst: when the server is read-only, which not each of them finds
         """
-        [state] = self._database.run("SELECT @@read_only, @@innodb_read_only")
-        if state not in ((0, 0), ("OFF", 0)):  # MariaDB 12 has a word
+        [switches] = self._database.run("SELECT @@read_only, @@innodb_read_only")
+        if not {0, "OFF"}.issuperset(switches):  # MariaDB 12 has a word
             raise FixFirst(f"MySQL: {READ_ONLY}")
         self._database.run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
         self._database.run(f"{explain}INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
@@ -2816,9 +2816,9 @@ def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: date
         age, message = now - row.claimed_at, messages.get(row.sid or "")
         if message:
             final = message.status if message.status in FINAL or age > SETTLE_FINAL else None
-            known = replace(row, state=State.SENT, code=error_code(message.code), final_status=final)
-            parts = column_int(message.segments, MOST_SEGMENTS)  # a Messaging Service's first answer says 0
-            settled.append(replace(known, segments=parts or row.segments))
+            code, parts = error_code(message.code), column_int(message.segments, MOST_SEGMENTS)
+            parts = parts or row.segments  # 0 until a Messaging Service has chosen a sender
+            settled.append(replace(row, state=State.SENT, code=code, final_status=final, segments=parts))
         elif age > (patience if row.sid else ALL_ATTEMPTS):
             state = State.SENT if row.sid else State.UNCERTAIN
             settled.append(replace(row, state=state, final_status=UNKNOWN))

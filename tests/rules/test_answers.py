@@ -698,11 +698,14 @@ def test_a_deadline_that_is_over_stays_over_when_the_clock_is_set_back() -> None
     assert brake.pulled
 
 
-def test_what_a_person_must_do_outweighs_what_came_first(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_weightier_failure_outweighs_what_came_first(caplog: pytest.LogCaptureFixture) -> None:
     brake = Brake(Stop(), utc_now, deadline=60)
     brake.pull(habit_notifier.RetryLater("try again"))
     brake.pull(habit_notifier.RetryLater("try again, too"))
+    brake.pull(habit_notifier.Terminated("SIGTERM"))
+    brake.pull(habit_notifier.RetryLater("and again"))
     brake.pull(habit_notifier.FixFirst("correct the credentials"))
     brake.pull(habit_notifier.FixFirst("correct something else"))
     assert brake.exit_codes == [habit_notifier.Exit.ACT]
-    assert [record.getMessage() for record in caplog.records] == ["try again", "correct the credentials"]
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["try again", "SIGTERM", "correct the credentials"]

@@ -512,7 +512,7 @@ def test_of_two_claims_at_the_same_moment_never_both_are_posted(found: list[Row]
 
 
 def a_message(sid: str = "SM1", **changes: Any) -> Message:
-    message: Message = copied(Message(sid, "delivered", None), **changes)
+    message: Message = copied(Message(sid, "delivered", None, None), **changes)
     return message
 
 
