@@ -21,6 +21,7 @@ from tests.runs.town import Town
 from tests.sandbox.database import Database, NoServerError, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 from tests.sandbox.proxy import Proxy
+from tests.trust import trust_nobody
 
 NAMED = os.environ.get("TEST_MYSQL_URL", "")
 
@@ -33,6 +34,7 @@ def pytest_configure() -> None:
     # A shell's background job ignores SIGINT, and so would every program that tests start there and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    trust_nobody()
 
 
 @pytest.fixture(autouse=True)
