@@ -3487,7 +3487,8 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
         if job.brake.failure:
             report.error = " ".join(job.brake.failure.args)
     except NotifierError as failure:
-        tell(failure)
+        thing = "settings: " if asked.mode == "check" else ""  # as its other lines begin
+        tell(FixFirst(*(thing + line for line in failure.args)))
         report.error = " ".join(failure.args)
         return failure.exit_code
     except Exception:  # nobody is texted twice even so: the ledger has every claim

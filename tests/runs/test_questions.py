@@ -659,7 +659,10 @@ def test_a_twilio_whose_answer_never_ends_does_not_hold_up_a_check(
 def test_wrong_settings_are_all_that_a_check_tells(ready: dict[str, str]) -> None:
     code, lines = said(ready | {"DB_PORT": "mysql", "SEND_WINDOW": "x"}, "--check")
     assert code == 2
-    assert [line[: line.index(" is ")] for line in lines] == ["ERROR - DB_PORT", "ERROR - SEND_WINDOW"]
+    assert [line[: line.index(" is ")] for line in lines] == [
+        "ERROR - settings: DB_PORT",
+        "ERROR - settings: SEND_WINDOW",
+    ]
 
 
 def test_a_ledger_that_holds_more_than_is_needed_is_taken(database: Database, ready: dict[str, str]) -> None:
