@@ -50,6 +50,17 @@ def test_a_sender_that_carriers_block_texts_every_second_day_and_says_so(town: T
     assert len(town.ledger) == 36
 
 
+def test_hourly_runs_find_a_blocked_sender_an_hour_later_and_try_again_each_day(town: Town) -> None:
+    """As DEPLOYMENT says of it."""
+    numbers = sorted(populate(town, 3).values())
+    for day in range(3):
+        for hour, code in enumerate([0, 2, 0]):
+            assert town.run(NOON + day * DAY + hour * HOUR, SEND_WINDOW="09:00-20:00") == code
+            assert town.texted == ([] if hour else numbers)
+            for number in town.texted:
+                town.twilio.settle(number, "undelivered", 30034)
+
+
 def test_each_shard_finds_a_blocked_sender_by_its_own_users(town: Town) -> None:
     users = populate(town, 30)
     own = [[number for user, number in users.items() if crc32(str(user).encode()) % 2 == shard] for shard in (0, 1)]
