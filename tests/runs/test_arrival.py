@@ -64,7 +64,7 @@ def test_hourly_runs_find_a_blocked_sender_an_hour_later_and_try_again_each_day(
 def test_each_shard_finds_a_blocked_sender_by_its_own_users(town: Town) -> None:
     users = populate(town, 30)
     own = [[number for user, number in users.items() if crc32(str(user).encode()) % 2 == shard] for shard in (0, 1)]
-    for day in range(4):
+    for day in range(6):
         for shard in (0, 1):
             code = town.run(NOON + day * DAY, SHARD_COUNT="2", JOB_COMPLETION_INDEX=str(shard))
             blocked = shard == 1 and day % 2 == 1
