@@ -255,9 +255,10 @@ def test_when_nobody_logs_any_more_a_run_says_so(town: Town, users: int, newest:
     ids = populate(town, users)
     if newest:
         town.database.insert_logs((habit, NOON - newest) for habit in town.database.insert_habits(list(ids)[:1]))
-    assert town.run(NOON, MAX_TEXTS="50") == 2
-    assert town.texts == []
-    assert town.said("WARNING there is no log of the last days at all: is what writes them broken?") == told
+    for limit, code in (("50", 2), ("0", 0)):
+        assert town.run(NOON, MAX_TEXTS=limit) == code
+        assert bool(town.texts) == (code == 0)
+        assert town.said("WARNING there is no log of the last days at all: is what writes them broken?") == told
 
 
 # --- ONLY_USERS
