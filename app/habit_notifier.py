@@ -1254,17 +1254,23 @@ def warn(doubts: Iterable[str]) -> None:
 
 
 @contextmanager
-def watchdog(brake: Brake) -> Iterator[None]:
+def watchdog(job: Job, mode: str) -> Iterator[None]:
     """End the process when even its end hangs: a blocked standard error holds up every thread that logs."""
     over = threading.Event()
 
     def watch() -> None:
-        while not brake.overdue():
+        while not job.brake.overdue():
             if over.wait(0.5):
                 return
         if not over.wait(WATCHDOG_LIMIT):  # counted from here: the process may have been frozen for longer than that
-            wait([in_background(partial(log.error, BY_FORCE))], timeout=0.5)
-            os._exit(Exit.worst([Exit.RETRY, *brake.exit_codes]))
+            code = Exit.worst([Exit.RETRY, *job.brake.exit_codes])
+            wait([in_background(partial(last_words, code))], timeout=0.5)
+            os._exit(code)
+
+    def last_words(code: Exit) -> None:
+        job.report.error = " ".join((job.brake.failure or RetryLater(BY_FORCE)).args)
+        leave_summary(job.report.summary(mode, code))
+        log.error(BY_FORCE)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -3482,7 +3488,7 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
             log.setLevel(settings.log_level)
         job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
         job.about, job.as_of = asked.explain or "", asked.now
-        with watchdog(job.brake):
+        with watchdog(job, asked.mode):
             code = MODES[asked.mode][0](job)
         if job.brake.failure:
             report.error = " ".join(job.brake.failure.args)

@@ -34,7 +34,8 @@ def main(instant: str, *argv: str) -> None:
         raise SystemExit(f"{instant} has no zone: write {instant}Z")
     for name, value in [("OUTAGE_PATIENCE", "2.0"), *(word.split("=") for word in argv if "=" in word)]:
         assert hasattr(habit_notifier, name), name
-        setattr(habit_notifier, name, ast.literal_eval(value))
+        is_path = isinstance(getattr(habit_notifier, name), Path)
+        setattr(habit_notifier, name, Path(value) if is_path else ast.literal_eval(value))
     trust_nobody()
     arguments = [word for word in argv if "=" not in word]
     clock = lambda: start + timedelta(seconds=time.monotonic() - STARTED)  # noqa: E731

@@ -50,10 +50,21 @@ def test_a_sender_that_carriers_block_texts_every_second_day_and_says_so(town: T
     assert len(town.ledger) == 36
 
 
+def test_hourly_runs_find_a_blocked_sender_an_hour_later_and_try_again_each_day(town: Town) -> None:
+    """As DEPLOYMENT says of it."""
+    numbers = sorted(populate(town, 3).values())
+    for day in range(3):
+        for hour, code in enumerate([0, 2, 0]):
+            assert town.run(NOON + day * DAY + hour * HOUR, SEND_WINDOW="09:00-20:00") == code
+            assert town.texted == ([] if hour else numbers)
+            for number in town.texted:
+                town.twilio.settle(number, "undelivered", 30034)
+
+
 def test_each_shard_finds_a_blocked_sender_by_its_own_users(town: Town) -> None:
     users = populate(town, 30)
     own = [[number for user, number in users.items() if crc32(str(user).encode()) % 2 == shard] for shard in (0, 1)]
-    for day in range(4):
+    for day in range(6):
         for shard in (0, 1):
             code = town.run(NOON + day * DAY, SHARD_COUNT="2", JOB_COMPLETION_INDEX=str(shard))
             blocked = shard == 1 and day % 2 == 1
@@ -244,9 +255,10 @@ def test_when_nobody_logs_any_more_a_run_says_so(town: Town, users: int, newest:
     ids = populate(town, users)
     if newest:
         town.database.insert_logs((habit, NOON - newest) for habit in town.database.insert_habits(list(ids)[:1]))
-    assert town.run(NOON, MAX_TEXTS="50") == 2
-    assert town.texts == []
-    assert town.said("WARNING there is no log of the last days at all: is what writes them broken?") == told
+    for limit, code in (("50", 2), ("0", 0)):
+        assert town.run(NOON, MAX_TEXTS=limit) == code
+        assert bool(town.texts) == (code == 0)
+        assert town.said("WARNING there is no log of the last days at all: is what writes them broken?") == told
 
 
 # --- ONLY_USERS

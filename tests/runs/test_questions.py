@@ -577,6 +577,7 @@ BROKEN = {
     "hours": {
         "night": shows(HOW + "texts may come between 21:00 and 8:00", SEND_WINDOW="07:59-20:00"),
         "late": shows(HOW + "texts may come between 21:00 and 8:00", SEND_WINDOW="09:00-21:01"),
+        "no window": shows(HOW + "texts may come between 21:00 and 8:00", SEND_WINDOW=""),
     },
     "Twilio": {
         "clock": shows(FAILS + "this node's clock is wrong", wrong_clock),
@@ -700,6 +701,21 @@ def test_a_grant_that_is_missing_on_the_ledger_fails_its_line_with_the_grant_to_
     assert found | {"ledger": []} == all_is_well[1] | {"ledger": []}
     database.execute(found["ledger"][2].removeprefix("ERROR ").replace("%", "%%"), ())
     assert verdicts(ready | account) == all_is_well
+
+
+@pytest.mark.parametrize("table", ["User", "Habit", "Log"])
+def test_a_table_that_may_not_be_read_fails_the_line_of_the_database(
+    table: str, database: Database, ready: dict[str, str]
+) -> None:
+    account = database.least_account()
+    all_is_well = verdicts(ready | account)[1]
+    database.execute(f"REVOKE SELECT ON `{database.name}`.`{table}` FROM %s@'%%'", (account["DB_USER"],))
+    code, found = verdicts(ready | account)
+    [verdict] = found["database"]
+    assert code == 2
+    assert verdict.startswith("ERROR MySQL: DB_USER lacks a grant on this table: see the grants in DEPLOYMENT.md")
+    unchecked = {after: ["INFO not checked, see above"] for after in NEEDS["database"]}
+    assert found == all_is_well | unchecked | {"database": [verdict]}
 
 
 def test_the_statement_for_a_missing_ledger_makes_it(database: Database, ready: dict[str, str]) -> None:

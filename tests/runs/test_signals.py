@@ -185,7 +185,7 @@ def test_while_texts_are_looked_up(town: Town, argv: tuple[str, ...]) -> None:
 # --- what does not end by itself --------------------------------------------------------------------------------------
 
 
-def hurried(**constants: float) -> list[str]:
+def hurried(**constants: float | Path) -> list[str]:
     """The program with shorter limits."""
     return starting_at(datetime.now(UTC), **{"TERM_LIMIT": 2.0, "WATCHDOG_LIMIT": 1.5, **constants})
 
@@ -275,17 +275,22 @@ def test_a_process_that_was_frozen_beyond_its_end_still_records_and_tells(town: 
 
 @pytest.mark.parametrize("terminated", [True, False], ids=["SIGTERM", "deadline"])
 def test_a_database_whose_answer_never_ends_holds_no_run_and_is_named(
-    town: Town, proxy: Proxy, terminated: bool
+    town: Town, proxy: Proxy, terminated: bool, tmp_path: Path
 ) -> None:
     town.environ |= proxy.environ() | {"RUN_DEADLINE": "60" if terminated else "3"}
     claim = proxy.on_query(f"INSERT INTO {LEDGER} (", Verdict.HANG_AFTER)
-    with started(town.environ, command=hurried(DEADLINE_LIMIT=1.0, DATABASE_TIMEOUT=60)) as process:
+    summary = tmp_path / "termination-log"
+    summary.touch()
+    command = hurried(DEADLINE_LIMIT=1.0, DATABASE_TIMEOUT=60, TERMINATION_LOG=summary)
+    with started(town.environ, command=command) as process:
         assert claim.happened.wait(20)
         if terminated:
             process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=20)
     assert process.returncode == (143 if terminated else 1)
     assert "ended by force: an answer of MySQL goes on" in log.splitlines()[-1]
+    left = json.loads(summary.read_text())
+    assert (left["exit_code"], left["users"], left["error"][:15]) == (process.returncode, USERS, "ended by force:")
 
 
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs Linux's pipes")

@@ -183,10 +183,12 @@ LATE = {"HEARTBEAT_URL": "http://127.0.0.1:1/5c1b7a52-heartbeat", "LOG_LEVEL": "
 
 
 def all_that_is_said(environ: dict[str, str], people: Population, summary: Path) -> Iterator[str]:
-    """The log and the summary of every mode."""
-    for argv in (["--dry-run"], *(["--explain", user] for user in people.ids[:4]), ["--check"], [], ["--settle"]):
-        yield program.said(environ, *argv, at=NOW)[1]
-        yield summary.read_text()
+    """The log and the summary of every mode, also on the next day, when there are texts to look up and to explain."""
+    explain = [["--explain", user] for user in people.ids[:4]]
+    for at in (NOW, NOW + timedelta(days=1)):
+        for argv in (["--dry-run"], *explain, ["--check"], [], ["--settle"]):
+            yield program.said(environ, *argv, at=at)[1]
+            yield summary.read_text()
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
