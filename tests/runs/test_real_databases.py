@@ -627,12 +627,15 @@ def test_a_wrong_zone_that_the_default_replaces_is_named_and_an_empty_one_is_not
     assert said.startswith("2 users have the unknown zone “Mars/Base”")
 
 
-@pytest.mark.parametrize(("ahead", "warned"), [(1, False), (40, True)])
+@pytest.mark.parametrize(
+    ("logs", "ahead", "hours", "warned"), [(60, 1, 5, False), (60, 40, 5, True), (1, 1, 24, False), (1, 1, 5, True)]
+)
 def test_one_log_of_tomorrow_is_somebodys_mistake_and_many_are_the_servers(
-    town: Town, ahead: int, warned: bool
+    town: Town, logs: int, ahead: int, hours: int, warned: bool
 ) -> None:
-    habits = town.database.insert_habits(town.database.insert_users((f"User {n}", None, "UTC") for n in range(60)))
-    town.database.insert_logs((habit, NOON + (n < ahead) * timedelta(hours=5)) for n, habit in enumerate(habits))
+    """The only one may be the server's, if a zone can be why."""
+    habits = town.database.insert_habits(town.database.insert_users((f"User {n}", None, "UTC") for n in range(logs)))
+    town.database.insert_logs((habit, NOON + (n < ahead) * timedelta(hours=hours)) for n, habit in enumerate(habits))
     assert town.run(NOON + timedelta(minutes=1)) == 0
     assert any("days are judged wrongly" in line for line in town.lines("WARNING")) is warned
 
