@@ -2197,7 +2197,7 @@ class Tracker:
                 raise
             yield f"the newest logs could not be read: {failure}"
             return
-        if ahead >= min(FEW, count) > 0:
+        if ahead >= FEW or (ahead == count > 0 and newest - bound < EARLIEST_ZONE):  # a zone may be why
             yield (
                 f"{ahead} of the newest logs are still to come, the last of {newest} UTC: "
                 "Log.created_at must be in UTC. Does a server with another time_zone fill a DATETIME? Until that is "

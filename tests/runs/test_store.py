@@ -465,6 +465,7 @@ def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
     town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was recorded in the last minute, and the claims whose texts are in flight, however old."""
+    assert habit_notifier.DATABASE_MEMORY == 60
     anna, bert = reminders("+12025550101", "+12025550102")
     job.ledger.claim([anna, bert], LATER)
     claimed = job.ledger.claims[bert]
