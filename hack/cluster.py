@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -29,6 +28,7 @@ from hack.kubectl import (
     killed,
     lines,
     missed_run,
+    more_of,
     next_run,
     outcome_of,
     run,
@@ -288,27 +288,19 @@ def clean_jobs(cluster: Cluster) -> None:
 
 
 def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
-    """Sent by all attempts whose pods are left; failed and uncertain as each shard's last attempt has it."""
+    """Sent by all attempts whose pods are left; failed and uncertain as each shard's last that judged people has it."""
     words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
     if not outcome:
         waits = [start_of(cluster, pod)[1] for pod in pods] or [cluster.complaint(job.metadata.name, "FailedCreate")]
         return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work: make logs")
-    last = {shard_of(pod): summary_of(pod) for pod in pods}.values()
+    last = {shard_of(pod): summary_of(pod) for pod in pods}
+    judged = (last | {shard_of(pod): found for pod in pods if (found := summary_of(pod)).counts}).values()
     code = f"exit code {exit_code(pods)}" if pods else "its pods are gone"
     words += "complete" if outcome == "Complete" else f"failed ({outcome}), {code}"
-    if any("sent" in found for found in last):
-        failed, uncertain = (sum(found.get(name, 0) for found in last) for name in ("failed", "uncertain"))
+    if any("sent" in found for found in judged):
+        failed, uncertain = (sum(found.get(name, 0) for found in judged) for name in ("failed", "uncertain"))
         words += f": {sum(summary_of(pod).sent or 0 for pod in pods)} sent, {failed} failed, {uncertain} uncertain"
-    return "\n    ".join([words, *dict.fromkeys(found.error for found in last if found.error), *more_of(last)])
-
-
-def more_of(summaries: Collection[Object]) -> Iterator[str]:
-    """What else became of users, and what was learned of earlier texts."""
-    for heading, name in {"Users": "counts", "Earlier texts": "learned"}.items():
-        total = sum((Counter(found.get(name)) for found in summaries), Counter[str]())
-        words = [f"{what.replace('_', ' ')} {n}" for what, n in total.items() if what not in ("sent", "uncertain")]
-        if words:
-            yield f"{heading}: {', '.join(words)}"
+    return "\n    ".join([words, *dict.fromkeys(it.error for it in last.values() if it.error), *more_of(judged)])
 
 
 def status(cluster: Cluster) -> None:

@@ -9,7 +9,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -192,6 +193,15 @@ def summary_of(pod: Object) -> Object:
         if isinstance(found := json.loads(message, object_hook=Object), Object):
             return found
     return Object(error=killed(pod) or message.rpartition("\n")[2])
+
+
+def more_of(summaries: Collection[Object]) -> Iterator[str]:
+    """What else became of users, and what was learned of earlier texts."""
+    for heading, name in {"Users": "counts", "Earlier texts": "learned"}.items():
+        total = sum((Counter(found.get(name)) for found in summaries), Counter[str]())
+        words = [f"{what.replace('_', ' ')} {n}" for what, n in total.items() if what not in ("sent", "uncertain")]
+        if words:
+            yield f"{heading}: {', '.join(words)}"
 
 
 def start_of(cluster: Cluster, pod: Object) -> tuple[str, str]:

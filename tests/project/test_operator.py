@@ -743,6 +743,7 @@ def test_status_tells_of_each_run_what_became_of_it(cluster: Cluster) -> None:
     more = {"counts": {"later": 2, "not_tried": 3}, "learned": {"delivered": 9, "undelivered 30003": 1}}
     away = words(sent=2, failed=4, uncertain=1, error="MySQL is away: start it", **more)
     pod(cluster, "s1b", ended(1, away), "1", "shards")
+    pod(cluster, "s1c", ended(1, words(error="MySQL is away: start it")), "1", "shards")  # looked at nobody
     job(cluster, "well", status=condition("Complete"), age=2)
     pod(cluster, "w", ended(0, words(sent=12, failed=1)), job="well")
     job(cluster, "log", status=condition("Failed", "BackoffLimitExceeded", "limit"), age=1)
