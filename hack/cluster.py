@@ -216,7 +216,7 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
                 print_log(cluster, pod.metadata.name)
             followed.add(pod.metadata.name)
             sharded = sharded or shard_of(pod) != ""
-        if outcome_of(found) or state_of(found).terminated or found.status.phase == "Failed":
+        if outcome_of(found) or (not trouble and (state_of(found).terminated or found.status.phase == "Failed")):
             return ""
         since = since if trouble else time.monotonic()
         if trouble and (time.monotonic() - since >= (patience or 2) or how == "broken"):

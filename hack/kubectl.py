@@ -163,8 +163,9 @@ def state_of(pod: Object) -> Object:
 
 def killed(pod: Object) -> str:
     """What the program could not tell of its end."""
-    took = "OOMKilled: it took more memory than it may"
-    return with_remedy(took) if state_of(pod).terminated.reason == "OOMKilled" else ""
+    ended, took = state_of(pod).terminated, "OOMKilled: it took more memory than it may"
+    told = took if ended.reason == "OOMKilled" else (ended.message or "").strip()
+    return with_remedy(told) if re.search("^OOMKilled|exec format error", told) else ""
 
 
 def shard_of(pod: Object) -> str:

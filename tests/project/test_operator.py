@@ -717,14 +717,25 @@ def test_a_run_that_hit_its_deadline_says_where_its_log_went(cluster: Cluster) -
     assert f"failed (DeadlineExceeded). {told}" in cluster.operate("logs").out
 
 
-def test_a_run_that_took_too_much_memory_is_named_with_the_remedy(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("status", "named"),
+    [
+        (
+            ended(137, "an unrelated line\n", reason="OOMKilled"),
+            r"OOMKilled: it took more memory than it may\nRemedy: raise limits\.memory",
+        ),
+        (ended(1, "exec /x: exec format error\n"), "exec /x: exec format error\nRemedy: the image is for another"),
+    ],
+)
+def test_what_the_program_could_not_tell_is_named_with_the_remedy(
+    cluster: Cluster, status: dict[str, Any], named: str
+) -> None:
     cluster.objects.append(cronjob())
     job(cluster, status=condition("Failed", "BackoffLimitExceeded", "limit"))
-    pod(cluster, "p", ended(137, "an unrelated line\n", reason="OOMKilled"))
-    named = r"OOMKilled: it took more memory than it may\nRemedy: raise limits\.memory"
+    pod(cluster, "p", status)
     assert re.search(f"^{named}", cluster.operate("logs").out, re.MULTILINE)
     told = cluster.operate("status").out
-    assert re.search(f"exit code 137\n    {named}", told)
+    assert re.search(rf"exit code \d+\n    {named}", told)
     assert "unrelated" not in told
 
 
@@ -940,11 +951,12 @@ def test_two_questions_of_one_second_have_a_pod_each(cluster: Cluster) -> None:
     assert len({pod["metadata"]["name"] for pod in made}) == 2
 
 
-def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Cluster) -> None:
+@pytest.mark.parametrize("remedy", STUCK)
+def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Cluster, remedy: str) -> None:
     cluster.objects.append(cronjob())
-    asked_pod(cluster, STUCK["make secret"], [])
+    asked_pod(cluster, STUCK[remedy], [])
     err = cluster.refuses("preflight")
-    assert re.search("the pod does not start: CreateContainerConfigError: .*\nRemedy: make secret", err)
+    assert re.search(rf"the pod does not start: \w+: .*\nRemedy: .*{remedy}", err)
     assert not cluster.of("Pod")
 
 
