@@ -333,7 +333,14 @@ def test_deploy_asks_for_no_secret_that_comes_from_a_vault(ready: Cluster) -> No
     with (ready.root / "k8s/kustomization.yaml").open("a") as file:
         file.write("components: [components/external-secrets]\n")
     ready.does("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
-    assert "ExternalSecret" in applied(ready)
+    (made,) = ready.of("ExternalSecret")
+    # The remedy for a Secret that is not there is `make secret`: it tells where this one comes from.
+    assert "kubectl describe externalsecret habit-notifier-secrets -n habit-tracker" in ready.refuses(
+        "secret", **SECRETS
+    )
+    assert not ready.of("Secret")
+    assert "the Secret habit-notifier-secrets stay" in ready.does("undeploy")
+    assert made["spec"]["target"]["creationPolicy"] == "Orphan"  # "Owner" takes the Secret along
 
 
 def test_deploy_asks_for_no_value_that_comes_from_a_file(ready: Cluster) -> None:
