@@ -135,7 +135,12 @@ def warn(cluster: Cluster, schedule: str) -> None:
     template = "".join(file.read_text() for file in Path("k8s").glob("secret.yaml"))
     if re.search("^ *(stringData|data):", template, re.MULTILINE):
         say("WARNING: k8s/secret.yaml is filled in. kubectl apply -f k8s/ would set it, a commit publish it.")
-    window = cluster.file("ConfigMap", "habit-notifier-config").data.SEND_WINDOW
+    config, program = cluster.file("ConfigMap", "habit-notifier-config").data, Path("app/habit_notifier.py").read_text()
+    known = "|".join(re.findall(r"^    (\w+): .*= setting\(", program, re.MULTILINE)).upper()
+    read = rf"({known})(_FILE)?|REQUESTS_CA_BUNDLE|(?i:\w+_PROXY)"
+    if unknown := ", ".join(name for name in config if not re.fullmatch(read, name)):
+        say(f"WARNING: the program reads no {unknown}, which the ConfigMap has. CRONJOB_README.md lists all settings.")
+    window = config.SEND_WINDOW
     if window and schedule != "@hourly" and schedule.split()[1:2] != ["*"]:
         never = "who is outside of it at that moment is never served. components/local-morning has both."
         say(f"WARNING: SEND_WINDOW is {window}, and the schedule {schedule} does not run every hour: {never}")

@@ -176,7 +176,6 @@ def test_without_a_tag_the_content_is_told_apart(docker: Path, ready: Path) -> N
     """By the commit; before a commit, by what the image is made of: a node that has a tag does not pull it again."""
     for name in ("Dockerfile", ".dockerignore"):
         shutil.copy(ROOT / name, ready)
-    shutil.copytree(ROOT / "app", ready / "app", ignore=shutil.ignore_patterns("__pycache__"))
     who = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a"}
     environ = {"PATH": os.environ["PATH"], "DOCKER": str(docker), "HOME": str(ready), **who}
     program = ready / "app/habit_notifier.py"

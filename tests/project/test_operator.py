@@ -480,6 +480,19 @@ def test_deploy_warns_of_a_window_that_some_never_meet(ready: Cluster, schedule:
     assert ("WARNING: SEND_WINDOW is 09:00-20:00" in done.out) is warned
 
 
+@pytest.mark.parametrize(
+    "name", ["ONLY_USERS", "ONLY_USER", "only_users", "DB_PASSWORD_FILE", "https_proxy", "SEND_HOURS"]
+)
+def test_deploy_warns_of_a_name_that_the_program_does_not_read(ready: Cluster, name: str) -> None:
+    ready.objects += [secret(SECRETS), cronjob()]
+    configure(ready, f'{name}: "42"')
+    done = ready.operate("deploy")
+    assert done.code == 0
+    assert (f"WARNING: the program reads no {name}, " in done.out) is (
+        name in ("ONLY_USER", "only_users", "SEND_HOURS")
+    )
+
+
 def test_a_new_name_needs_its_tag(cluster: Cluster) -> None:
     cluster.objects.append(cronjob())
     err = cluster.refuses("update-image", IMAGE_NAME="other/n")
