@@ -438,7 +438,9 @@ def main(target: str) -> int:
         return TARGETS[target](Cluster(target)) or 0
     except Stop as why:
         say(f"make {target}: {why}", file=sys.stderr)
-    except (KeyboardInterrupt, EOFError):
+    except (KeyboardInterrupt, EOFError, BrokenPipeError) as why:
+        if isinstance(why, BrokenPipeError):  # | head; at its end Python would try what is left once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if target == "logs" else 130
     return 1
 
