@@ -26,7 +26,7 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "ErrImage|ImagePull": "is it pushed (make push), and is the name right (make update-image)? "
     "For a private registry see imagePullSecrets in k8s/serviceaccount.yaml.",
     "Unschedulable": "make room on a node, or lower resources.requests in k8s/cronjob.yaml.",
-    "quota": "raise the namespace's ResourceQuota, or lower resources in k8s/cronjob.yaml.",
+    "quota|usage per": "raise the namespace's ResourceQuota or LimitRange, or lower resources in k8s/cronjob.yaml.",
     "OOMKilled": "raise limits.memory in k8s/cronjob.yaml, or lower SEND_CONCURRENCY, and make deploy.",
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
     "": "make events",

@@ -622,13 +622,14 @@ def test_a_run_that_cannot_start_is_explained_and_taken_back(cluster: Cluster, r
     assert cluster.now <= 21
 
 
-def test_a_run_without_a_pod_is_explained_and_taken_back(cluster: Cluster) -> None:
+@pytest.mark.parametrize("why", ["exceeded quota: full", "maximum memory usage per Container is 100Mi"])
+def test_a_run_without_a_pod_is_explained_and_taken_back(cluster: Cluster, why: str) -> None:
     cluster.objects.append(cronjob())
-    event = {"reason": "FailedCreate", "message": "pods is forbidden: exceeded quota: full"}
+    event = {"reason": "FailedCreate", "message": f"pods is forbidden: {why}"}
     started(cluster, lambda name: cluster.add("Event", "e", involvedObject={"name": name}, **event))
     done = cluster.operate("test")
-    assert "the run cannot start: FailedCreate: pods is forbidden: exceeded quota: full" in done.err
-    assert "Remedy: raise the namespace's ResourceQuota" in done.err
+    assert f"the run cannot start: FailedCreate: pods is forbidden: {why}" in done.err
+    assert "Remedy: raise the namespace's ResourceQuota or LimitRange" in done.err
     assert not cluster.of("Job")
 
 
@@ -806,7 +807,7 @@ def test_status_of_a_run_that_waits_says_why(cluster: Cluster) -> None:
     assert lines == [
         "2026-05-09T07:00:00Z  busy  at work: make logs",
         "2026-05-09T08:00:00Z  quota  waits: FailedCreate: exceeded quota",
-        "Remedy: raise the namespace's ResourceQuota, or lower resources in k8s/cronjob.yaml.",
+        "Remedy: raise the namespace's ResourceQuota or LimitRange, or lower resources in k8s/cronjob.yaml.",
         f'2026-05-09T09:00:00Z  {JOB}  waits: CreateContainerConfigError: secret "habit-notifier-secrets" not found',
         "Remedy: make secret",
     ]
