@@ -231,7 +231,7 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
                 say(f"The pod waits: {with_remedy(trouble)}\nWaiting on; Ctrl-C stops the waiting.")
             told = True
         time.sleep(1)
-    raise Stop(f"somebody deleted the {kind} {name}.")
+    raise Stop(f"somebody{'' if kind == 'job' else ', or a drained node,'} deleted the {kind} {name}.")
 
 
 def introduce(pod: Object, gone: str, *, is_first: bool) -> None:

@@ -675,6 +675,9 @@ def test_somebody_deleted_the_job(cluster: Cluster) -> None:
     cluster.objects.append(cronjob())
     started(cluster, lambda _: cluster.objects.pop())
     assert "somebody deleted the job habit-notifier-manual-" in cluster.operate("test").err
+    asked_pod(cluster, container({"running": {}}), [])
+    cluster.then = [lambda: cluster.objects.pop()]
+    assert "somebody, or a drained node, deleted the pod habit-notifier-preflight-" in cluster.refuses("preflight")
 
 
 @pytest.mark.parametrize(("ending", "code"), [(KeyboardInterrupt(), 130), (transport.Stop("it is away"), 1)])
