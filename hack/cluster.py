@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -29,6 +28,7 @@ from hack.kubectl import (
     killed,
     lines,
     missed_run,
+    more_of,
     next_run,
     outcome_of,
     run,
@@ -135,7 +135,12 @@ def warn(cluster: Cluster, schedule: str) -> None:
     template = "".join(file.read_text() for file in Path("k8s").glob("secret.yaml"))
     if re.search("^ *(stringData|data):", template, re.MULTILINE):
         say("WARNING: k8s/secret.yaml is filled in. kubectl apply -f k8s/ would set it, a commit publish it.")
-    window = cluster.file("ConfigMap", "habit-notifier-config").data.SEND_WINDOW
+    config, program = cluster.file("ConfigMap", "habit-notifier-config").data, Path("app/habit_notifier.py").read_text()
+    known = "|".join(re.findall(r"^    (\w+): .*= setting\(", program, re.MULTILINE)).upper()
+    read = rf"({known})(_FILE)?|REQUESTS_CA_BUNDLE|(?i:\w+_PROXY)"
+    if unknown := ", ".join(name for name in config if not re.fullmatch(read, name)):
+        say(f"WARNING: the program reads no {unknown}, which the ConfigMap has. CRONJOB_README.md lists all settings.")
+    window = config.SEND_WINDOW
     if window and schedule != "@hourly" and schedule.split()[1:2] != ["*"]:
         never = "who is outside of it at that moment is never served. components/local-morning has both."
         say(f"WARNING: SEND_WINDOW is {window}, and the schedule {schedule} does not run every hour: {never}")
@@ -216,7 +221,7 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
                 print_log(cluster, pod.metadata.name)
             followed.add(pod.metadata.name)
             sharded = sharded or shard_of(pod) != ""
-        if outcome_of(found) or state_of(found).terminated or found.status.phase == "Failed":
+        if outcome_of(found) or (not trouble and (state_of(found).terminated or found.status.phase == "Failed")):
             return ""
         since = since if trouble else time.monotonic()
         if trouble and (time.monotonic() - since >= (patience or 2) or how == "broken"):
@@ -226,7 +231,7 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
                 say(f"The pod waits: {with_remedy(trouble)}\nWaiting on; Ctrl-C stops the waiting.")
             told = True
         time.sleep(1)
-    raise Stop(f"somebody deleted the {kind} {name}.")
+    raise Stop(f"somebody{'' if kind == 'job' else ', or a drained node,'} deleted the {kind} {name}.")
 
 
 def introduce(pod: Object, gone: str, *, is_first: bool) -> None:
@@ -288,27 +293,19 @@ def clean_jobs(cluster: Cluster) -> None:
 
 
 def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
-    """Sent by all attempts whose pods are left; failed and uncertain as each shard's last attempt has it."""
+    """Sent by all attempts whose pods are left; failed and uncertain as each shard's last that judged people has it."""
     words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
     if not outcome:
         waits = [start_of(cluster, pod)[1] for pod in pods] or [cluster.complaint(job.metadata.name, "FailedCreate")]
         return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work: make logs")
-    last = {shard_of(pod): summary_of(pod) for pod in pods}.values()
+    last = {shard_of(pod): summary_of(pod) for pod in pods}
+    judged = (last | {shard_of(pod): found for pod in pods if (found := summary_of(pod)).counts}).values()
     code = f"exit code {exit_code(pods)}" if pods else "its pods are gone"
     words += "complete" if outcome == "Complete" else f"failed ({outcome}), {code}"
-    if any("sent" in found for found in last):
-        failed, uncertain = (sum(found.get(name, 0) for found in last) for name in ("failed", "uncertain"))
+    if any("sent" in found for found in judged):
+        failed, uncertain = (sum(found.get(name, 0) for found in judged) for name in ("failed", "uncertain"))
         words += f": {sum(summary_of(pod).sent or 0 for pod in pods)} sent, {failed} failed, {uncertain} uncertain"
-    return "\n    ".join([words, *dict.fromkeys(found.error for found in last if found.error), *more_of(last)])
-
-
-def more_of(summaries: Collection[Object]) -> Iterator[str]:
-    """What else became of users, and what was learned of earlier texts."""
-    for heading, name in {"Users": "counts", "Earlier texts": "learned"}.items():
-        total = sum((Counter(found.get(name)) for found in summaries), Counter[str]())
-        words = [f"{what.replace('_', ' ')} {n}" for what, n in total.items() if what not in ("sent", "uncertain")]
-        if words:
-            yield f"{heading}: {', '.join(words)}"
+    return "\n    ".join([words, *dict.fromkeys(it.error for it in last.values() if it.error), *more_of(judged)])
 
 
 def status(cluster: Cluster) -> None:
@@ -441,7 +438,9 @@ def main(target: str) -> int:
         return TARGETS[target](Cluster(target)) or 0
     except Stop as why:
         say(f"make {target}: {why}", file=sys.stderr)
-    except (KeyboardInterrupt, EOFError):
+    except (KeyboardInterrupt, EOFError, BrokenPipeError) as why:
+        if isinstance(why, BrokenPipeError):  # | head; at its end Python would try what is left once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if target == "logs" else 130
     return 1
 

@@ -9,7 +9,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -25,7 +26,7 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "ErrImage|ImagePull": "is it pushed (make push), and is the name right (make update-image)? "
     "For a private registry see imagePullSecrets in k8s/serviceaccount.yaml.",
     "Unschedulable": "make room on a node, or lower resources.requests in k8s/cronjob.yaml.",
-    "quota": "raise the namespace's ResourceQuota, or lower resources in k8s/cronjob.yaml.",
+    "quota|usage per": "raise the namespace's ResourceQuota or LimitRange, or lower resources in k8s/cronjob.yaml.",
     "OOMKilled": "raise limits.memory in k8s/cronjob.yaml, or lower SEND_CONCURRENCY, and make deploy.",
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
     "": "make events",
@@ -162,8 +163,9 @@ def state_of(pod: Object) -> Object:
 
 def killed(pod: Object) -> str:
     """What the program could not tell of its end."""
-    took = "OOMKilled: it took more memory than it may"
-    return with_remedy(took) if state_of(pod).terminated.reason == "OOMKilled" else ""
+    ended, took = state_of(pod).terminated, "OOMKilled: it took more memory than it may"
+    told = took if ended.reason == "OOMKilled" else (ended.message or "").strip()
+    return with_remedy(told) if re.search("^OOMKilled|exec format error", told) else ""
 
 
 def shard_of(pod: Object) -> str:
@@ -192,6 +194,15 @@ def summary_of(pod: Object) -> Object:
         if isinstance(found := json.loads(message, object_hook=Object), Object):
             return found
     return Object(error=killed(pod) or message.rpartition("\n")[2])
+
+
+def more_of(summaries: Collection[Object]) -> Iterator[str]:
+    """What else became of users, and what was learned of earlier texts."""
+    for heading, name in {"Users": "counts", "Earlier texts": "learned"}.items():
+        total = sum((Counter(found.get(name)) for found in summaries), Counter[str]())
+        words = [f"{what.replace('_', ' ')} {n}" for what, n in total.items() if what not in ("sent", "uncertain")]
+        if words:
+            yield f"{heading}: {', '.join(words)}"
 
 
 def start_of(cluster: Cluster, pod: Object) -> tuple[str, str]:

@@ -25,8 +25,8 @@ def project_in(folder: Path) -> Path:
     project = folder / "project"
     project.mkdir()
     shutil.copy(ROOT / "Makefile", project)
-    for name in ("hack", "k8s", "overlays"):
-        shutil.copytree(ROOT / name, project / name)
+    for name in ("app", "hack", "k8s", "overlays"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     config = project / "k8s/configmap.yaml"
     text = config.read_text().replace("your-mysql-host", "mysql.example.com")
     config.write_text(re.sub("TWILIO_FROM_NUMBER: .*", 'TWILIO_FROM_NUMBER: "+15005550006"', text))

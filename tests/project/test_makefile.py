@@ -46,7 +46,6 @@ class Cluster:
     """A cluster that answers from a table: the first part of a command line that fits decides."""
 
     folder: Path
-    answers: list[tuple[str, int, str]] = field(default_factory=list)
     environ: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,6 +53,7 @@ class Cluster:
         programs.mkdir()
         (programs / "kubectl").write_text(FAKE_KUBECTL)
         (programs / "kubectl").chmod(0o755)
+        (self.folder / "answers").touch()
         (self.folder / "kubeconfig").write_text("{apiVersion: v1, kind: Config, current-context: pretend}")
         self.environ = {
             "PATH": f"{programs}:{os.environ['PATH']}",
@@ -65,13 +65,13 @@ class Cluster:
 
     def answer(self, pattern: str, said: str = "", status: int = 0) -> None:
         """Answer commands that hold this text."""
-        self.answers.append((pattern, status, said.replace("\\", "\\\\").replace("\n", "\\n")))
+        with (self.folder / "answers").open("a") as answers:
+            print(pattern, status, said.replace("\\", "\\\\").replace("\n", "\\n"), sep="\t", file=answers)
 
     def make(
         self, *arguments: str, root: Path = ROOT, environ: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run make against it."""
-        (self.folder / "answers").write_text("".join(f"{p}\t{s}\t{said}\n" for p, s, said in self.answers))
         return run_make(*arguments, root=root, environ={**self.environ, **(environ or {})})
 
     def recorded(self, name: str) -> str:
@@ -176,7 +176,6 @@ def test_without_a_tag_the_content_is_told_apart(docker: Path, ready: Path) -> N
     """By the commit; before a commit, by what the image is made of: a node that has a tag does not pull it again."""
     for name in ("Dockerfile", ".dockerignore"):
         shutil.copy(ROOT / name, ready)
-    shutil.copytree(ROOT / "app", ready / "app", ignore=shutil.ignore_patterns("__pycache__"))
     who = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a"}
     environ = {"PATH": os.environ["PATH"], "DOCKER": str(docker), "HOME": str(ready), **who}
     program = ready / "app/habit_notifier.py"
@@ -270,6 +269,15 @@ def test_make_ends_as_the_run_did(cluster: Cluster) -> None:
     assert "the log\n" in done.stdout
     assert "failed (PodFailurePolicy). Exit code 2: see" in done.stdout
     assert "Error 2" in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_fault(cluster: Cluster) -> None:
+    cluster.answer("get cronjob", json.dumps(cronjob()))
+    cluster.answer("get pod", json.dumps({"kind": "Pod", "metadata": {"name": "p", "labels": {}}, "status": ended(0)}))
+    cluster.answer("logs -f", "the log\n" * 10_000)
+    done = ran("bash", "-c", "make preflight | head -1", env=cluster.environ)
+    assert (done.stdout, "Error 130" in done.stderr, "Broken" in done.stderr) == ("the log\n", True, False)
+    assert "delete pod habit-notifier-preflight-" in cluster.recorded("calls")
 
 
 def test_a_python_that_is_too_old_is_told(cluster: Cluster, tmp_path: Path) -> None:

@@ -333,7 +333,14 @@ def test_deploy_asks_for_no_secret_that_comes_from_a_vault(ready: Cluster) -> No
     with (ready.root / "k8s/kustomization.yaml").open("a") as file:
         file.write("components: [components/external-secrets]\n")
     ready.does("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
-    assert "ExternalSecret" in applied(ready)
+    (made,) = ready.of("ExternalSecret")
+    # The remedy for a Secret that is not there is `make secret`: it tells where this one comes from.
+    assert "kubectl describe externalsecret habit-notifier-secrets -n habit-tracker" in ready.refuses(
+        "secret", **SECRETS
+    )
+    assert not ready.of("Secret")
+    assert "the Secret habit-notifier-secrets stay" in ready.does("undeploy")
+    assert made["spec"]["target"]["creationPolicy"] == "Orphan"  # "Owner" takes the Secret along
 
 
 def test_deploy_asks_for_no_value_that_comes_from_a_file(ready: Cluster) -> None:
@@ -473,6 +480,19 @@ def test_deploy_warns_of_a_window_that_some_never_meet(ready: Cluster, schedule:
     assert ("WARNING: SEND_WINDOW is 09:00-20:00" in done.out) is warned
 
 
+@pytest.mark.parametrize(
+    "name", ["ONLY_USERS", "ONLY_USER", "only_users", "DB_PASSWORD_FILE", "https_proxy", "SEND_HOURS"]
+)
+def test_deploy_warns_of_a_name_that_the_program_does_not_read(ready: Cluster, name: str) -> None:
+    ready.objects += [secret(SECRETS), cronjob()]
+    configure(ready, f'{name}: "42"')
+    done = ready.operate("deploy")
+    assert done.code == 0
+    assert (f"WARNING: the program reads no {name}, " in done.out) is (
+        name in ("ONLY_USER", "only_users", "SEND_HOURS")
+    )
+
+
 def test_a_new_name_needs_its_tag(cluster: Cluster) -> None:
     cluster.objects.append(cronjob())
     err = cluster.refuses("update-image", IMAGE_NAME="other/n")
@@ -602,13 +622,14 @@ def test_a_run_that_cannot_start_is_explained_and_taken_back(cluster: Cluster, r
     assert cluster.now <= 21
 
 
-def test_a_run_without_a_pod_is_explained_and_taken_back(cluster: Cluster) -> None:
+@pytest.mark.parametrize("why", ["exceeded quota: full", "maximum memory usage per Container is 100Mi"])
+def test_a_run_without_a_pod_is_explained_and_taken_back(cluster: Cluster, why: str) -> None:
     cluster.objects.append(cronjob())
-    event = {"reason": "FailedCreate", "message": "pods is forbidden: exceeded quota: full"}
+    event = {"reason": "FailedCreate", "message": f"pods is forbidden: {why}"}
     started(cluster, lambda name: cluster.add("Event", "e", involvedObject={"name": name}, **event))
     done = cluster.operate("test")
-    assert "the run cannot start: FailedCreate: pods is forbidden: exceeded quota: full" in done.err
-    assert "Remedy: raise the namespace's ResourceQuota" in done.err
+    assert f"the run cannot start: FailedCreate: pods is forbidden: {why}" in done.err
+    assert "Remedy: raise the namespace's ResourceQuota or LimitRange" in done.err
     assert not cluster.of("Job")
 
 
@@ -654,6 +675,9 @@ def test_somebody_deleted_the_job(cluster: Cluster) -> None:
     cluster.objects.append(cronjob())
     started(cluster, lambda _: cluster.objects.pop())
     assert "somebody deleted the job habit-notifier-manual-" in cluster.operate("test").err
+    asked_pod(cluster, container({"running": {}}), [])
+    cluster.then = [lambda: cluster.objects.pop()]
+    assert "somebody, or a drained node, deleted the pod habit-notifier-preflight-" in cluster.refuses("preflight")
 
 
 @pytest.mark.parametrize(("ending", "code"), [(KeyboardInterrupt(), 130), (transport.Stop("it is away"), 1)])
@@ -717,14 +741,25 @@ def test_a_run_that_hit_its_deadline_says_where_its_log_went(cluster: Cluster) -
     assert f"failed (DeadlineExceeded). {told}" in cluster.operate("logs").out
 
 
-def test_a_run_that_took_too_much_memory_is_named_with_the_remedy(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("status", "named"),
+    [
+        (
+            ended(137, "an unrelated line\n", reason="OOMKilled"),
+            r"OOMKilled: it took more memory than it may\nRemedy: raise limits\.memory",
+        ),
+        (ended(1, "exec /x: exec format error\n"), "exec /x: exec format error\nRemedy: the image is for another"),
+    ],
+)
+def test_what_the_program_could_not_tell_is_named_with_the_remedy(
+    cluster: Cluster, status: dict[str, Any], named: str
+) -> None:
     cluster.objects.append(cronjob())
     job(cluster, status=condition("Failed", "BackoffLimitExceeded", "limit"))
-    pod(cluster, "p", ended(137, "an unrelated line\n", reason="OOMKilled"))
-    named = r"OOMKilled: it took more memory than it may\nRemedy: raise limits\.memory"
+    pod(cluster, "p", status)
     assert re.search(f"^{named}", cluster.operate("logs").out, re.MULTILINE)
     told = cluster.operate("status").out
-    assert re.search(f"exit code 137\n    {named}", told)
+    assert re.search(rf"exit code \d+\n    {named}", told)
     assert "unrelated" not in told
 
 
@@ -743,6 +778,7 @@ def test_status_tells_of_each_run_what_became_of_it(cluster: Cluster) -> None:
     more = {"counts": {"later": 2, "not_tried": 3}, "learned": {"delivered": 9, "undelivered 30003": 1}}
     away = words(sent=2, failed=4, uncertain=1, error="MySQL is away: start it", **more)
     pod(cluster, "s1b", ended(1, away), "1", "shards")
+    pod(cluster, "s1c", ended(1, words(error="MySQL is away: start it")), "1", "shards")  # looked at nobody
     job(cluster, "well", status=condition("Complete"), age=2)
     pod(cluster, "w", ended(0, words(sent=12, failed=1)), job="well")
     job(cluster, "log", status=condition("Failed", "BackoffLimitExceeded", "limit"), age=1)
@@ -774,7 +810,7 @@ def test_status_of_a_run_that_waits_says_why(cluster: Cluster) -> None:
     assert lines == [
         "2026-05-09T07:00:00Z  busy  at work: make logs",
         "2026-05-09T08:00:00Z  quota  waits: FailedCreate: exceeded quota",
-        "Remedy: raise the namespace's ResourceQuota, or lower resources in k8s/cronjob.yaml.",
+        "Remedy: raise the namespace's ResourceQuota or LimitRange, or lower resources in k8s/cronjob.yaml.",
         f'2026-05-09T09:00:00Z  {JOB}  waits: CreateContainerConfigError: secret "habit-notifier-secrets" not found',
         "Remedy: make secret",
     ]
@@ -939,11 +975,12 @@ def test_two_questions_of_one_second_have_a_pod_each(cluster: Cluster) -> None:
     assert len({pod["metadata"]["name"] for pod in made}) == 2
 
 
-def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Cluster) -> None:
+@pytest.mark.parametrize("remedy", STUCK)
+def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Cluster, remedy: str) -> None:
     cluster.objects.append(cronjob())
-    asked_pod(cluster, STUCK["make secret"], [])
+    asked_pod(cluster, STUCK[remedy], [])
     err = cluster.refuses("preflight")
-    assert re.search("the pod does not start: CreateContainerConfigError: .*\nRemedy: make secret", err)
+    assert re.search(rf"the pod does not start: \w+: .*\nRemedy: .*{remedy}", err)
     assert not cluster.of("Pod")
 
 
