@@ -1241,10 +1241,10 @@ class Brake:
         return sleep(seconds, lambda: self.pulled)
 
 
-def tell(failure: NotifierError) -> None:
-    """Log a failure, a line for each of its arguments."""
+def tell(failure: NotifierError, about: str = "") -> None:
+    """Log a failure, a line for each of its arguments, which begins with what it is about."""
     for line in failure.args:
-        log.error("%s", line)
+        log.error("%s%s", about, line)
 
 
 def warn(doubts: Iterable[str]) -> None:
@@ -2960,8 +2960,7 @@ def check(job: Job) -> Exit:
             except NotifierError as failure:
                 failed.add(name)
                 job.report.error = job.report.error or f"{name}: {' '.join(failure.args)}"
-                for line in failure.args:
-                    log.error("%s: %s", name, line)
+                tell(failure, f"{name}: ")
             else:
                 for note in notes or ["ok"]:
                     log.log(logging.WARNING if notes else logging.INFO, "%s: %s", name, note)
@@ -3493,8 +3492,7 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
         if job.brake.failure:
             report.error = " ".join(job.brake.failure.args)
     except NotifierError as failure:
-        thing = "settings: " if asked.mode == "check" else ""  # as its other lines begin
-        tell(FixFirst(*(thing + line for line in failure.args)))
+        tell(failure, "settings: " if asked.mode == "check" else "")  # as its other lines begin
         report.error = " ".join(failure.args)
         return failure.exit_code
     except Exception:  # nobody is texted twice even so: the ledger has every claim

@@ -298,13 +298,14 @@ def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
     if not outcome:
         waits = [start_of(cluster, pod)[1] for pod in pods] or [cluster.complaint(job.metadata.name, "FailedCreate")]
         return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work: make logs")
-    last = {shard_of(pod): summary_of(pod) for pod in pods}
-    judged = (last | {shard_of(pod): found for pod in pods if (found := summary_of(pod)).counts}).values()
+    told = [(shard_of(pod), summary_of(pod)) for pod in pods]
+    last = dict(told)
+    judged = (last | {shard: found for shard, found in told if found.counts}).values()
     code = f"exit code {exit_code(pods)}" if pods else "its pods are gone"
     words += "complete" if outcome == "Complete" else f"failed ({outcome}), {code}"
     if any("sent" in found for found in judged):
         failed, uncertain = (sum(found.get(name, 0) for found in judged) for name in ("failed", "uncertain"))
-        words += f": {sum(summary_of(pod).sent or 0 for pod in pods)} sent, {failed} failed, {uncertain} uncertain"
+        words += f": {sum(found.sent or 0 for _, found in told)} sent, {failed} failed, {uncertain} uncertain"
     return "\n    ".join([words, *dict.fromkeys(it.error for it in last.values() if it.error), *more_of(judged)])
 
 

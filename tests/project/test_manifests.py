@@ -324,13 +324,17 @@ ENDING = program.WATCHDOG_LIMIT + program.PING_SECONDS + 1
 
 
 def test_the_program_ends_itself_before_the_job_is_killed(job: Document) -> None:
-    deadline = int(DECLARED["RUN_DEADLINE"]["default"]) + program.DEADLINE_LIMIT
-    assert program.PING_SECONDS + deadline + ENDING < job["activeDeadlineSeconds"]
+    deadline, post = int(DECLARED["RUN_DEADLINE"]["default"]), sum(program.HTTP_TIMEOUT)
+    assert program.PING_SECONDS + deadline + program.DEADLINE_LIMIT + ENDING < job["activeDeadlineSeconds"]
+    ending = post + program.DATABASE_PATIENCE + program.DATABASE_TIMEOUT + program.SETTLE_BUDGET + post
+    assert deadline + ending < job["activeDeadlineSeconds"]
 
 
 def test_the_program_ends_itself_within_the_grace_period(pod: Document) -> None:
     assert sum(program.HTTP_TIMEOUT) + program.LAST_TIMEOUT < program.TERM_LIMIT  # what is in flight has its answer
     assert pod["terminationGracePeriodSeconds"] > program.TERM_LIMIT + ENDING
+    record = program.DATABASE_PATIENCE + program.DATABASE_TIMEOUT
+    assert sum(program.HTTP_TIMEOUT) + record < pod["terminationGracePeriodSeconds"]
 
 
 def test_runs_do_not_overlap_and_a_missed_one_is_made_up_for(cronjob: Document) -> None:
