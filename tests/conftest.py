@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,6 @@ from tests.runs.town import Town
 from tests.sandbox.database import Database, NoServerError, Server
 from tests.sandbox.fake_twilio import FakeTwilio
 from tests.sandbox.proxy import Proxy
-from tests.trust import trust_nobody
 
 NAMED = os.environ.get("TEST_MYSQL_URL", "")
 
@@ -34,7 +34,9 @@ def pytest_configure() -> None:
     # A shell's background job ignores SIGINT, and so would every program that tests start there and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    trust_nobody()
+    # PyMySQL loads all that the machine trusts for each connection, 20 ms, also where it verifies nothing. Who verifies
+    # names a file.
+    setattr(ssl.SSLContext, "load_default_certs", lambda *_: None)  # noqa: B010 - for mypy
 
 
 @pytest.fixture(autouse=True)

@@ -25,9 +25,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests.trust import trust_nobody
-
-trust_nobody()
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "app" / "habit_notifier.py"
 HASTE = 20.0  # how much faster the program's own waits pass

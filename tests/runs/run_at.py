@@ -24,7 +24,6 @@ from pathlib import Path  # noqa: E402
 STARTED = time.monotonic()
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "app"))
 import habit_notifier  # noqa: E402
-from tests.trust import trust_nobody  # noqa: E402
 
 
 def main(instant: str, *argv: str) -> None:
@@ -36,7 +35,6 @@ def main(instant: str, *argv: str) -> None:
         assert hasattr(habit_notifier, name), name
         is_path = isinstance(getattr(habit_notifier, name), Path)
         setattr(habit_notifier, name, Path(value) if is_path else ast.literal_eval(value))
-    trust_nobody()
     arguments = [word for word in argv if "=" not in word]
     clock = lambda: start + timedelta(seconds=time.monotonic() - STARTED)  # noqa: E731
     vars(habit_notifier)["main"] = partial(habit_notifier.main, arguments, os.environ, clock)
