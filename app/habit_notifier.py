@@ -1241,10 +1241,15 @@ class Brake:
         return sleep(seconds, lambda: self.pulled)
 
 
+def lines_of(failure: NotifierError, about: str = "") -> list[str]:
+    """The lines of a failure, each of which begins with what it is about."""
+    return [about + line.removeprefix(about) for line in failure.args]
+
+
 def tell(failure: NotifierError, about: str = "") -> None:
-    """Log a failure, a line for each of its arguments, which begins with what it is about."""
-    for line in failure.args:
-        log.error("%s%s", about, line)
+    """Log a failure."""
+    for line in lines_of(failure, about):
+        log.error("%s", line)
 
 
 def warn(doubts: Iterable[str]) -> None:
@@ -1268,7 +1273,7 @@ def watchdog(job: Job, mode: str) -> Iterator[None]:
             os._exit(code)
 
     def last_words(code: Exit) -> None:
-        job.report.error = " ".join((job.brake.failure or RetryLater(BY_FORCE)).args)
+        job.report.error = " | ".join(lines_of(job.brake.failure or RetryLater(BY_FORCE)))
         leave_summary(job.report.summary(mode, code))
         log.error(BY_FORCE)
 
@@ -2959,7 +2964,7 @@ def check(job: Job) -> Exit:
                 notes = list(question(job))
             except NotifierError as failure:
                 failed.add(name)
-                job.report.error = job.report.error or f"{name}: {' '.join(failure.args)}"
+                job.report.error = job.report.error or " | ".join(lines_of(failure, f"{name}: "))
                 tell(failure, f"{name}: ")
             else:
                 for note in notes or ["ok"]:
@@ -3490,10 +3495,10 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
         with watchdog(job, asked.mode):
             code = MODES[asked.mode][0](job)
         if job.brake.failure:
-            report.error = " ".join(job.brake.failure.args)
+            report.error = " | ".join(lines_of(job.brake.failure))
     except NotifierError as failure:
         tell(failure, "settings: " if asked.mode == "check" else "")  # as its other lines begin
-        report.error = " ".join(failure.args)
+        report.error = " | ".join(lines_of(failure))
         return failure.exit_code
     except Exception:  # nobody is texted twice even so: the ledger has every claim
         log.critical("A fault of the program, please report it", exc_info=True)

@@ -582,7 +582,7 @@ BROKEN = {
     "Twilio": {
         "clock": shows(FAILS + "this node's clock is wrong", wrong_clock),
         "no clock": shows(HOW + "Twilio's answer has no Date", lambda _, twilio: setattr(twilio, "tells_date", False)),
-        "token": shows(FAILS + "Twilio: the credentials were refused", TWILIO_AUTH_TOKEN="guessed"),
+        "token": shows(FAILS + "the credentials were refused", TWILIO_AUTH_TOKEN="guessed"),
         "away": shows(FAILS + "Twilio cannot be used: Twilio can", TWILIO_API_URL="http://127.0.0.1:1"),
     },
     "sender": {

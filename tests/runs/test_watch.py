@@ -368,10 +368,13 @@ def sigterm(_patch: pytest.MonkeyPatch) -> Stop:
     return stop
 
 
+NO_NAME_NO_USER = "DB_NAME is missing: write the database that holds User, Habit and Log | DB_USER is missing: write "
+
+
 @pytest.mark.parametrize(
     ("wrong", "argv", "ends", "code", "error"),
     [
-        ({"DB_NAME": ""}, [], None, 2, "DB_NAME is missing"),
+        ({"DB_NAME": "", "DB_USER": ""}, [], None, 2, NO_NAME_NO_USER),
         ({"DB_PORT": "1"}, [], None, 1, "MySQL: it cannot be reached"),
         ({"DB_PASSWORD": "guessed"}, [], None, 2, "MySQL: it refused DB_USER or DB_PASSWORD"),
         ({"TWILIO_AUTH_TOKEN": "guessed"}, [], None, 2, "Twilio: the credentials were refused"),
@@ -379,7 +382,7 @@ def sigterm(_patch: pytest.MonkeyPatch) -> Stop:
         ({}, [], fault, 1, "a fault of the program"),
         ({"DB_PORT": "1"}, ["--dry-run"], None, 1, "MySQL: it cannot be reached"),
         ({}, ["--explain", "7"], None, 1, "there is no user 7"),
-        ({"TWILIO_AUTH_TOKEN": "guessed"}, ["--check"], None, 2, "Twilio: Twilio: the credentials were refused"),
+        ({"TWILIO_AUTH_TOKEN": "guessed"}, ["--check"], None, 2, "Twilio: the credentials were refused"),
         ({"DB_PORT": "1"}, ["--settle"], None, 1, "MySQL: it cannot be reached"),
     ],
 )
