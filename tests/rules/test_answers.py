@@ -698,6 +698,15 @@ def test_a_deadline_that_is_over_stays_over_when_the_clock_is_set_back() -> None
     assert brake.pulled
 
 
+def test_sigterm_ends_the_wait_for_an_answer_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(habit_notifier, "TERM_LIMIT", 0.1)
+    stop, start = Stop(), time.monotonic()
+    stop.request()
+    with pytest.raises(habit_notifier.Outage, match="does not end"):
+        habit_notifier.within(30, Brake(stop, utc_now, deadline=60), lambda: time.sleep(3))
+    assert time.monotonic() - start < 2
+
+
 def test_a_weightier_failure_outweighs_what_came_first(caplog: pytest.LogCaptureFixture) -> None:
     brake = Brake(Stop(), utc_now, deadline=60)
     brake.pull(habit_notifier.RetryLater("try again"))

@@ -104,8 +104,10 @@ def test_a_database_that_is_gone_before_the_first_claim_sends_nothing_and_loses_
     far: Town, proxy: Proxy, place: str
 ) -> None:
     gone = proxy.on_query(place, Verdict.CUT_BEFORE, forever=True)
+    began = time.monotonic()
     assert far.run() == Exit.RETRY
     assert gone.hits > 1  # it was asked again
+    assert time.monotonic() - began > 0.25 * (gone.hits - 2)  # after pauses, but for the first time
     assert "the connection was lost" in far.problem
     assert shows_no_secret(far.text, far.environ)
     assert not far.served

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 import habit_notifier
-from habit_notifier import Exit
+from habit_notifier import Exit, Ledger, Row
 from tests.runs.program import started, starting_at
 from tests.runs.statements import CLAIM, CLAIM_CHECK, RECORD, RELEASE
 from tests.runs.town import NOON, Town, at_send, numbers, opened, variants
@@ -95,8 +96,16 @@ def test_what_another_run_has_on_its_way_is_waited_for_until_it_is_answered_or_r
         town.sql(f"DELETE FROM {LEDGER} WHERE user_id = 1")
         town.sql(f"UPDATE {LEDGER} SET state = 'sent', finished_at = claimed_at")
 
+    history, asked = Ledger.history, deque[float]()
+
+    def count(ledger: Ledger, *whom: Any) -> dict[Any, list[Row]]:
+        asked.append(time.monotonic())
+        return history(ledger, *whom)
+
+    monkeypatch.setattr(Ledger, "history", count)
     threading.Timer(1.6, answer).start()
     assert town.run() == Exit.DONE
+    assert len(asked) < 8  # not without a pause
     assert town.totals == (1, 0)
     assert town.texted == PEOPLE[:1]
     assert town.said(f"sent 1, already handled today {USERS - 1}")

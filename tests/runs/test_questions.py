@@ -174,6 +174,7 @@ def test_an_explanation_tells_days_logs_rule_gates_and_ledger(database: Database
     logs = [datetime(2026, 3, 27, 23, tzinfo=UTC), datetime(2026, 3, 28, 22, 59, 59, tzinfo=UTC)]
     user = database.insert_user("Ana", ANA, "Europe/Berlin", logs=[*logs, NOW - timedelta(hours=1)])
     create_ledger(database)
+    row(database, user, date(2026, 3, 27), final_status=None)
     row(database, user, date(2026, 3, 28))
     row(database, user, date(2026, 3, 29), final_status="undelivered", error_code=30003)
     row(database, user, date(2026, 3, 30), state="refused", final_status="refused", error_code=21610)
@@ -205,6 +206,7 @@ def test_an_explanation_tells_days_logs_rule_gates_and_ledger(database: Database
         "Gate within_week: nothing against it",
         "Gate spaced: nothing against it",
         "Gate in_window: nothing against it",
+        f"Ledger, 2026-03-27: sent to {ANA}, its end is not known yet",
         f"Ledger, 2026-03-28: sent to {ANA}, delivered",
         f"Ledger, 2026-03-29: sent to {ANA}, undelivered ({off})",
         f"Ledger, 2026-03-30: refused to {ANA}, refused ({opted_out})",
@@ -292,6 +294,7 @@ def test_who_is_due_may_be_texted_now_and_who_cannot_be_texted_never(database: D
 def test_the_earliest_next_text_is_not_late_by_the_minute_of_the_question(database: Database) -> None:
     user = database.insert_user("Ana", ANA, "UTC", logs=[NOW - DAY])
     lines = said(database.environ(), "--explain", str(user), at=NOW.replace(minute=7, second=31))[1]
+    assert "INFO - Rule: nothing: logged on day 2" in lines
     assert "at the earliest: 2026-03-31 00:00 UTC" in str(lines)
 
 
@@ -570,6 +573,7 @@ BROKEN = {
         "nobody": shows(HOW + "ONLY_USERS is set: of all users only these 1", ONLY_USERS="99"),
         "long text": shows(
             HOW + "MESSAGE_NO_LOGS costs 2 segments with a name of 3 characters",
+            many("Z", "+12025550142", "UTC"),
             MESSAGE_NO_LOGS="{name}" + 154 * "x" + " STOP",
         ),
         "no STOP": shows(HOW + "MESSAGE_NO_LOGS does not say how", MESSAGE_NO_LOGS="Hi {name}"),

@@ -369,7 +369,9 @@ def test_zero_dates_among_the_newest_logs_are_no_logs_and_no_fault(town: Town) -
     with town.database.connect(init_command="SET sql_mode = ''") as application, application.cursor() as cursor:
         cursor.executemany("INSERT INTO Log (habit_id, created_at) VALUES (%s, '0000-00-00')", [(h,) for h in habits])
     assert town.run() == 0
+    assert town.run(NOON + timedelta(days=1), QUIET_AFTER="1") == 0
     assert len(town.twilio.book) == 3
+    assert town.said("left in peace (QUIET_AFTER) 3")
     assert not town.lines("ERROR")
 
 
