@@ -526,6 +526,17 @@ def test_our_own_mistake_for_everybody_needs_a_person_and_the_run_after_the_mend
     assert town.served == numbers
 
 
+@pytest.mark.parametrize(("refused", "code"), [(2, 1), (3, 2)])
+def test_our_own_mistake_outweighs_an_uncertain_text_only_if_it_is_for_everybody(
+    town: Town, refused: int, code: int
+) -> None:
+    for number in town.people(refused + 1)[1:]:
+        town.twilio.script(then=refuse(21408), to=number)
+    town.twilio.script(then=server_error(500))
+    assert town.run() == code
+    assert town.log[-1].startswith("ERROR " + (FEW if code == 2 else "No text was surely sent, and 1 may have been"))
+
+
 @pytest.mark.parametrize("code", [21408, 21608, 21704, 30485, 63038])
 def test_our_own_mistake_that_twilio_tells_with_a_201_is_refused_by_nobody(town: Town, code: int) -> None:
     numbers = town.people(3)
