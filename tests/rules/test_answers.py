@@ -501,6 +501,7 @@ def test_many_workers_who_are_told_the_same_make_one_pause_and_one_line(
     for _ in range(64):
         pause.begin(Answer(Action.PAUSE, "too many requests", retry_after=60.0))
     assert [record.getMessage() for record in caplog.records] == ["All texts wait for 72 s: too many requests"]
+    pause.begin(Answer(Action.PAUSE, retry_after=80.0))  # from the same moment on: 24 s more
     assert not brake.pulled
 
 
