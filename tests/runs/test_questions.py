@@ -359,7 +359,8 @@ def test_ids_may_be_uuids_or_binary(server: Server) -> None:
         assert code == 0
         assert f"INFO - User Ana (ID: {key.hex()}), {ANA}, time zone 'UTC'" in lines
         assert "INFO -   logged at 2026-03-28 10:00:00: Swim" in lines
-        assert said(database.environ(), "--explain", key.hex()[:-1])[0] == 1
+        code, lines = said(database.environ(), "--explain", key.hex()[:-1])
+        assert (code, lines[-1]) == (1, f"ERROR - there is no user {key.hex()[:-1]} in User")
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,13 @@ def test_everybody_waits_for_as_long_as_twilio_says_and_each_person_is_tried_onc
     assert re.search(r"WARNING All texts wait for 2 s: too many requests \(error 20429, https://", town.text)
 
 
+def test_after_a_text_that_got_through_the_next_pause_is_short_again(town: Town) -> None:
+    town.people(2)
+    town.twilio.script(throttle(), ACCEPT, throttle())
+    assert town.run(SEND_CONCURRENCY=1) == 0
+    assert town.said("WARNING All texts wait for 1 s: ") == 2
+
+
 def test_when_twilio_asks_for_too_much_patience_what_was_not_sent_is_released_for_the_retry(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
