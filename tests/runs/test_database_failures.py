@@ -27,7 +27,7 @@ from tests.runs.statements import (
     ZONES,
 )
 from tests.runs.town import NOON, Town, numbers
-from tests.sandbox.fake_twilio import FakeTwilio, refuse
+from tests.sandbox.fake_twilio import ACCEPT, FakeTwilio, refuse
 from tests.sandbox.proxy import Proxy, Verdict
 from tests.sandbox.sockets import wait_for
 
@@ -143,6 +143,17 @@ def test_a_database_that_is_gone_during_the_sends_ends_the_run_and_the_next_serv
     rest = {*PEOPLE} - {*first} - doubtful
     assert far.run() == (Exit.RETRY if doubtful and not rest else Exit.DONE)
     assert far.served == sorted({*first} | rest)
+
+
+@pytest.mark.usefixtures("curt")
+def test_what_is_in_flight_when_the_database_fails_is_waited_for_and_recorded(
+    far: Town, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.randrange", lambda total: total - 1)  # all of them in one page
+    far.twilio.script(ACCEPT, then=ACCEPT.delayed(after=1.0))  # the second claim follows the first answer
+    proxy.on_query(CLAIM, Verdict.CUT_BEFORE, nth=2, forever=True)
+    assert far.run() == Exit.RETRY
+    assert far.counts == {"sent": len(far.twilio.book)}
 
 
 @pytest.mark.usefixtures("curt")

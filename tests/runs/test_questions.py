@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from zlib import crc32
 
@@ -17,7 +17,7 @@ import pymysql
 import pytest
 
 import habit_notifier
-from habit_notifier import CHECKS, GATES
+from habit_notifier import CHECKS, GATES, Exit, Stop
 from tests.rules import oracle
 from tests.rules.oracle import SECOND
 from tests.runs import program
@@ -148,6 +148,14 @@ def test_a_question_that_cannot_be_read_ends_as_a_run_would(
     question: list[str], wrong: dict[str, str], code: int, database: Database
 ) -> None:
     assert said(database.environ() | wrong, *question)[0] == code
+
+
+def test_a_dry_run_that_is_cut_short_does_not_pass_for_a_whole_one(database: Database) -> None:
+    stop, seconds = Stop(), count(step=2)
+    short = database.environ() | {"RUN_DEADLINE": "1"}
+    assert program.run(short, ["--dry-run"], lambda: NOW + timedelta(seconds=next(seconds))) == Exit.RETRY
+    stop.request()
+    assert program.run(database.environ(), ["--dry-run"], NOW, stop) == Exit.TERMINATED
 
 
 @pytest.mark.parametrize("level", ["WARNING", "ERROR"])
