@@ -2059,12 +2059,12 @@ class Database:
             password=s.db_password.encode(),  # of a str PyMySQL makes Latin-1, but MySQL expects UTF-8
             database=s.db_name,
             charset="utf8mb4",
-            autocommit=True,
+            autocommit=True,  # is sent only if the greeting denies it; MySQL's never does, so it stands below, too
             connect_timeout=DATABASE_CONNECT_TIMEOUT,
             read_timeout=timeout,
             write_timeout=timeout,
             init_command="SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', innodb_lock_wait_timeout = 5"
-            + STATEMENT_LIMIT,
+            ", autocommit = 1, sql_select_limit = 18446744073709551615" + STATEMENT_LIMIT,
             **tls,
         )
 

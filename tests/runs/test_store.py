@@ -281,6 +281,21 @@ def own(
         yield Town(database, twilio, caplog)
 
 
+def test_what_a_server_gives_new_sessions_undoes_no_claim_and_cuts_no_list(
+    own: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MySQL's greeting says that autocommit is on where it was switched off; MariaDB's does not."""
+    monkeypatch.setattr("pymysql.connections.Connection.get_autocommit", lambda _: True)
+    people = own.people(5)
+    own.sql("SET GLOBAL autocommit = 0, GLOBAL sql_select_limit = 2")
+    try:
+        assert own.run() == own.run() == 0
+    finally:
+        own.sql("SET GLOBAL autocommit = 1, GLOBAL sql_select_limit = DEFAULT")
+    assert own.served == people
+    assert own.counts == {"sent": 5}
+
+
 @pytest.mark.parametrize("switch", ["read_only", "super_read_only"])
 def test_a_read_only_server_is_told_to_be_replaced_by_the_primary(own: Town, switch: str) -> None:
     if switch == "super_read_only" and own.database.server.kind == "mariadb":
