@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +338,23 @@ def test_after_a_fault_of_the_program_nothing_that_waits_is_posted(town: Town, m
     assert town.run() == 1  # nothing sent, and what became of the last attempt's texts is not known
     assert town.run(NOON + timedelta(hours=1)) == 0
     assert town.served == [first]  # the rows stay, so that nobody is texted twice
+
+
+def test_after_a_fault_of_the_program_what_is_in_flight_is_recorded(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town.people(4)
+    town.twilio.script(ACCEPT, then=ACCEPT.delayed(after=0.5))
+    tell, told = habit_notifier.Report.finished, count()
+
+    def fail_once(*answers: Any) -> None:
+        if answers[1] and not next(told):
+            raise LookupError("a fault")
+        tell(*answers)
+
+    monkeypatch.setattr(habit_notifier.Report, "finished", fail_once)
+    assert town.run() == 1
+    assert town.counts == {"sent": len(town.twilio.book)}
 
 
 # --- streaks ----------------------------------------------------------------------------------------------------------
