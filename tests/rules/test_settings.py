@@ -24,7 +24,6 @@ PROGRAM = Path(__file__).resolve().parents[2] / "app" / "habit_notifier.py"
 SHARD = {"SHARD_COUNT": "1000", "JOB_COMPLETION_INDEX": "0"}
 KEY = {"TWILIO_API_KEY_SID": FakeTwilio.API_KEY_SID, "TWILIO_API_KEY_SECRET": "key-secret", "TWILIO_AUTH_TOKEN": ""}
 SERVICE = {"TWILIO_MESSAGING_SERVICE_SID": FakeTwilio.MESSAGING_SERVICE_SID, "TWILIO_FROM_NUMBER": ""}
-SIDS = {"TWILIO_ACCOUNT_SID": "AC", "TWILIO_API_KEY_SID": "SK"}
 SECRETS = {
     "DB_USER",
     "DB_PASSWORD",
