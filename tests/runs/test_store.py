@@ -154,13 +154,15 @@ def test_each_grant_on_the_ledger_is_checked_before_anybody_is_texted(town: Town
 
 
 @pytest.mark.parametrize("table", ["User", "Habit", "Log"])
-def test_a_table_that_may_not_be_read_is_named(town: Town, table: str) -> None:
+def test_a_table_that_may_not_be_read_is_named_and_the_account_is_not(town: Town, table: str) -> None:
     account = town.database.least_account(create=True)
     town.sql(f"REVOKE SELECT ON `{town.database.name}`.{table} FROM %s@'%%'", (account["DB_USER"],))
     assert town.run(**account) == Exit.ACT
     [problem] = town.lines("ERROR")
-    assert "grant" in problem
+    assert problem.startswith("MySQL: DB_USER lacks a grant on this table")
     assert f"'{table}'" in problem.replace("`", "'")
+    assert account["DB_USER"] not in town.text
+    assert account["DB_PASSWORD"] not in town.text
     assert not town.twilio.book
 
 
