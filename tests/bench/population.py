@@ -8,11 +8,11 @@ in a thousand.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, time, timedelta
-from zoneinfo import ZoneInfo
+from datetime import UTC, datetime, timedelta
 
 import pytz
 
+from tests.rules import oracle
 from tests.sandbox.database import LEDGER, Database
 
 NOW = datetime(2026, 3, 3, 9, tzinfo=UTC)
@@ -41,7 +41,8 @@ class Population:
             " day1 DATETIME, day2 DATETIME, day3 DATETIME)"
         )
         for number, name in enumerate(ZONES):
-            database.execute("INSERT INTO BenchZone VALUES (%s, %s, %s, %s, %s)", (number, name, *_bounds(name, now)))
+            _, *bounds = oracle.days(now, name)
+            database.execute("INSERT INTO BenchZone VALUES (%s, %s, %s, %s, %s)", (number, name, *bounds))
 
     def grow(self, users: int, old_logs: int = 0) -> None:
         """Add users until there are so many, the new ones with so many old logs each."""
@@ -123,12 +124,3 @@ class Population:
     def _finish(self) -> None:
         """Let neither side pay for statistics or pages that the filling left behind."""
         self.database.execute("ANALYZE TABLE User, Habit, Log")
-
-
-def _bounds(name: str, now: datetime) -> list[datetime]:
-    """The midnights that bound the last two days of a zone, in UTC; none of them falls into a change of the clocks."""
-    with pytz.open_resource(name) as file:  # type: ignore[attr-defined]
-        zone = ZoneInfo.from_file(file)
-    today = now.astimezone(zone).date()
-    midnights = (datetime.combine(today - timedelta(days=n), time(), zone) for n in (2, 1, 0))
-    return [midnight.astimezone(UTC).replace(tzinfo=None) for midnight in midnights]

@@ -26,20 +26,31 @@ PRICE_BOUND = 0.10  # of the speed at 32
 HOW = """
 Ratios are medians of measurements taken turn about; the times stand beside them to give the scale. A ratio that is out
 of its bound is **bold**."""
-EVALUATION = """The whole job but the sends (the due users are counted instead), against the server's own C client with
+EVALUATION = """## Evaluation
+
+The whole job but the sends (the due users are counted instead), against the server's own C client with
 one grouped query ([reference.sql](../tests/bench/reference.sql)), from the start of the process to its end, and against
 a loop of one query for each user and day. Two connections read ahead, so the time is shorter than the CPU, the server's
 included, would let expect. The bounds are for a million users with 24 million logs. The ledger is empty."""
-MEMORY = f"""The most of a whole run at the default concurrency, database and Twilio over TLS, and of `--settle` an hour
+MEMORY = f"""## Memory
+
+The most of a whole run at the default concurrency, database and Twilio over TLS, and of `--settle` an hour
 later, which looks at up to 20,000 texts; at most {MEMORY_BOUND} MiB. The
 results of the last 60 s are kept, to be written again when the database switches over: with 420 texts/s, as here, they
 are a sixth of it."""
 EXTRAS = """The same with more, with the index and as many users as the table above has at most."""
-SENDING = f"""Over plain HTTP, against a Twilio in a process of its own that takes {LATENCY * 1000:.0f} ms a text. The
+START = """## Start
+
+To the first query, against importing `twilio.rest` and `pymysql` alone."""
+SENDING = f"""## Sending
+
+Over plain HTTP, against a Twilio in a process of its own that takes {LATENCY * 1000:.0f} ms a text. The
 limit is concurrency / latency; *bare* is a loop over twilio's client with as many threads; the ledger's price is the
 share of the speed that claiming and recording cost."""
 
-SHARDS = f"""Runs side by side on this machine, database and all: evaluation with the index, and sending with
+SHARDS = f"""## Shards
+
+Runs side by side on this machine, database and all: evaluation with the index, and sending with
 {CONCURRENCY} threads each at {LATENCY * 1000:.0f} ms. On a cluster each shard can have a CPU of its own, and only the
 database, the account and the sender are shared."""
 
@@ -60,51 +71,40 @@ class Results:
 
 def table(results: Results) -> str:
     """The document, in Markdown. A bound that is not kept is in bold."""
+    sections: list[tuple[str, str, Iterable[list[str]]]] = [
+        (
+            EVALUATION,
+            (
+                "index on Log(habit_id, created_at) | users | old logs | due | C client | program | ratio | of CPU | "
+                f"at most | users/s, times the loop's | at least | MiB, at most {EVALUATION_MEMORY}"
+            ),
+            map(_case, results.cases),
+        ),
+        (EXTRAS, "with | time | ratio | to | at most", map(_extra, results.extras)),
+        (MEMORY, "users | texts | MiB | MiB of --settle", map(_memory, results.memory)),
+        (START, "imports | first query | ratio | at most", map(_start, results.starts)),
+        (
+            SENDING,
+            (
+                "SEND_CONCURRENCY | to the database and back | texts/s | of the limit | of bare | ledger's price | "
+                "CPU per text"
+            ),
+            map(_speed, results.speeds),
+        ),
+        (
+            SHARDS,
+            "shards | users/s | times one's | texts/s | times one's",
+            map(_shards, results.shards),
+        ),
+    ]
     parts = [
         "# Benchmarks",
         f"`{results.command}` on {datetime.now(UTC):%Y-%m-%d}, {_machine(results)}.\n{HOW}",
         "![Time, memory and speed](bench.svg)",
     ]
-    if results.cases:
-        parts += [
-            "## Evaluation",
-            EVALUATION,
-            _rows(
-                "index on Log(habit_id, created_at) | users | old logs | due | C client | program | ratio | of CPU | "
-                f"at most | users/s, times the loop's | at least | MiB, at most {EVALUATION_MEMORY}",
-                (_case(case) for case in results.cases),
-            ),
-            EXTRAS,
-            _rows("with | time | ratio | to | at most", (_extra(extra) for extra in results.extras)),
-        ]
-    if results.memory:
-        parts += [
-            "## Memory",
-            MEMORY,
-            _rows("users | texts | MiB | MiB of --settle", (_memory(row) for row in results.memory)),
-        ]
-    if results.starts:
-        parts += [
-            "## Start",
-            "To the first query, against importing `twilio.rest` and `pymysql` alone.",
-            _rows("imports | first query | ratio | at most", (_start(start) for start in results.starts)),
-        ]
-    if results.speeds:
-        parts += [
-            "## Sending",
-            SENDING,
-            _rows(
-                "SEND_CONCURRENCY | to the database and back | texts/s | of the limit | of bare | ledger's price | "
-                "CPU per text",
-                (_speed(speed) for speed in results.speeds),
-            ),
-        ]
-    if results.shards:
-        parts += [
-            "## Shards",
-            SHARDS,
-            _rows("shards | users/s | times one's | texts/s | times one's", (_shards(row) for row in results.shards)),
-        ]
+    for words, head, rows in sections:
+        if lines := [*rows]:
+            parts += [words, _rows(head, lines)]
     return "\n\n".join(parts) + "\n"
 
 

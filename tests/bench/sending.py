@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tests.bench.measure import Bench, Figures, in_turn, median, ratio
 from tests.bench.population import Population
@@ -52,6 +53,22 @@ def run(bench: Bench) -> list[Speed]:
     return speeds
 
 
+def afresh(
+    database: Database, twilio: FakeTwilioProcess, texts: int, send: Callable[[], Figures]
+) -> Callable[[], Figures]:
+    """What measures the speed of sending so many texts, on a day on which nobody was texted yet."""
+
+    def measure() -> Figures:
+        database.execute(f"DROP TABLE IF EXISTS {LEDGER}")
+        twilio.reset()
+        figures = send()
+        if (accepted := twilio.stats()["accepted"]) != texts:
+            raise RuntimeError(f"{texts} texts were to be sent, {accepted} were")
+        return figures | {"speed": texts / figures["seconds"]}
+
+    return measure
+
+
 def _measure(
     bench: Bench,
     database: Database,
@@ -61,21 +78,13 @@ def _measure(
     round_trip: float = 0.0,
 ) -> Speed:
     texts = int(concurrency / LATENCY * SECONDS)
-    environ = environ | {"SEND_CONCURRENCY": str(concurrency)}
-
-    def afresh(role: str, *arguments: object) -> Callable[[], Figures]:
-        def measure() -> Figures:
-            database.execute(f"DROP TABLE IF EXISTS {LEDGER}")
-            twilio.reset()
-            figures = bench.child(environ, role, *arguments)
-            if (accepted := twilio.stats()["accepted"]) != texts:
-                raise RuntimeError(f"{texts} texts were to be sent, {accepted} were")
-            return figures | {"speed": texts / figures["seconds"]}
-
-        return measure
-
-    contenders = {"with": afresh("send", texts, "with"), "without": afresh("send", texts, "without")}
-    found = in_turn(TURNS, contenders | {"bare": afresh("bare", texts, concurrency)})
+    child = partial(bench.child, environ | {"SEND_CONCURRENCY": str(concurrency)})
+    contenders = {
+        "with": partial(child, "send", texts, "with"),
+        "without": partial(child, "send", texts, "without"),
+        "bare": partial(child, "bare", texts, concurrency),
+    }
+    found = in_turn(TURNS, {name: afresh(database, twilio, texts, send) for name, send in contenders.items()})
     speeds = {name: [each["speed"] for each in figures] for name, figures in found.items()}
     speed = Speed(
         concurrency=concurrency,

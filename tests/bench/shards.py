@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from tests.bench.evaluation import NO_TWILIO, OLD_LOGS
 from tests.bench.measure import Bench, Figures, in_turn, median, ratio
 from tests.bench.population import Population
-from tests.bench.sending import LATENCY
-from tests.sandbox.database import LEDGER
+from tests.bench.sending import LATENCY, afresh
 from tests.sandbox.fake_twilio import FakeTwilioProcess
 
 COUNTS = (1, 2, 4)
@@ -43,15 +43,8 @@ def run(bench: Bench, users: int) -> list[Shards]:
             return lambda: {"speed": users / _slowest(bench, alone, count, "evaluate")}
 
         def send(count: int) -> Callable[[], Figures]:
-            def measure() -> Figures:
-                database.execute(f"DROP TABLE IF EXISTS {LEDGER}")
-                twilio.reset()
-                seconds = _slowest(bench, texting, count, "send", TEXTS // count, "with")
-                if (accepted := twilio.stats()["accepted"]) != TEXTS:
-                    raise RuntimeError(f"{TEXTS} texts were to be sent, {accepted} were")
-                return {"speed": TEXTS / seconds}
-
-            return measure
+            run = partial(_slowest, bench, texting, count, "send", TEXTS // count, "with")
+            return afresh(database, twilio, TEXTS, lambda: {"seconds": run()})
 
         evaluated = in_turn(TURNS, {str(count): evaluate(count) for count in COUNTS})
         sent = in_turn(TURNS, {str(count): send(count) for count in COUNTS})

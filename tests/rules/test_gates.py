@@ -27,13 +27,10 @@ from habit_notifier import (
     delivered,
     in_window,
     is_after,
-    is_permanent,
     listed,
     meaning,
     of_the_past,
     own_rows,
-    phone_number,
-    remembered,
     segments,
     speaks_against,
     stop_if_blocked,
@@ -353,12 +350,6 @@ def test_the_reason_that_lasts_longer_is_told_first() -> None:
     assert all(gate(case) for gate in (delivered, wanted, within_week, in_window))
     assert outcome(speaks_against(case)) is Outcome.UNDELIVERED
     assert outcome(speaks_against(a_case(texts[3:], now=night, **limits))) is Outcome.QUIET
-
-
-def test_one_number_in_two_forms_is_one_number_for_the_gates() -> None:
-    refused = a_row(3, "refused", 21610, state=State.REFUSED, phone=phone_number("+1 (415) 555-0123"))
-    assert is_permanent(21610)
-    assert outcome(remembered(a_case([refused]))) is Outcome.REMEMBERED
 
 
 # --- texts

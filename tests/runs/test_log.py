@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import habit_notifier
-from habit_notifier import MISSED_YESTERDAY, NO_LOGS, OneLine
+from habit_notifier import OneLine
 from tests.runs.program import started
 from tests.runs.town import Town
 from tests.sandbox.fake_twilio import refuse, server_error, slow
@@ -90,21 +90,6 @@ def test_times_are_utc_wherever_the_program_runs(town: Town) -> None:
     assert part
     told = datetime.strptime(part[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
     assert abs(told - datetime.now(UTC)) < timedelta(minutes=1)
-
-
-def test_each_rule_has_its_own_wording_with_the_name(town: Town) -> None:
-    town.database.insert_user("John Doe", JOHN, "UTC")
-    town.database.insert_user("Mary Major", MARY, "UTC", logs=[days_ago(2)])
-    town.database.insert_user("", OLAF, "UTC")
-    assert run(town)[0] == 0
-    bodies = {message.to: message.body for message in town.twilio.book}
-    assert "John Doe" in bodies[JOHN]
-    assert "past 2 days" in bodies[JOHN]
-    assert "Mary Major" in bodies[MARY]
-    assert "yesterday" in bodies[MARY]
-    assert bodies[OLAF] == bodies[JOHN].replace("John Doe", "there")
-    assert all("STOP" in body and "{" not in body for body in bodies.values())
-    assert NO_LOGS.reason != MISSED_YESTERDAY.reason
 
 
 # --- names that would like to be lines --------------------------------------------------------------------------------

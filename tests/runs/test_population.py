@@ -7,11 +7,10 @@ name and a reason, or nothing due, and these add up.
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -128,9 +127,6 @@ def global_time_zone(server: Server, zone: str) -> Iterator[None]:
             cursor.execute("SET GLOBAL time_zone = %s", (before,))
 
 
-Job = Callable[..., "Run"]
-
-
 @dataclass
 class Run:
     """What one run of the program said."""
@@ -153,31 +149,15 @@ class Run:
         return counts | {"looked at": int(looked), "of": int(of)}
 
 
-class Lines(logging.Handler):
-    """Keeps what the program says out of pytest's report: a failure of thousands of lines tells nobody anything."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-@pytest.fixture
-def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
-    """Runs the program in this process, at the instant."""
+@pytest.fixture(autouse=True)
+def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", PAGE)
-    monkeypatch.setattr(habit_notifier.log, "propagate", False)
-    handler = Lines()
 
-    def run(environ: dict[str, str], now: datetime, stop: Stop | None = None) -> Run:
-        handler.lines = []
-        return Run(program.run(environ, at=now, stop=stop), handler.lines)
 
-    habit_notifier.log.addHandler(handler)
-    yield run
-    habit_notifier.log.removeHandler(handler)
+def job(environ: dict[str, str], now: datetime, stop: Stop | None = None) -> Run:
+    """The program in this process, at the instant; pytest's report of a failure would hold thousands of its lines."""
+    code, text = program.said(environ, at=now, stop=stop)
+    return Run(code, [line.split(" - ", 3)[3] for line in text.splitlines()])
 
 
 def check(
@@ -260,7 +240,7 @@ def newest_collation(server: Server) -> str:
 
 @pytest.mark.parametrize("world", WORLDS, ids=str)
 def test_exactly_those_who_are_due_get_the_text_of_their_rule_and_only_once(
-    world: World, server: Server, twilio: FakeTwilio, job: Job
+    world: World, server: Server, twilio: FakeTwilio
 ) -> None:
     now = datetime.fromisoformat(world.now)
     variant = world.variant | (
@@ -284,9 +264,7 @@ def test_exactly_those_who_are_due_get_the_text_of_their_rule_and_only_once(
         assert len(known) == len(due), "the ledger is asked first: no claim is wasted"
 
 
-def test_a_run_before_and_one_after_midnight_text_nobody_twice(
-    database: Database, twilio: FakeTwilio, job: Job
-) -> None:
+def test_a_run_before_and_one_after_midnight_text_nobody_twice(database: Database, twilio: FakeTwilio) -> None:
     """Whoever got a text before their midnight is due again after it, by the letter, and is deferred."""
     midnight = oracle.midnight(date(2026, 7, 2), "Pacific/Auckland")
     dice = random.Random(3)
@@ -310,7 +288,7 @@ def test_a_run_before_and_one_after_midnight_text_nobody_twice(
 
 @pytest.mark.parametrize("day", range(1, 6))
 def test_when_a_run_is_stopped_everybody_is_still_accounted_for(
-    day: int, database: Database, twilio: FakeTwilio, job: Job, monkeypatch: pytest.MonkeyPatch
+    day: int, database: Database, twilio: FakeTwilio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texted, not sent, not tried or not looked at: these add up wherever the pages begin that day."""
     monkeypatch.setattr(habit_notifier, "PAGE_USERS", 40)
@@ -337,9 +315,7 @@ def settings() -> dict[str, str]:
     return texts | {"SEND_CONCURRENCY": "16"}
 
 
-def test_the_default_zone_serves_those_whose_own_is_missing_or_unknown(
-    database: Database, twilio: FakeTwilio, job: Job
-) -> None:
+def test_the_default_zone_serves_those_whose_own_is_missing_or_unknown(database: Database, twilio: FakeTwilio) -> None:
     now, default = datetime.fromisoformat("2026-03-08T09:00:00Z"), "Pacific/Auckland"
     dice = random.Random(7)
     residents = [
@@ -352,7 +328,7 @@ def test_the_default_zone_serves_those_whose_own_is_missing_or_unknown(
     assert 20 < len(due) < len(residents)
 
 
-def test_every_day_anew_whoever_is_then_due_is_texted(database: Database, twilio: FakeTwilio, job: Job) -> None:
+def test_every_day_anew_whoever_is_then_due_is_texted(database: Database, twilio: FakeTwilio) -> None:
     """The pages start at another place each day, and the ledger of one day bars no other."""
     first = datetime.fromisoformat("2026-10-23T09:00:00Z")
     residents = population(first + timedelta(days=2), 400, SECOND, seed=23)
@@ -367,7 +343,7 @@ def test_every_day_anew_whoever_is_then_due_is_texted(database: Database, twilio
 
 
 def test_the_same_days_count_wherever_the_pages_begin_and_end(
-    database: Database, twilio: FakeTwilio, job: Job, monkeypatch: pytest.MonkeyPatch
+    database: Database, twilio: FakeTwilio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = datetime.fromisoformat("2026-11-01T06:00:00Z")
     residents = population(now, 60, SECOND, seed=5)
@@ -381,7 +357,7 @@ def test_the_same_days_count_wherever_the_pages_begin_and_end(
         database.execute("DELETE FROM HabitNotification")
 
 
-def test_with_nobody_to_text_the_job_says_so(database: Database, twilio: FakeTwilio, job: Job) -> None:
+def test_with_nobody_to_text_the_job_says_so(database: Database, twilio: FakeTwilio) -> None:
     now = datetime.fromisoformat("2026-03-08T09:00:00Z")
     environ = database.environ() | twilio.environ()
     assert job(environ, now).lines[-1] == "Job completed. Notifications sent: 0, Failed: 0"

@@ -615,13 +615,13 @@ def test_zones_are_told_apart_in_every_character_set(town: Town, column: str, de
     assert len(town.twilio.book) == (len(zones) if default else 4)
 
 
-@pytest.mark.parametrize("unseen", ["\u200b", "\0", "\ufeff", "\u00ad", "\u200e", "\t"])
-def test_what_nobody_sees_in_a_zone_changes_nothing(town: Town, unseen: str) -> None:
-    for n, zone in enumerate((f"{unseen}Europe/Berlin", f"Europe/Berlin{unseen}", f"Europe/{unseen}Berlin")):
-        town.database.insert_user(f"User {n}", f"+1202555{n:04}", zone)
+def test_what_nobody_sees_in_a_zone_changes_nothing(town: Town) -> None:
+    unseen = ["\u200b", "\0", "\ufeff", "\u00ad", "\u200e", "\t"]
+    zones = [zone for c in unseen for zone in (f"{c}Europe/Berlin", f"Europe/Berlin{c}", f"Europe/{c}Berlin")]
+    town.database.insert_users((f"User {n}", f"+1202555{n:04}", zone) for n, zone in enumerate(zones))
     for _ in range(2):
         assert town.run() == 0
-        assert len(town.twilio.book) == 3
+        assert len(town.twilio.book) == len(zones)
         assert not town.said("came in use")
 
 
@@ -647,8 +647,8 @@ def test_one_log_of_tomorrow_is_somebodys_mistake_and_many_are_the_servers(
     assert any("days are judged wrongly" in line for line in town.lines("WARNING")) is warned
 
 
-@pytest.mark.parametrize("name", ["👨\u200d👩\u200d👧", "می\u200cخواهم"])
-def test_what_holds_a_name_together_is_kept(town: Town, name: str) -> None:
+def test_what_holds_a_name_together_is_kept(town: Town) -> None:
+    name = "👨\u200d👩\u200d👧 می\u200cخواهم"
     town.database.insert_user(name, "+12025550001", "UTC")
     assert town.run() == 0
     [message] = town.twilio.book

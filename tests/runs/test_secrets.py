@@ -75,15 +75,6 @@ def test_a_server_that_is_not_verified_is_told_at_the_start(town: Town) -> None:
     assert "INFO MySQL's server is not verified: DB_SSL_CA would do that" in town.log
 
 
-def test_a_missing_grant_is_told_without_the_account(town: Town) -> None:
-    account = town.database.least_account()
-    town.sql(f"REVOKE SELECT ON `{town.database.name}`.`Log` FROM %s@'%%'", (account["DB_USER"],))
-    assert town.run(**account) == 2
-    assert "ERROR MySQL: DB_USER lacks a grant on this table" in said(town)
-    assert account["DB_USER"] not in said(town)
-    assert account["DB_PASSWORD"] not in said(town)
-
-
 @pytest.mark.usefixtures("server")  # as all tests here do
 @pytest.mark.parametrize("number", [1044, 1045, 1130, 1142, 1143, 1370, 1698, 1820, 3118, 3159, 4151, 1, 65_535])
 def test_whatever_mysql_says_of_the_account_is_told_without_it(number: int) -> None:

@@ -438,16 +438,13 @@ def test_an_answer_for_one_person_alone_ends_a_streak_of_refusals(town: Town, be
     assert not town.said("in a row failed")
 
 
-@pytest.mark.parametrize(
-    "failure", [server_error(503), server_error(503, accepted=True), RESET_AFTER_ACCEPTING], ids=lambda a: a.kind
-)
 @pytest.mark.parametrize(("every", "posted"), [(2, 20), (3, 30)])
 def test_when_a_third_of_the_answers_is_lost_the_run_stops_after_ten_of_thirty(
-    town: Town, failure: Answer, every: int, posted: int
+    town: Town, every: int, posted: int
 ) -> None:
     """Half of the answers 503 would otherwise lose half of the users, with exit code 0."""
     town.people(60)
-    town.twilio.script(*([*[ACCEPT] * (every - 1), failure] * 30))
+    town.twilio.script(*([*[ACCEPT] * (every - 1), server_error(503)] * 30))
     assert town.run(SEND_CONCURRENCY=1) == 1
     assert len(town.posted) == posted
     assert town.counts == {"sent": posted - 10, "uncertain": 10}
@@ -585,13 +582,12 @@ def test_a_trial_account_serves_whom_it_may_and_ends_with_exit_2_however_few(tow
     assert "a trial account texts verified numbers only: upgrade the account" in town.log[-1]
 
 
-@pytest.mark.parametrize("failure", [server_error(500), server_error(500, accepted=True)], ids=lambda a: a.kind)
 @pytest.mark.parametrize("people", [1, 5, 25])
 def test_a_twilio_that_fails_everybody_never_ends_green_and_is_counted_apart_later_in_the_day(
-    town: Town, failure: Answer, people: int
+    town: Town, people: int
 ) -> None:
     town.people(people)
-    town.twilio.script(then=failure)
+    town.twilio.script(then=server_error(500))
     for minutes in (0, 9, 29):  # the attempts of a Job
         assert town.run(NOON + timedelta(minutes=minutes)) == 1
         assert (town.totals[0], town.totals[1] + town.unseen) == (0, people)
@@ -609,7 +605,7 @@ def test_a_twilio_that_fails_everybody_never_ends_green_and_is_counted_apart_lat
 FOREIGN = "<html><body>This page is blocked by the security policy of your organisation</body></html>"
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 429])
+@pytest.mark.parametrize("status", [403, 429])  # each other 4xx: test_answers
 def test_a_proxys_page_after_the_text_was_accepted_leads_to_no_second_text(town: Town, status: int) -> None:
     first, *others = numbers = town.people(3)
     town.twilio.script(then=replace(ACCEPT, status=status, body=FOREIGN), to=first)
@@ -624,19 +620,16 @@ def test_a_proxys_page_after_the_text_was_accepted_leads_to_no_second_text(town:
     assert len(others) == 2
 
 
-@pytest.mark.parametrize("status", ["failed", "undelivered"])
-def test_a_text_that_failed_as_it_was_taken_is_told_as_refused_and_not_sent_again_today(
-    town: Town, status: str
-) -> None:
+def test_a_text_that_failed_as_it_was_taken_is_told_as_refused_and_not_sent_again_today(town: Town) -> None:
     town.people(1)
     sid = "SM" + "0" * 32
-    body = f'{{"sid": "{sid}", "status": "{status}", "error_code": 30006, "num_segments": 40000}}'
+    body = f'{{"sid": "{sid}", "status": "failed", "error_code": 30006, "num_segments": 40000}}'
     town.twilio.script(replace(ACCEPT, body=body))
     assert town.run() == 0
     assert town.totals == (0, 1)
     assert town.rows("state, message_sid, error_code, segments") == [("refused", sid, 30006, None)]
     assert not town.said("Notification sent to")
-    assert town.said(f"Twilio took it, but it {status}: a landline")
+    assert town.said("Twilio took it, but it failed: a landline")
     assert town.run() == 0
     assert len(town.posted) == 1
 
@@ -760,7 +753,7 @@ def test_an_egress_filters_page_is_not_blamed_on_the_credentials(town: Town) -> 
 @pytest.mark.parametrize(
     "off",
     [
-        *(-DAY, -timedelta(hours=11, minutes=40), 45 * DAY, -45 * DAY, timedelta(hours=1)),
+        *(-DAY, -timedelta(hours=11, minutes=40), 45 * DAY),
         *(timedelta(minutes=5, seconds=2), -timedelta(minutes=5, seconds=2)),
     ],
     ids=str,
@@ -795,7 +788,7 @@ def test_without_a_date_of_twilios_the_clock_is_trusted_with_a_warning(town: Tow
     assert town.served == numbers
 
 
-@pytest.mark.parametrize("back", [timedelta(hours=12), timedelta(hours=5), timedelta(minutes=6)], ids=str)
+@pytest.mark.parametrize("back", [timedelta(hours=12), timedelta(minutes=6)], ids=str)
 def test_a_clock_that_is_set_back_in_mid_run_dates_no_claim_back(town: Town, back: timedelta) -> None:
     """Else a text at 20:00 was claimed at 8:00, and the next one may come after midnight."""
     town.user("+12025550000", "Pacific/Kiritimati")

@@ -133,15 +133,14 @@ def test_a_text_is_found_by_its_sid_whatever_its_row_says(
     assert world.told(user) == ("sent", sid, None, "delivered")
 
 
-@senders
-def test_what_has_not_ended_yet_stays_open_and_its_day_taken(world: World, sender: dict[str, str | None]) -> None:
+def test_what_has_not_ended_yet_stays_open_and_its_day_taken(world: World) -> None:
     world.database.insert_user("Anna", ANNA, "UTC")
-    assert world.run(NOON, **sender) == 0
+    assert world.run(NOON) == 0
     [message] = world.twilio.book
-    assert world.run(NOON + 16 * MINUTE, **sender) == 0
+    assert world.run(NOON + 16 * MINUTE) == 0
     assert "INFO Looked up 1 earlier texts, still open 1" in world.log
     world.twilio.settle(ANNA, "delivered")
-    assert world.run(NOON + HOUR, **sender) == 0
+    assert world.run(NOON + HOUR) == 0
     assert world.rows("state, message_sid, final_status") == [("sent", message.sid, "delivered")]
     assert len(world.posted) == len(world.twilio.book) == 1
 
@@ -185,17 +184,14 @@ def test_what_the_list_lacks_is_asked_for_by_its_sid(world: World) -> None:
     assert world.fetches == sorted([late, other])
 
 
-@senders
 @pytest.mark.parametrize("state", ["sending", "uncertain"])
-def test_a_text_without_a_sid_is_never_matched_but_named_once_for_the_console(
-    world: World, sender: dict[str, str | None], state: str
-) -> None:
+def test_a_text_without_a_sid_is_never_matched_but_named_once_for_the_console(world: World, state: str) -> None:
     """Another program's login code to the same number in the same second would settle it."""
     user = world.row(state=state)
     world.message()
-    assert world.settle(NOON + 30 * MINUTE, **sender) == 0
+    assert world.settle(NOON + 30 * MINUTE) == 0
     assert world.told(user) == (state, None, None, None)
-    assert world.settle(**sender) == 0
+    assert world.settle() == 0
     assert world.told(user) == ("uncertain", None, None, "unknown")
     assert world.lists == []
     assert world.fetches == []
@@ -205,7 +201,7 @@ def test_a_text_without_a_sid_is_never_matched_but_named_once_for_the_console(
         f"WARNING The text of 2026-05-12 to user {user}, uncertain: unknown. "
         f"Look in Twilio's console for {ANNA}, 12:00:00 to {last} UTC"
     )
-    assert world.settle(NOON + 2 * HOUR, **sender) == 0
+    assert world.settle(NOON + 2 * HOUR) == 0
     assert not world.said("console")
 
 
@@ -274,28 +270,24 @@ STATUSES = {ANNA: "partially_delivered", BERT: "delivered", CARA: "scheduled"}
 # --- not found --------------------------------------------------------------------------------------------------------
 
 
-@senders
-def test_a_sent_text_that_twilio_does_not_know_is_unknown_after_twelve_hours_and_stays_sent(
-    world: World, sender: dict[str, str | None]
-) -> None:
+def test_a_sent_text_that_twilio_does_not_know_is_unknown_after_twelve_hours_and_stays_sent(world: World) -> None:
     sid = "SM" + "0" * 32
     user = world.row(state="sent", sid=sid)
     world.message()  # another text to the same number
-    assert world.settle(NOON + 12 * HOUR, **sender) == 0
+    assert world.settle(NOON + 12 * HOUR) == 0
     assert world.told(user) == ("sent", sid, None, None)
-    assert world.settle(NOON + 12 * HOUR + MINUTE, **sender) == 0
+    assert world.settle(NOON + 12 * HOUR + MINUTE) == 0
     assert world.told(user) == ("sent", sid, None, "unknown")
 
 
-@senders
 @pytest.mark.parametrize("state", ["sending", "sent", "uncertain"])
-def test_rows_younger_than_a_quarter_of_an_hour_wait(world: World, sender: dict[str, str | None], state: str) -> None:
+def test_rows_younger_than_a_quarter_of_an_hour_wait(world: World, state: str) -> None:
     sid = world.message()
     user = world.row(state=state, sid=sid)
-    assert world.settle(NOON + 15 * MINUTE, **sender) == 0
+    assert world.settle(NOON + 15 * MINUTE) == 0
     assert world.lists == []
     assert world.told(user)[3] is None
-    assert world.settle(NOON + 15 * MINUTE + timedelta(seconds=1), **sender) == 0
+    assert world.settle(NOON + 15 * MINUTE + timedelta(seconds=1)) == 0
     assert world.told(user) == ("sent", sid, None, "delivered")
 
 
@@ -325,13 +317,10 @@ FAULTS = [server_error(503), throttle(5), refuse(20003, 401), refuse(99999), BRO
 faults = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kind}-{fault.status}")
 
 
-@senders
-def test_when_twilio_fails_what_is_too_old_to_be_found_is_unknown_and_the_younger_waits(
-    world: World, sender: dict[str, str | None]
-) -> None:
+def test_when_twilio_fails_what_is_too_old_to_be_found_is_unknown_and_the_younger_waits(world: World) -> None:
     old, young = (world.row(phone, "sent", NOON - age, sid=sid) for phone, age, sid in OLD_AND_YOUNG)
     world.twilio.hook = lambda request: server_error() if request.params["PageSize"] == "1000" else None
-    assert world.settle(**sender) == 1
+    assert world.settle() == 1
     assert world.told(old)[3] == "unknown"
     assert world.told(young)[3] is None
     assert "INFO Looked up 2 earlier texts, unknown 1, still open 1" in world.log
@@ -495,15 +484,12 @@ def test_of_more_rows_than_one_run_looks_up_the_oldest_come_first(
     assert ends == [[users[1]], users[1:], users]
 
 
-@senders
-def test_the_budget_holds_when_nothing_is_found(
-    world: World, sender: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_budget_holds_when_nothing_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "SETTLE_BUDGET", 0.3)
     for n in range(20, 0, -1):
         world.row(f"+1202555{n:04}", "sent", NOON - 2 * n * DAY, sid=f"SM{n:032}")
     slow_lists(world, 0.1)
-    assert world.settle(**sender) == 1
+    assert world.settle() == 1
     assert len(world.lists) + len(world.fetches) <= 5
 
 

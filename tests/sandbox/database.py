@@ -78,7 +78,7 @@ SERVING = (
 )
 
 LEDGER = "HabitNotification"
-LONG_AGO = datetime(2024, 1, 1, tzinfo=UTC)  # when users and habits began unless a test says otherwise
+LONG_AGO = "2024-01-01"  # when users and habits began
 
 Id = int | str
 Say = Callable[[str], object]
@@ -110,14 +110,12 @@ class Server:
         tls: bool = False,
         global_time_zone: str = "+00:00",
         options: Sequence[str] = (),
-        binary: str | None = None,
         say: Say | None = None,
     ) -> None:
-        """Extra `options` go last, so they win. `binary` names the server program; `say` hears of slow steps."""
+        """Extra `options` go last, so they win. `say` hears of slow steps."""
         self._engine: _Engine | None = None
         self._options = (f"--default-time-zone={global_time_zone}", *options)
         self._tls = tls
-        self._binary = binary
         self._say = say or _silence
 
     @classmethod
@@ -211,7 +209,7 @@ class Server:
         return self._engine
 
     def _make(self) -> None:
-        self._engine = engine = _find_engine(self._binary, self._say)
+        self._engine = engine = _find_engine(self._say)
         try:
             self.port = engine.port = _free_port()
             self.origin = engine.origin
@@ -346,29 +344,22 @@ class Database:
         *,
         logs: Iterable[datetime] = (),
         habits: int = 1,
-        created_at: datetime | None = None,
     ) -> Id:
         """One user with so many habits; the logs (aware instants) go round them. Returns the id."""
-        [user_id] = self.insert_users([(name, phone_number, time_zone)], created_at=created_at)
+        [user_id] = self.insert_users([(name, phone_number, time_zone)])
         habit_ids = self.insert_habits([user_id] * habits)
         self.insert_logs(zip(itertools.cycle(habit_ids), logs) if habits else ())
         return user_id
 
-    def insert_users(
-        self,
-        users: Iterable[tuple[str | None, str | None, str | None]],
-        *,
-        created_at: datetime | None = None,
-    ) -> list[Id]:
+    def insert_users(self, users: Iterable[tuple[str | None, str | None, str | None]]) -> list[Id]:
         """Many users, (name, phone_number, time_zone) each, in bulk. Returns their ids in order."""
-        since = _utc(created_at or LONG_AGO)
-        rows = [(self._new_id("User"), *user, since) for user in users]
+        rows = [(self._new_id("User"), *user, LONG_AGO) for user in users]
         self._insert("INSERT INTO User (id, name, phone_number, time_zone, created_at) VALUES (%s,%s,%s,%s,%s)", rows)
         return [row[0] for row in rows]
 
-    def insert_habits(self, user_ids: Iterable[Id], *, name: str = "Read ten pages") -> list[Id]:
+    def insert_habits(self, user_ids: Iterable[Id]) -> list[Id]:
         """One habit for each user id given, in bulk. Returns the ids of the habits in order."""
-        rows = [(self._new_id("Habit"), user_id, name, None, _utc(LONG_AGO)) for user_id in user_ids]
+        rows = [(self._new_id("Habit"), user_id, "Read ten pages", None, LONG_AGO) for user_id in user_ids]
         self._insert("INSERT INTO Habit (id, user_id, name, description, created_at) VALUES (%s,%s,%s,%s,%s)", rows)
         return [row[0] for row in rows]
 
@@ -401,20 +392,16 @@ class Database:
         """A new account with the least privileges that the program needs, as settings that override `environ()`.
 
         It may read User, Habit and Log, and read and write the ledger. With `create` it may also create the ledger.
-        Without, and while there is no ledger, it gets no privilege on it (the server refuses a grant on a missing
-        table): create the table as the administrator and call `grant_ledger`.
+        Without, and while there is no ledger, it gets no privilege on it: the server refuses a grant on a missing
+        table.
         """
         settings = self._new_account()
         for table in ("User", "Habit", "Log"):
             self.execute(f"GRANT SELECT ON `{self.name}`.`{table}` TO %s@'%%'", (settings["DB_USER"],))
         if create or self.rows("SHOW TABLES LIKE %s", (LEDGER,)):
-            self.grant_ledger(settings["DB_USER"], create=create)
+            privileges = "SELECT, INSERT, UPDATE, DELETE" + (", CREATE" if create else "")
+            self.execute(f"GRANT {privileges} ON `{self.name}`.`{LEDGER}` TO %s@'%%'", (settings["DB_USER"],))
         return settings
-
-    def grant_ledger(self, account: str, *, create: bool = False) -> None:
-        """What an administrator grants on the ledger, once it exists or with the right to create it."""
-        privileges = "SELECT, INSERT, UPDATE, DELETE" + (", CREATE" if create else "")
-        self.execute(f"GRANT {privileges} ON `{self.name}`.`{LEDGER}` TO %s@'%%'", (account,))
 
     def _new_account(self) -> dict[str, str]:
         account, password = f"u_{secrets.token_hex(6)}", secrets.token_hex(8)
@@ -677,9 +664,8 @@ class _Guardian:
             self._process.communicate()
 
 
-def _find_engine(binary: str | None, say: Say) -> _Engine:
-    binary = binary or find_binary()
-    if binary:
+def _find_engine(say: Say) -> _Engine:
+    if binary := find_binary():
         return _Process(binary)
     if _docker_answers():
         say(f"No MySQL or MariaDB on this machine; Docker brings {DOCKER_IMAGE} (a download the first time)")

@@ -19,20 +19,15 @@ What happens to a request, in this order:
 So a text is in the book *before* its answer is on the road, and stays there when the answer is lost. Waiting never
 holds up other connections. Faults of the connection itself, before there is a request, are the `door`'s.
 
-`FakeTwilioProcess` is the same thing in a process of its own, that answers as usual. By hand:
-
-    python -m tests.sandbox.fake_twilio --port 8080
-    curl localhost:8080/_fake/book
+`FakeTwilioProcess` is the same thing in a process of its own, that answers as usual.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import binascii
 import contextlib
-import http.client
 import json
 import os
 import re
@@ -40,28 +35,27 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
-import threading
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from enum import StrEnum
 from http import HTTPStatus
 from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 from tests.sandbox.listener import Listener, Served, make_close_reset
 
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 LONGEST_BODY = 1600
 LONGEST_VALIDITY = 36_000
-LARGEST_PAGE = 1000
 BAD_RECORD = b"\x17\x03\x03\x00\x20" + bytes(32)  # TLS application data, well-formed, but never encrypted
 
 Operation = Literal["send", "list", "fetch", "numbers", "short_codes", "service", "unknown"]
@@ -144,8 +138,6 @@ class Message:
 class Request:
     """A request as it was seen; `answer` is the kind of the answer that was chosen for it."""
 
-    number: int
-    at: datetime
     method: str
     path: str
     params: dict[str, str]
@@ -154,7 +146,7 @@ class Request:
     operation: Operation = "unknown"
     answer: str = ""
     arrived: float = field(default_factory=time.monotonic)
-    """In seconds, to compare with others: `at` is by the simulated clock."""
+    """In seconds of a clock that nobody simulates, to compare with others."""
 
     @property
     def to(self) -> str | None:
@@ -213,8 +205,7 @@ class Answer:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Answer:
         """An answer by its kind, with the fields that differ: `{"kind": "refuse", "code": 21610}`."""
-        answer = replace(KINDS[document["kind"]], **document)
-        return replace(answer, ending=Ending(answer.ending))
+        return replace(KINDS[document["kind"]], **document)
 
 
 ACCEPT = Answer("accept")
@@ -232,25 +223,7 @@ BAD_TLS_RECORD = Answer("bad_tls_record", ending=Ending.BAD_TLS_RECORD)
 SLOW_TO_ACCEPT = Answer("slow_to_accept", before=1.0)
 SLOW_TO_ANSWER = Answer("slow_to_answer", after=1.0)
 
-KINDS = {
-    answer.kind: answer
-    for answer in (
-        ACCEPT,
-        REFUSE,
-        THROTTLE,
-        SERVER_ERROR,
-        SERVER_ERROR_AFTER_ACCEPTING,
-        RESET,
-        RESET_AFTER_ACCEPTING,
-        CLOSE_AFTER_ACCEPTING,
-        BROKEN_JSON,
-        EMPTY_LIST,
-        TRUNCATED,
-        BAD_TLS_RECORD,
-        SLOW_TO_ACCEPT,
-        SLOW_TO_ANSWER,
-    )
-}
+KINDS = {answer.kind: answer for answer in [*globals().values()] if isinstance(answer, Answer)}
 
 
 def refuse(code: int, status: int = 400, message: str = "", *, rfc9457: bool = False) -> Answer:
@@ -330,7 +303,7 @@ class FakeTwilio(Served):
     def url(self) -> str:
         """The base URL, for TWILIO_API_URL."""
         host, port = self._server.address
-        return f"{'https' if self.tls else 'http'}://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        return f"{'https' if self.tls else 'http'}://{host}:{port}"
 
     def environ(self) -> dict[str, str]:
         """The settings that point the program here."""
@@ -338,14 +311,12 @@ class FakeTwilio(Served):
 
     # --------------------------------------------------------------------------------------------- what it has seen
 
-    def stats(self) -> dict[str, Any]:
-        """Counts, for a quick look; `answers` counts by kind, `undelivered` the answers whose client was gone."""
+    def stats(self) -> dict[str, int]:
+        """Counts, for a quick look."""
         return {
             "requests": len(self.requests),
             "accepted": len(self.book),
             "connections": self._server.connections,
-            "undelivered": self._server.undelivered,
-            "answers": dict(Counter(request.answer for request in self.requests)),
         }
 
     def reset(self) -> None:
@@ -492,7 +463,7 @@ class FakeTwilio(Served):
     def _list(self, request: Request) -> Document:
         """A page of texts, newest first. A page token holds the place in the book, so that new texts shift nothing."""
         params = request.params
-        size = min(int(params.get("PageSize", 50)), LARGEST_PAGE)
+        size = int(params.get("PageSize", 50))
         number = int(params.get("Page", 0))
         start = int(params["PageToken"].removeprefix("PA")) if "PageToken" in params else len(self.book)
         matching = (place for place in range(start - 1, -1, -1) if self._listed(self.book[place], params))
@@ -594,7 +565,6 @@ class _Server(Listener):
     def __init__(self, fake: FakeTwilio, host: str, port: int, tls: tuple[str, str] | None) -> None:
         super().__init__(host, port)
         self.fake = fake
-        self.undelivered = 0
         self._door = Door.OPEN
         self._times: int | None = None
         self._tls: ssl.SSLContext | None = None
@@ -613,7 +583,7 @@ class _Server(Listener):
         client.close()
 
     def reset(self) -> None:
-        self.connections = self.undelivered = 0
+        self.connections = 0
         self.set_door(Door.OPEN, None)
 
     def set_door(self, state: Door, times: int | None) -> None:
@@ -638,7 +608,6 @@ class _Connection(asyncio.Protocol):
         self._server = server
         self._fake = server.fake
         self._buffer = bytearray()
-        self._busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -651,8 +620,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if not self._busy:
-            self._serve_next()
+        self._serve_next()
 
     def reset(self) -> None:
         """Ends the connection with a RST."""
@@ -670,21 +638,15 @@ class _Connection(asyncio.Protocol):
             return
         content = bytes(self._buffer[split + 4 : end])
         del self._buffer[:end]
-        self._busy = True
         self._closing = headers.get("connection", "").lower() == "close"
         method, target, _ = line.split(" ", 2)
-        if target.startswith("/_fake/"):
-            self._write(*_control(self._fake, method, target.removeprefix("/_fake/")))
-        else:
-            self._serve(self._understand(method, target, headers, content))
+        self._serve(self._understand(method, target, headers, content))
 
     def _understand(self, method: str, target: str, headers: Mapping[str, str], content: bytes) -> Request:
         path, _, query = target.partition("?")
         form = content.decode() if method == "POST" else query
         user, password = _credentials(headers.get("authorization", ""))
         return Request(
-            number=len(self._fake.requests) + 1,
-            at=self._fake.clock(),
             method=method,
             path=path,
             params=dict(parse_qsl(form, keep_blank_values=True)),
@@ -712,8 +674,8 @@ class _Connection(asyncio.Protocol):
 
     def _reply(self, answer: Answer, status: int, document: Document) -> None:
         if self._transport.is_closing():
-            self._server.undelivered += 1
-        elif answer.ending is Ending.RESET:
+            return
+        if answer.ending is Ending.RESET:
             self.reset()
         elif answer.ending is Ending.CLOSED:
             self._transport.close()
@@ -724,7 +686,7 @@ class _Connection(asyncio.Protocol):
             body = json.dumps(document) if answer.body is None else answer.body
             self._write(status, body, answer)
 
-    def _write(self, status: int, body: str, answer: Answer = ACCEPT) -> None:
+    def _write(self, status: int, body: str, answer: Answer) -> None:
         content = body.encode()
         head = [
             f"HTTP/1.1 {status} {_reason(status)}",
@@ -741,11 +703,8 @@ class _Connection(asyncio.Protocol):
         self._transport.write(
             "\r\n".join([*head, "", ""]).encode() + content[: len(content) // 2 if truncated else None]
         )
-        self._busy = False
         if truncated or self._closing:
             self._transport.close()
-        elif self._buffer:
-            self._serve_next()
 
 
 def _parse_head(head: bytes) -> tuple[str, dict[str, str]]:
@@ -784,84 +743,49 @@ def _reason(status: int) -> str:
     return "Unknown"
 
 
-# --------------------------------------------------------------------------------- control from another process
-
-_CONTROLS: dict[tuple[str, str], Callable[[FakeTwilio], object]] = {
-    ("GET", "book"): lambda fake: [asdict(message) for message in fake.book],
-    ("GET", "stats"): FakeTwilio.stats,
-    ("POST", "reset"): FakeTwilio.reset,
-}
-
-
-def _control(fake: FakeTwilio, method: str, name: str) -> tuple[int, str]:
-    """Answers a request to /_fake/{name}, without credentials."""
-    if control := _CONTROLS.get((method, name)):
-        return 200, json.dumps(control(fake), default=str)
-    return 404, json.dumps({"error": f"no control {method} {name}", "controls": sorted(map(" ".join, _CONTROLS))})
+# ------------------------------------------------------------------------------------------- a process of its own
 
 
 class FakeTwilioProcess:
     """The fake in a process of its own: the program under test gets all of this one's time."""
 
-    def __init__(self, *, latency: float = 0.0, port: int = 0, tls: tuple[str, str] | None = None) -> None:
-        self._command = [sys.executable, "-m", __name__, "--latency", str(latency), "--port", str(port)]
-        if tls:
-            self._command += ["--cert", tls[0], "--key", tls[1]]
+    def __init__(self, *, latency: float = 0.0, tls: tuple[str, str] | None = None) -> None:
         self._tls = tls
-        self.url = ""
-
-    def start(self) -> Self:
-        """Starts the process; back when it takes connections."""
-        root = Path(__file__).resolve().parents[2]
-        self._process = subprocess.Popen(self._command, cwd=root, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout
-        self.url = self._process.stdout.readline().strip()
-        if not self.url:
-            self.stop()
-            raise RuntimeError(f"the fake Twilio ended with exit code {self._process.returncode}")
-        self._channel = self._connect()
-        return self
-
-    def _connect(self) -> http.client.HTTPConnection:
-        """The connection that all calls go through."""
-        host = urlsplit(self.url).netloc
-        if not self._tls:
-            channel = http.client.HTTPConnection(host, timeout=30)
-        else:
-            context = ssl.create_default_context(cafile=self._tls[0])
-            channel = http.client.HTTPSConnection(host, timeout=30, context=context)
-        channel.connect()
-        return channel
-
-    def stop(self) -> None:
-        """Ends the process."""
-        self._process.terminate()
-        self._process.communicate()
-        if self.url:
-            self._channel.close()
+        self._pipe, far_end = get_context("spawn").Pipe()
+        self._process = get_context("spawn").Process(target=_serve, args=(far_end, latency, tls), daemon=True)
 
     def __enter__(self) -> Self:
-        return self.start()
+        self._process.start()
+        self.url: str = self._pipe.recv()
+        return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self._pipe.send("stop")
+        self._process.join()
 
     def environ(self) -> dict[str, str]:
         """The settings that point the program there."""
         return _environ(self.url, self._tls)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, int]:
         """See `FakeTwilio.stats`."""
-        found: dict[str, Any] = self._call("GET", "stats")
+        self._pipe.send("stats")
+        found: dict[str, int] = self._pipe.recv()
         return found
 
     def reset(self) -> None:
         """See `FakeTwilio.reset`."""
-        self._call("POST", "reset")
+        self._pipe.send("reset")
+        self._pipe.recv()
 
-    def _call(self, method: str, name: str) -> Any:
-        self._channel.request(method, f"/_fake/{name}")
-        return json.load(self._channel.getresponse())
+
+def _serve(pipe: Connection, latency: float, tls: tuple[str, str] | None) -> None:
+    """Tells the URL, and calls the methods that it is told, until that was `stop`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the Ctrl-C of the terminal is the other process's alone
+    with FakeTwilio(latency=latency, tls=tls) as fake:
+        pipe.send(fake.url)
+        while (name := pipe.recv()) != "stop":
+            pipe.send(getattr(fake, name)())
 
 
 def self_signed_certificate(folder: Path, names: str = "DNS:localhost,IP:127.0.0.1") -> tuple[str, str]:
@@ -871,25 +795,3 @@ def self_signed_certificate(folder: Path, names: str = "DNS:localhost,IP:127.0.0
     about = ["-subj", "/CN=localhost", "-addext", f"subjectAltName={names}", "-out", files[0], "-keyout", files[1]]
     subprocess.run(["openssl", "req", *kind, *about], check=True, capture_output=True)
     return files
-
-
-def main() -> None:
-    """Serves until SIGTERM; prints the URL when ready."""
-    parser = argparse.ArgumentParser(prog="python -m tests.sandbox.fake_twilio", description="A fake Twilio.")
-    parser.add_argument("--port", type=int, default=0, help="0: any free one")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
-    parser.add_argument("--cert", help="serve TLS with this certificate")
-    parser.add_argument("--key", help="the certificate's key")
-    told = parser.parse_args()
-    tls = (told.cert, told.key) if told.cert else None
-    end = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: end.set())
-    with FakeTwilio(latency=told.latency, port=told.port, host=told.host, tls=tls) as fake:
-        print(fake.url, flush=True)
-        end.wait()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
 """A few dozen sample people, whose names tell their case, and what should become of each of them.
 
 What they logged is laid out round the midnights of their own zone and relative to a given instant, so that the case
-is the same at whatever moment the job runs. Nothing here comes from the program: zones are read by zoneinfo, from
-the files of pytz. All numbers are of ranges that are kept free for fiction.
+is the same at whatever moment the job runs. Nothing here comes from the program: the days are the oracle's. All numbers
+are of ranges that are kept free for fiction.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
-from functools import cache, partial
+from functools import partial
 from itertools import cycle
 from zoneinfo import ZoneInfo
 
-import pytz
-
+from tests.rules import oracle
 from tests.sandbox.database import Database, Id
 
-NO_LOGS = "No logs in the past 2 days"
-MISSED_YESTERDAY = "Missed yesterday"
+NO_LOGS, MISSED_YESTERDAY = oracle.NO_LOGS, oracle.MISSED_YESTERDAY
 
 OPTED_OUT = 21610
 """Twilio's code for somebody who answered STOP."""
@@ -152,34 +150,18 @@ def next_midnight(everybody: Iterable[Person], now: datetime) -> datetime:
     return min(day_start(zone, now.astimezone(zone).date() + timedelta(days=1)) for zone in zones if zone)
 
 
-# --- days, by zoneinfo
+# --- days
 
 
 def zone_named(name: str | None) -> ZoneInfo | None:
-    """The zone of this name, however it is spelled, from the files of pytz; None when there is none."""
-    return _zone((name or "").strip().lower())
-
-
-@cache
-def _zone(lower_case_name: str) -> ZoneInfo | None:
-    for name in pytz.all_timezones:
-        if name.lower() == lower_case_name:
-            with pytz.open_resource(name) as file:  # type: ignore[attr-defined]  # public, but not in the stubs
-                return ZoneInfo.from_file(file, key=name)
-    return None
+    """The zone of this name, however it is spelled; None when there is none."""
+    meant = oracle.zone_meant(name)
+    return oracle.zone_named(meant) if meant else None
 
 
 def day_start(zone: ZoneInfo, day: date) -> datetime:
     """The first instant of a local day, in UTC."""
-    midnight = datetime.combine(day, time(), zone)
-    instant = midnight.astimezone(UTC)  # of two midnights fold=0 is the first
-    if instant.astimezone(zone).replace(tzinfo=None) == midnight.replace(tzinfo=None):
-        return instant
-    before, after = instant - timedelta(hours=2), instant + timedelta(hours=2)  # the clocks jump over this midnight
-    while after - before > timedelta(seconds=1):
-        middle = before + (after - before) // 2
-        before, after = (before, middle) if middle.astimezone(zone).date() >= day else (middle, after)
-    return after.replace(microsecond=0)
+    return oracle.midnight(day, zone.key)
 
 
 DAYS_AGO = {"today": 0, "day2": 1, "day1": 2, "day0": 3}

@@ -245,17 +245,6 @@ class _Side(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received(data)
 
-    def pause_writing(self) -> None:
-        self.other.hold(True)
-
-    def resume_writing(self) -> None:
-        self.other.hold(False)
-
-    def hold(self, on: bool) -> None:
-        """Stops reading from here while the other side does not keep up."""
-        if self.alive:
-            (self._transport.pause_reading if on else self._transport.resume_reading)()
-
     def send(self, data: bytes | None) -> None:
         """Writes the data when the way's delay has passed."""
         self._queue.append((self._link.server.loop.time() + self._link.proxy.delay, data))

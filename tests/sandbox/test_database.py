@@ -258,8 +258,10 @@ def test_databases_and_their_accounts_are_separate_and_go_at_the_end(server: Ser
     assert not mine & accounts(server)
 
 
-@pytest.mark.parametrize("created_at", ["TIMESTAMP", "DATETIME", "DATETIME(6)"])
-@pytest.mark.parametrize("id_type", ["INT", "BIGINT", "INT UNSIGNED", "CHAR(36)"])
+@pytest.mark.parametrize(
+    ("id_type", "created_at"),
+    [("INT", "TIMESTAMP"), ("BIGINT", "DATETIME"), ("INT UNSIGNED", "DATETIME(6)"), ("CHAR(36)", "TIMESTAMP")],
+)
 def test_a_variant_has_the_types_that_it_names(server: Server, id_type: str, created_at: str) -> None:
     with server.database(id_type=id_type, created_at=created_at) as database:
         types = {
@@ -287,7 +289,7 @@ def test_a_variant_has_the_types_that_it_names(server: Server, id_type: str, cre
         assert database.rows("SELECT created_at FROM Log") == [(NOON.replace(tzinfo=None),)]
 
 
-@pytest.mark.parametrize("collation", ["utf8mb4_bin", "utf8mb4_general_ci", "latin1_swedish_ci", "ascii_general_ci"])
+@pytest.mark.parametrize("collation", ["utf8mb4_bin", "latin1_swedish_ci"])
 def test_uuids_have_the_collation_that_was_asked_for(server: Server, collation: str) -> None:
     with server.database(id_type="CHAR(36)", collation=collation) as database:
         collations = database.rows(
@@ -299,27 +301,12 @@ def test_uuids_have_the_collation_that_was_asked_for(server: Server, collation: 
         assert database.rows("SELECT name FROM User") == [("王小明",)]
 
 
-@pytest.mark.parametrize(("log_index", "columns"), [(True, ["habit_id", "created_at"]), (False, ["habit_id"])])
-def test_the_index_on_log_is_there_only_when_asked_for(server: Server, log_index: bool, columns: list[str]) -> None:
-    with server.database(log_index=log_index) as database:
-        rows = database.rows(
-            "SELECT column_name FROM information_schema.statistics WHERE table_schema = DATABASE() "
-            "AND table_name = 'Log' AND index_name <> 'PRIMARY' ORDER BY index_name, seq_in_index"
-        )
-        assert [row[0] for row in rows] == columns
-
-
 def test_logs_go_round_the_habits_of_their_user(database: Database) -> None:
     [ana, ben] = database.insert_users([("Ana", None, None), ("Ben", None, None)])
     cas = database.insert_user("Cas", None, None, habits=2, logs=[NOON, NOON, NOON])
     counts = database.rows("SELECT COUNT(Log.id) FROM Habit LEFT JOIN Log ON habit_id = Habit.id GROUP BY Habit.id")
     assert sorted(counts) == [(1,), (2,)]
     assert len({ana, ben, cas}) == 3
-
-
-def test_foreign_keys_are_enforced(database: Database) -> None:
-    with pytest.raises(pymysql.err.IntegrityError):
-        database.insert_habits([4711])
 
 
 def test_an_instant_is_stored_in_utc_and_a_naive_one_is_refused(database: Database) -> None:
@@ -357,13 +344,6 @@ def refused(database: Database, account: dict[str, str], sql: str) -> bool:
 MAKE_LEDGER = f"CREATE TABLE {LEDGER} (user_id INT)"
 
 
-def test_the_account_of_the_settings_may_do_everything_in_its_database(database: Database) -> None:
-    account = database.environ()
-    assert account["DB_PASSWORD"]
-    assert not refused(database, account, MAKE_LEDGER)
-    assert not refused(database, account, "ALTER TABLE User ADD COLUMN x INT")
-
-
 def test_the_least_account_reads_the_tables_and_writes_the_ledger_only(database: Database) -> None:
     database.execute(MAKE_LEDGER)
     least = database.least_account()
@@ -379,18 +359,3 @@ def test_the_least_account_reads_the_tables_and_writes_the_ledger_only(database:
         assert not refused(database, least, statement)
     for statement in (f"ALTER TABLE {LEDGER} ADD COLUMN x INT", f"DROP TABLE {LEDGER}", "CREATE TABLE x (y INT)"):
         assert refused(database, least, statement)
-
-
-def test_the_least_account_creates_the_ledger_only_when_it_may(database: Database) -> None:
-    assert refused(database, database.least_account(), MAKE_LEDGER)
-    creator = database.least_account(create=True)
-    assert refused(database, creator, "CREATE TABLE x (y INT)")
-    assert not refused(database, creator, MAKE_LEDGER)
-
-
-def test_the_ledger_can_be_granted_once_it_exists(database: Database) -> None:
-    least = database.least_account()
-    database.execute(MAKE_LEDGER)
-    assert refused(database, least, f"SELECT * FROM {LEDGER}")
-    database.grant_ledger(least["DB_USER"])
-    assert not refused(database, least, f"SELECT * FROM {LEDGER}")

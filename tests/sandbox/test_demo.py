@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import unicodedata
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime, time
 from html import unescape
 from pathlib import Path
 
@@ -18,18 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.sandbox import demo, picture
-from tests.sandbox.database import Database, Server
+from tests.sandbox.database import Server
 from tests.sandbox.people import (
     NO_LOGS,
     Outcome,
     Person,
-    day_start,
-    fill,
     newcomers,
     next_midnight,
     people,
     rule_by_dates,
-    zone_named,
 )
 
 NOW = datetime(2024, 3, 10, 12, tzinfo=UTC)
@@ -66,37 +63,6 @@ def test_no_number_can_be_that_of_a_real_person() -> None:
     for person in people(NOW):
         if person.texted or person.outcome is Outcome.REFUSED:
             assert re.fullmatch(fiction, str(person.phone_number)), person
-
-
-def test_the_database_holds_everybody_as_they_are(database: Database) -> None:
-    ids = fill(database, people(NOW))
-    rows = database.rows("SELECT id, name, phone_number, time_zone FROM User")
-    assert {row[0]: row[1:] for row in rows} == {
-        user_id: (person.name, person.phone_number, person.time_zone) for user_id, person in ids.items()
-    }
-    logs = database.rows("SELECT user_id, Log.created_at FROM Log JOIN Habit ON habit_id = Habit.id")
-    assert sorted((user_id, instant.replace(tzinfo=UTC)) for user_id, instant in logs) == sorted(
-        (user_id, log) for user_id, person in ids.items() for log in person.logs
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "day", "start"),
-    [
-        ("UTC", date(2024, 3, 10), "2024-03-10T00:00:00"),
-        ("America/Havana", date(2024, 3, 10), "2024-03-10T05:00:00"),  # 0:00 is skipped: the day begins at 1:00
-        ("America/Havana", date(2024, 11, 3), "2024-11-03T04:00:00"),  # 0:00 comes twice: the first one counts
-        ("Asia/Beirut", date(2024, 3, 31), "2024-03-30T22:00:00"),
-        ("America/Toronto", date(1919, 3, 31), "1919-03-31T04:30:00"),  # 23:30 to 0:30: the jump is not at 0:00
-        ("Pacific/Apia", date(2011, 12, 31), "2011-12-30T10:00:00"),  # the day before never was
-    ],
-)
-def test_a_day_starts_at_the_first_instant_that_has_its_date(name: str, day: date, start: str) -> None:
-    zone = zone_named(name)
-    assert zone
-    found = day_start(zone, day)
-    assert found == datetime.fromisoformat(start).replace(tzinfo=UTC)
-    assert found.astimezone(zone).date() >= day > (found - timedelta(seconds=1)).astimezone(zone).date()
 
 
 def test_the_next_midnight_is_the_first_one_of_any_zone() -> None:
