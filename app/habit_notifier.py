@@ -1959,18 +1959,9 @@ def number_of(error: Exception) -> int:
     return error.args[0] if error.args and isinstance(error.args[0], int) else -1
 
 
-class RefuseClearPassword:
+def refuse_clear_password(_connection: object) -> None:
     """Stands in for what sends the password itself: without verified TLS, anybody who answers would get it."""
-
-    def __init__(self, _connection: object) -> None:
-        pass
-
-    def authenticate(self, _packet: object) -> None:
-        """Refuse.
-
-        :raises pymysql.err.OperationalError: always
-        """
-        raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
+    raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
 
 
 # Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
@@ -2046,7 +2037,7 @@ class Database:
         s, timeout = self._settings, LAST_TIMEOUT if self._stop.requested else DATABASE_TIMEOUT
         tls: dict[str, Any] = {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
         if not s.db_ssl_ca:
-            tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), RefuseClearPassword)}
+            tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), refuse_clear_password)}
         return pymysql.connect(
             host=s.db_host,
             port=s.db_port,
