@@ -1964,18 +1964,9 @@ def number_of(error: Exception) -> int:
     return error.args[0] if error.args and isinstance(error.args[0], int) else -1
 
 
-class RefuseClearPassword:
+def refuse_clear_password(_connection: object) -> None:
     """Stands in for what sends the password itself: without verified TLS, anybody who answers would get it."""
-
-    def __init__(self, _connection: object) -> None:
-        pass
-
-    def authenticate(self, _packet: object) -> None:
-        """Refuse.
-
-        :raises pymysql.err.OperationalError: always
-        """
-        raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
+    raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
 
 
 # Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
@@ -1992,13 +1983,13 @@ Execute = Callable[[str, Sequence[object]], object]
 class Database:
     """One connection to MySQL, made anew when it is lost. Belongs to one thread at a time.
 
-    Every statement may be repeated after a lost answer; one that only runs ahead is not.
+    Every statement may be repeated after a lost answer.
     """
 
-    def __init__(self, settings: Settings, stop: Stop, *, runs_ahead: bool = False) -> None:
-        self._settings, self._stop, self._runs_ahead = settings, stop, runs_ahead
+    def __init__(self, settings: Settings, stop: Stop) -> None:
+        self._settings, self._stop = settings, stop
         self._until = time.monotonic() + settings.run_deadline  # nothing is waited for longer, before a claim
-        self.opened = runs_ahead  # all is there and could be written: what fails now may pass
+        self.opened = False  # all is there and could be written: what fails now may pass
         self.claimed = False  # somebody: what is away now is not waited for as long as before
         self._connection: pymysql.Connection[Any] | None = None
         self._fresh = False
@@ -2015,8 +2006,8 @@ class Database:
         self.close()
 
     def beside(self) -> Database:
-        """One more connection, to run ahead in another thread; it ends with this one."""
-        self._others.append(Database(self._settings, self._stop, runs_ahead=True))
+        """One more connection, to read ahead in another thread: never opened, so not patient. It ends with this one."""
+        self._others.append(Database(self._settings, self._stop))
         return self._others[-1]
 
     def cut(self) -> None:
@@ -2042,7 +2033,7 @@ class Database:
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
             waits = {Remedy.RECONNECT} if sql.startswith("SELECT") else {Remedy.RECONNECT, Remedy.SMALLER}  # for a lock
             helps = failure.remedy is Remedy.REPEAT or (failure.remedy in waits and self.opened)
-            if self._runs_ahead or not helps or time.monotonic() + pause > start + patience:
+            if not helps or time.monotonic() + pause > start + patience:
                 raise failure
             log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
             sleep(pause * random.uniform(0.8, 1.2), lambda: self._stop.requested)  # noqa: S311 - jitter
@@ -2051,7 +2042,7 @@ class Database:
         s, timeout = self._settings, LAST_TIMEOUT if self._stop.requested else DATABASE_TIMEOUT
         tls: dict[str, Any] = {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
         if not s.db_ssl_ca:
-            tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), RefuseClearPassword)}
+            tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), refuse_clear_password)}
         return pymysql.connect(
             host=s.db_host,
             port=s.db_port,
