@@ -1965,7 +1965,10 @@ def number_of(error: Exception) -> int:
 
 
 def refuse_clear_password(_connection: object) -> None:
-    """Stands in for what sends the password itself: without verified TLS, anybody who answers would get it."""
+    """Stands in for what sends the password itself: without verified TLS, anybody who answers would get it.
+
+    :raises pymysql.err.OperationalError: always
+    """
     raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
 
 
