@@ -3516,21 +3516,18 @@ def heartbeat(environ: Mapping[str, str]) -> str:
 
 def ping(url: str, end: str, summary: Mapping[str, Any] | None = None) -> None:
     """Tell the dead man's switch; whatever comes of it, for PING_SECONDS at most, is only logged."""
-    problem = [f"no answer within {PING_SECONDS:g} s"]
-
-    def post() -> None:
-        try:
-            answer = requests.post(url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False)
-            problem[:] = [f"HTTP {answer.status_code}"] if answer.status_code >= 300 else []
-        except Exception as error:  # noqa: BLE001 - a run does not depend on it
-            problem[:] = [type(error).__name__]
-
-    if url:
-        thread = threading.Thread(target=post, daemon=True)
-        thread.start()
-        thread.join(PING_SECONDS)
-        for words in problem:
-            log.warning("HEARTBEAT_URL was not told: %s", words)
+    if not url:
+        return
+    post = partial(requests.post, url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False)
+    try:
+        status = in_background(post).result(PING_SECONDS).status_code
+        problem = f"HTTP {status}" if status >= 300 else ""
+    except TimeoutError:
+        problem = f"no answer within {PING_SECONDS:g} s"
+    except Exception as error:  # noqa: BLE001 - a run does not depend on it
+        problem = type(error).__name__
+    if problem:
+        log.warning("HEARTBEAT_URL was not told: %s", problem)
 
 
 def leave_summary(summary: Mapping[str, Any]) -> None:
