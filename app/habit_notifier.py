@@ -2308,7 +2308,7 @@ class Tracker:
         """One user, as ONLY_USERS would name them."""
         spelt = self._spellings(user_id)
         found = self._users_where(" OR ".join(["u.id = %s"] * len(spelt)), spelt)  # IN would convert bytes, or fail
-        return next((user for user, _ in found if id_key(user.id) == id_key(user_id)), None)
+        return next((user for user in found if id_key(user.id) == id_key(user_id)), None)
 
     def _spellings(self, text: str) -> list[UserId]:
         """An id that a person wrote, as its column may hold it: as bytes, what an ASCII column cannot hold."""
@@ -2317,8 +2317,8 @@ class Tracker:
         cases = dict.fromkeys((text, text.lower(), text.upper()))
         return [case if case.isascii() else case.encode(errors="replace") for case in cases]
 
-    def everybody(self) -> Iterator[tuple[User, str]]:
-        """All of this run's users with a phone number, each with the number as it stands."""
+    def everybody(self) -> Iterator[User]:
+        """All of this run's users with a phone number, whatever they logged."""
         low: UserId | None = None
         while True:
             within, args = id_range(low, None)
@@ -2326,15 +2326,15 @@ class Tracker:
             yield from users
             if len(users) < PAGE_USERS:
                 return
-            low = users[-1][0].id
+            low = users[-1].id
 
-    def _users_where(self, where: str, args: Sequence[object]) -> list[tuple[User, str]]:
-        """Users, whatever they logged, each with the phone number as it stands."""
+    def _users_where(self, where: str, args: Sequence[object]) -> list[User]:
+        """Users, whatever they logged."""
         columns = ", ".join(map(as_text, ("u.name", "u.phone_number", "u.time_zone")))
         rows = self._database.run(f"SELECT u.id, {columns}, {self._zone_key} FROM `User` u WHERE {where}", args)
         return [
-            (User(i, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False), clean(phone))
-            for i, name, phone, zone, key in rows
+            User(user_id, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False)
+            for user_id, name, phone, zone, key in rows
         ]
 
     def logs_of(self, user: User, days: Days) -> list[tuple[date, str]]:
@@ -2974,16 +2974,15 @@ def check_ledger(job: Job) -> Iterator[str]:
 
 
 def check_users(job: Job) -> Iterator[str]:
-    """Rows that would be skipped, ids that come twice, numbers that are tidied, and all texts' lengths."""
+    """Rows that would be skipped, ids that come twice, and all texts' lengths."""
     yield from job.survey()
     found: dict[str, list[int | str]] = defaultdict(list)
     longest, last = "", None
-    for user, raw_phone in job.tracker.everybody():
+    for user in job.tracker.everybody():
         longest = max(longest, user.name, key=len)
         problems = {
             "have no time zone that is known": user.days is None,
             "have a phone number that is not E.164": not E164.fullmatch(user.phone),
-            "have a phone number that is tidied": E164.fullmatch(user.phone) and user.phone != raw_phone,
             "stand in User more than once": user.id == last,  # they come in the order of their ids
         }
         last = user.id
