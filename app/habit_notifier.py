@@ -52,7 +52,6 @@ import struct
 import threading
 import time
 import traceback
-import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -1052,7 +1051,6 @@ def phone_number(value: object) -> str:
     text = clean(value)
     if E164.fullmatch(text):
         return text
-    text = "".join(unicodedata.normalize("NFKC", c) if unicodedata.east_asian_width(c) == "F" else c for c in text)
     digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
     number = re.sub("^00", "+", digits)
     return number if E164.fullmatch(number) and not re.search(r"[(\[]\s*0|[)\]]\s*$", text) else text
