@@ -1400,7 +1400,6 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
 }
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
 NO_TRUST = "name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct this node's clock"
-QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
 NO_SUCH = 20404
 SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
 OF_ONE_TEXT = range(21_000, 31_000)  # codes that do not speak of the account, whatever the status
@@ -1711,11 +1710,10 @@ class Pause:
             now, asked = time.monotonic(), answer.retry_after
             if now < self._ends and (asked is None or now + asked <= self._ends):
                 return  # posted before the pause began
-            least = QUEUE_PAUSE if answer.code == QUEUE_FULL else 1.0
-            pause = max(least, min(least * 2**self._doublings, LONGEST_PAUSE) if asked is None else asked)
+            pause = max(1.0, min(2.0**self._doublings, LONGEST_PAUSE) if asked is None else asked)
             ends = max(self._ends, now + pause * random.uniform(1.0, 1.2))  # noqa: S311 - jitter
             self._spent += ends - max(self._ends, now)
-            self._doublings, self._ends = min(self._doublings + 1, 10), ends
+            self._doublings, self._ends = self._doublings + 1, ends
             log.warning("All texts wait for %.0f s: %s", ends - now, answer.words)
             if self._spent > PAUSE_BUDGET:
                 self._brake.pull(RetryLater(f"Twilio asks for more than the {PAUSE_BUDGET:g} s that a run may wait"))

@@ -472,10 +472,8 @@ def test_pauses_double_up_to_two_minutes_until_a_text_gets_through(
     monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 1e9)
     monkeypatch.setattr(random, "uniform", lambda low, _high: low)
     rate = Answer(Action.PAUSE, code=20429)
-    queue = Answer(Action.PAUSE, code=21611)
     asked = Answer(Action.PAUSE, code=20429, retry_after=7.0)
     assert pauses([rate] * 9, caplog, then=lambda _: None) == [1, 2, 4, 8, 16, 32, 64, 120, 120]
-    assert pauses([queue] * 3, caplog, then=lambda _: None) == [60, 120, 120]
     assert pauses([rate] * 3, caplog, then=Pause.relax) == [1, 1, 1]
     assert pauses([asked] * 3, caplog, then=lambda _: None) == [7, 7, 7]
 
