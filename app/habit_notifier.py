@@ -821,7 +821,7 @@ class Report:
     def finished(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
         """Count and tell what became of texts."""
         for reminder, answer in answers.items():
-            user, outcome = reminder.user, answer.outcome
+            user, outcome = reminder.user, answer.action.outcome
             self.counts[outcome] += 1
             details = event("text", user.id, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
             if outcome is Outcome.SENT:
@@ -1343,11 +1343,6 @@ class Answer:
     sid: str | None = None
     segments: int | None = None
     retry_after: float | None = None
-
-    @property
-    def outcome(self) -> Outcome:
-        """What became of the user."""
-        return self.action.outcome
 
 
 # https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
@@ -2600,7 +2595,7 @@ class Ledger:
         kept = {
             reminder: answered(self.claims[reminder], answer, now)
             for reminder, answer in answers.items()
-            if answer.outcome in KEPT and reminder in self.claims
+            if answer.action.outcome in KEPT and reminder in self.claims
         }
         self.claims |= kept  # what is written again on a new connection
         self._recorded.append((time.monotonic(), list(kept.values())))
@@ -2693,7 +2688,7 @@ def claim_of(reminder: Reminder, now: datetime) -> Row:
 
 def answered(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
-    state = KEPT[answer.outcome]
+    state = KEPT[answer.action.outcome]
     refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
     known = replace(claim, state=state, finished_at=now, final_status=State.REFUSED if refused else None)
     return replace(known, sid=answer.sid, code=answer.code, segments=answer.segments)
