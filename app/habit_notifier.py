@@ -1496,9 +1496,16 @@ class Twilio:
         :raises FixFirst: when a person must act first
         :raises Terminated: when SIGTERM came
         """
-        check = partial(keep_to_budget, brake, time.monotonic() + SETTLE_BUDGET)
+        until = time.monotonic() + SETTLE_BUDGET
+
+        def go_on() -> None:
+            if brake.stopped:
+                raise Terminated("SIGTERM came while texts were looked up")
+            if time.monotonic() > until:
+                raise RetryLater("looking up texts takes too long, the rest waits")
+
         missing = {row.sid for row in rows if row.sid}
-        read = partial(self._messages, missing, check)
+        read = partial(self._messages, missing, go_on)
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
@@ -1510,19 +1517,19 @@ class Twilio:
             yield from read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
 
     def _messages(
-        self, wanted: Collection[str], check: Callable[[], None], question: Callable[[Client], Iterable[Any]]
+        self, missing: Collection[str], go_on: Callable[[], None], question: Callable[[Client], Iterable[Any]]
     ) -> list[Message]:
-        """Those of Twilio's answer that are wanted."""
+        """Those of Twilio's answer that are missing."""
         found = []
 
         def keep(client: Client) -> None:
             for message in question(client):
-                check()
-                if message.sid in wanted:
+                go_on()
+                if message.sid in missing:
                     status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
                     found.append(Message(message.sid, status, message.error_code, message.num_segments))
 
-        check()
+        go_on()
         answer, _ = self.ask(keep)
         if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
             kind = FixFirst if answer.action is Action.STOP else RetryLater
@@ -1567,18 +1574,6 @@ class Twilio:
             client.messaging.base_url = re.sub(r"//api\.(?=.*twilio\.com$)", "//messaging.", s.twilio_api_url)
             self._clients.pair = client, http
         return cast(tuple[Client, Http], self._clients.pair)
-
-
-def keep_to_budget(brake: Brake, until: float) -> None:
-    """Looking up may not keep a run from its work.
-
-    :raises Terminated: when SIGTERM came
-    :raises RetryLater: when the time is over
-    """
-    if brake.stopped:
-        raise Terminated("SIGTERM came while texts were looked up")
-    if time.monotonic() > until:
-        raise RetryLater("looking up texts takes too long, the rest waits")
 
 
 def accepted(message: Any) -> Answer:
