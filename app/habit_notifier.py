@@ -309,16 +309,17 @@ def numbered(case: Case) -> Skip | None:
 
 def handled(case: Case) -> Skip | None:
     """One row, one day: the user has today's already."""
-    for row in (row for row in case.rows if row.local_day == case.days.today):
-        if row.state not in (State.SENDING, State.UNCERTAIN):
-            if (last := row.last_possible_text()) < case.days.end:
-                reason = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
-                return Skip(Outcome.DEFERRED, reason, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
-            return Skip(Outcome.ALREADY, "%s today", (row.state,))
+    row = next((row for row in case.rows if row.local_day == case.days.today), None)
+    if not row:
+        return None
+    if row.state in (State.SENDING, State.UNCERTAIN):
         sending, recent = row.state is State.SENDING, case.now - row.claimed_at < ALL_ATTEMPTS
         words = "another run is texting this user, or was cut off while it did" if sending else "it may have been sent"
         return Skip(Outcome.UNCERTAIN if recent else Outcome.EARLIER, words, again=sending and recent)
-    return None
+    if (last := row.last_possible_text()) < case.days.end:
+        reason = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
+        return Skip(Outcome.DEFERRED, reason, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
+    return Skip(Outcome.ALREADY, "%s today", (row.state,))
 
 
 def of_the_past(case: Case) -> Skip | None:
