@@ -1010,9 +1010,8 @@ def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: p
     local, (start, end) = now.astimezone(zone), window
     if not start <= local.time() < end:
         return 0.0
-    shown = (at for at in readings(local.date(), end, zone) if at.astimezone(zone).time() == end)
-    ends = instant_of(local.date(), end, zone), *shown
-    return min((at - now).total_seconds() for at in ends if at > now)
+    first, last = instant_of(local.date(), end, zone), readings(local.date(), end, zone)[-1]
+    return ((first if first > now else last) - now).total_seconds()  # clocks that go back show the end twice
 
 
 JOINERS = {"\u200c", "\u200d"}  # do not print, but hold Persian words and family emoji together
