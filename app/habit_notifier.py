@@ -52,7 +52,6 @@ import struct
 import threading
 import time
 import traceback
-import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -310,16 +309,17 @@ def numbered(case: Case) -> Skip | None:
 
 def handled(case: Case) -> Skip | None:
     """One row, one day: the user has today's already."""
-    for row in (row for row in case.rows if row.local_day == case.days.today):
-        if row.state not in (State.SENDING, State.UNCERTAIN):
-            if (last := row.last_possible_text()) < case.days.end:
-                reason = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
-                return Skip(Outcome.DEFERRED, reason, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
-            return Skip(Outcome.ALREADY, "%s today", (row.state,))
+    row = next((row for row in case.rows if row.local_day == case.days.today), None)
+    if not row:
+        return None
+    if row.state in (State.SENDING, State.UNCERTAIN):
         sending, recent = row.state is State.SENDING, case.now - row.claimed_at < ALL_ATTEMPTS
         words = "another run is texting this user, or was cut off while it did" if sending else "it may have been sent"
         return Skip(Outcome.UNCERTAIN if recent else Outcome.EARLIER, words, again=sending and recent)
-    return None
+    if (last := row.last_possible_text()) < case.days.end:
+        reason = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
+        return Skip(Outcome.DEFERRED, reason, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
+    return Skip(Outcome.ALREADY, "%s today", (row.state,))
 
 
 def of_the_past(case: Case) -> Skip | None:
@@ -822,7 +822,7 @@ class Report:
     def finished(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
         """Count and tell what became of texts."""
         for reminder, answer in answers.items():
-            user, outcome = reminder.user, answer.outcome
+            user, outcome = reminder.user, answer.action.outcome
             self.counts[outcome] += 1
             details = event("text", user.id, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
             if outcome is Outcome.SENT:
@@ -1010,9 +1010,8 @@ def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: p
     local, (start, end) = now.astimezone(zone), window
     if not start <= local.time() < end:
         return 0.0
-    shown = (at for at in readings(local.date(), end, zone) if at.astimezone(zone).time() == end)
-    ends = instant_of(local.date(), end, zone), *shown
-    return min((at - now).total_seconds() for at in ends if at > now)
+    first, last = instant_of(local.date(), end, zone), readings(local.date(), end, zone)[-1]
+    return ((first if first > now else last) - now).total_seconds()  # clocks that go back show the end twice
 
 
 JOINERS = {"\u200c", "\u200d"}  # do not print, but hold Persian words and family emoji together
@@ -1052,7 +1051,6 @@ def phone_number(value: object) -> str:
     text = clean(value)
     if E164.fullmatch(text):
         return text
-    text = "".join(unicodedata.normalize("NFKC", c) if unicodedata.east_asian_width(c) == "F" else c for c in text)
     digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
     number = re.sub("^00", "+", digits)
     return number if E164.fullmatch(number) and not re.search(r"[(\[]\s*0|[)\]]\s*$", text) else text
@@ -1351,11 +1349,6 @@ class Answer:
     segments: int | None = None
     retry_after: float | None = None
 
-    @property
-    def outcome(self) -> Outcome:
-        """What became of the user."""
-        return self.action.outcome
-
 
 # https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
 TWILIO_CODES: dict[int, tuple[Action, str]] = {
@@ -1407,7 +1400,6 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
 }
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
 NO_TRUST = "name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct this node's clock"
-QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
 NO_SUCH = 20404
 SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
 OF_ONE_TEXT = range(21_000, 31_000)  # codes that do not speak of the account, whatever the status
@@ -1509,9 +1501,16 @@ class Twilio:
         :raises FixFirst: when a person must act first
         :raises Terminated: when SIGTERM came
         """
-        check = partial(keep_to_budget, brake, time.monotonic() + SETTLE_BUDGET)
+        until = time.monotonic() + SETTLE_BUDGET
+
+        def go_on() -> None:
+            if brake.stopped:
+                raise Terminated("SIGTERM came while texts were looked up")
+            if time.monotonic() > until:
+                raise RetryLater("looking up texts takes too long, the rest waits")
+
         missing = {row.sid for row in rows if row.sid}
-        read = partial(self._messages, missing, check)
+        read = partial(self._messages, missing, go_on)
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
@@ -1523,19 +1522,19 @@ class Twilio:
             yield from read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
 
     def _messages(
-        self, wanted: Collection[str], check: Callable[[], None], question: Callable[[Client], Iterable[Any]]
+        self, missing: Collection[str], go_on: Callable[[], None], question: Callable[[Client], Iterable[Any]]
     ) -> list[Message]:
-        """Those of Twilio's answer that are wanted."""
+        """Those of Twilio's answer that are missing."""
         found = []
 
         def keep(client: Client) -> None:
             for message in question(client):
-                check()
-                if message.sid in wanted:
+                go_on()
+                if message.sid in missing:
                     status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
                     found.append(Message(message.sid, status, message.error_code, message.num_segments))
 
-        check()
+        go_on()
         answer, _ = self.ask(keep)
         if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
             kind = FixFirst if answer.action is Action.STOP else RetryLater
@@ -1580,18 +1579,6 @@ class Twilio:
             client.messaging.base_url = re.sub(r"//api\.(?=.*twilio\.com$)", "//messaging.", s.twilio_api_url)
             self._clients.pair = client, http
         return cast(tuple[Client, Http], self._clients.pair)
-
-
-def keep_to_budget(brake: Brake, until: float) -> None:
-    """Looking up may not keep a run from its work.
-
-    :raises Terminated: when SIGTERM came
-    :raises RetryLater: when the time is over
-    """
-    if brake.stopped:
-        raise Terminated("SIGTERM came while texts were looked up")
-    if time.monotonic() > until:
-        raise RetryLater("looking up texts takes too long, the rest waits")
 
 
 def accepted(message: Any) -> Answer:
@@ -1718,11 +1705,10 @@ class Pause:
             now, asked = time.monotonic(), answer.retry_after
             if now < self._ends and (asked is None or now + asked <= self._ends):
                 return  # posted before the pause began
-            least = QUEUE_PAUSE if answer.code == QUEUE_FULL else 1.0
-            pause = max(least, min(least * 2**self._doublings, LONGEST_PAUSE) if asked is None else asked)
+            pause = max(1.0, min(2.0**self._doublings, LONGEST_PAUSE) if asked is None else asked)
             ends = max(self._ends, now + pause * random.uniform(1.0, 1.2))  # noqa: S311 - jitter
             self._spent += ends - max(self._ends, now)
-            self._doublings, self._ends = min(self._doublings + 1, 10), ends
+            self._doublings, self._ends = self._doublings + 1, ends
             log.warning("All texts wait for %.0f s: %s", ends - now, answer.words)
             if self._spent > PAUSE_BUDGET:
                 self._brake.pull(RetryLater(f"Twilio asks for more than the {PAUSE_BUDGET:g} s that a run may wait"))
@@ -2316,7 +2302,7 @@ class Tracker:
         """One user, as ONLY_USERS would name them."""
         spelt = self._spellings(user_id)
         found = self._users_where(" OR ".join(["u.id = %s"] * len(spelt)), spelt)  # IN would convert bytes, or fail
-        return next((user for user, _ in found if id_key(user.id) == id_key(user_id)), None)
+        return next((user for user in found if id_key(user.id) == id_key(user_id)), None)
 
     def _spellings(self, text: str) -> list[UserId]:
         """An id that a person wrote, as its column may hold it: as bytes, what an ASCII column cannot hold."""
@@ -2325,8 +2311,8 @@ class Tracker:
         cases = dict.fromkeys((text, text.lower(), text.upper()))
         return [case if case.isascii() else case.encode(errors="replace") for case in cases]
 
-    def everybody(self) -> Iterator[tuple[User, str]]:
-        """All of this run's users with a phone number, each with the number as it stands."""
+    def everybody(self) -> Iterator[User]:
+        """All of this run's users with a phone number, whatever they logged."""
         low: UserId | None = None
         while True:
             within, args = id_range(low, None)
@@ -2334,15 +2320,15 @@ class Tracker:
             yield from users
             if len(users) < PAGE_USERS:
                 return
-            low = users[-1][0].id
+            low = users[-1].id
 
-    def _users_where(self, where: str, args: Sequence[object]) -> list[tuple[User, str]]:
-        """Users, whatever they logged, each with the phone number as it stands."""
+    def _users_where(self, where: str, args: Sequence[object]) -> list[User]:
+        """Users, whatever they logged."""
         columns = ", ".join(map(as_text, ("u.name", "u.phone_number", "u.time_zone")))
         rows = self._database.run(f"SELECT u.id, {columns}, {self._zone_key} FROM `User` u WHERE {where}", args)
         return [
-            (User(i, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False), clean(phone))
-            for i, name, phone, zone, key in rows
+            User(user_id, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False)
+            for user_id, name, phone, zone, key in rows
         ]
 
     def logs_of(self, user: User, days: Days) -> list[tuple[date, str]]:
@@ -2612,7 +2598,7 @@ class Ledger:
         kept = {
             reminder: answered(self.claims[reminder], answer, now)
             for reminder, answer in answers.items()
-            if answer.outcome in KEPT and reminder in self.claims
+            if answer.action.outcome in KEPT and reminder in self.claims
         }
         self.claims |= kept  # what is written again on a new connection
         self._recorded.append((time.monotonic(), list(kept.values())))
@@ -2705,7 +2691,7 @@ def claim_of(reminder: Reminder, now: datetime) -> Row:
 
 def answered(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
-    state = KEPT[answer.outcome]
+    state = KEPT[answer.action.outcome]
     refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
     known = replace(claim, state=state, finished_at=now, final_status=State.REFUSED if refused else None)
     return replace(known, sid=answer.sid, code=answer.code, segments=answer.segments)
@@ -2982,16 +2968,15 @@ def check_ledger(job: Job) -> Iterator[str]:
 
 
 def check_users(job: Job) -> Iterator[str]:
-    """Rows that would be skipped, ids that come twice, numbers that are tidied, and all texts' lengths."""
+    """Rows that would be skipped, ids that come twice, and all texts' lengths."""
     yield from job.survey()
     found: dict[str, list[int | str]] = defaultdict(list)
     longest, last = "", None
-    for user, raw_phone in job.tracker.everybody():
+    for user in job.tracker.everybody():
         longest = max(longest, user.name, key=len)
         problems = {
             "have no time zone that is known": user.days is None,
             "have a phone number that is not E.164": not E164.fullmatch(user.phone),
-            "have a phone number that is tidied": E164.fullmatch(user.phone) and user.phone != raw_phone,
             "stand in User more than once": user.id == last,  # they come in the order of their ids
         }
         last = user.id
@@ -3524,21 +3509,18 @@ def heartbeat(environ: Mapping[str, str]) -> str:
 
 def ping(url: str, end: str, summary: Mapping[str, Any] | None = None) -> None:
     """Tell the dead man's switch; whatever comes of it, for PING_SECONDS at most, is only logged."""
-    problem = [f"no answer within {PING_SECONDS:g} s"]
-
-    def post() -> None:
-        try:
-            answer = requests.post(url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False)
-            problem[:] = [f"HTTP {answer.status_code}"] if answer.status_code >= 300 else []
-        except Exception as error:  # noqa: BLE001 - a run does not depend on it
-            problem[:] = [type(error).__name__]
-
-    if url:
-        thread = threading.Thread(target=post, daemon=True)
-        thread.start()
-        thread.join(PING_SECONDS)
-        for words in problem:
-            log.warning("HEARTBEAT_URL was not told: %s", words)
+    if not url:
+        return
+    post = partial(requests.post, url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False)
+    try:
+        status = in_background(post).result(PING_SECONDS).status_code
+        problem = f"HTTP {status}" if status >= 300 else ""
+    except TimeoutError:
+        problem = f"no answer within {PING_SECONDS:g} s"
+    except Exception as error:  # noqa: BLE001 - a run does not depend on it
+        problem = type(error).__name__
+    if problem:
+        log.warning("HEARTBEAT_URL was not told: %s", problem)
 
 
 def leave_summary(summary: Mapping[str, Any]) -> None:
