@@ -147,16 +147,6 @@ def sent_values(fake: FakeKubectl) -> dict[str, str]:
 # --- secret -----------------------------------------------------------------------------------------------------------
 
 
-def test_secret_takes_the_environment_and_shows_nothing(cluster: Cluster) -> None:
-    done = cluster.operate("secret", **SECRETS)
-    assert done.code == 0, done.err
-    assert sent_values(cluster) == SECRETS
-    for value in (SECRETS["DB_PASSWORD"], SECRETS["TWILIO_AUTH_TOKEN"]):
-        shown = done.out + done.err + "".join(cluster.calls)
-        assert value not in shown
-        assert base64.b64encode(value.encode()).decode() not in shown
-
-
 @pytest.mark.parametrize("quote", ["", "'", '"'])
 def test_secret_takes_a_file_of_variables(cluster: Cluster, tmp_path: Path, quote: str) -> None:
     file = tmp_path / "filled.env"

@@ -50,7 +50,7 @@ def said(environ: Mapping[str, str], *argv: str, at: Moment = utc_now, stop: Sto
     return code, written.getvalue()
 
 
-def starting_at(instant: datetime, **constants: float | Path) -> list[str]:
+def starting_at(instant: datetime, **constants: float | tuple[float, float] | Path) -> list[str]:
     """The command of the program with a clock and with constants of our own: see `run_at`."""
     return [
         *(sys.executable, "-m", "tests.runs.run_at", instant.isoformat()),

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -531,18 +531,22 @@ def test_a_text_that_was_not_posted_when_the_database_went_is_released(
     assert town.served == PEOPLE
 
 
+def appearing(town: Town, user: Any, day: date, state: str) -> Callable[[str], Verdict]:
+    """A hook for the proxy: another run's row, after the ledger was read and before the claim is written."""
+
+    def be_quicker(query: str) -> Verdict:
+        if CLAIM in query and not town.states:
+            town.sql(ANOTHER_ROW, (day, state, NOON.replace(tzinfo=None), user))
+        return Verdict.PASS
+
+    return be_quicker
+
+
 @pytest.mark.parametrize("state", ["sending", "sent", "uncertain"])
 def test_the_row_of_another_run_is_never_taken_for_our_own(
     town: Town, proxy: Proxy, first_batch: list[Any], state: str
 ) -> None:
-    """It appears after the ledger was read and before the claim is written."""
-
-    def be_quicker(query: str) -> Verdict:
-        if CLAIM in query and not town.states:
-            town.sql(ANOTHER_ROW, (NOON.date(), state, NOON.replace(tzinfo=None), first_batch[1]))
-        return Verdict.PASS
-
-    proxy.hook = be_quicker
+    proxy.hook = appearing(town, first_batch[1], NOON.date(), state)
     assert town.run(**proxy.environ()) == 0
     [(number,)] = town.sql("SELECT phone_number FROM User WHERE id = %s", (first_batch[1],))
     assert town.served == sorted({*PEOPLE} - {number})
@@ -553,15 +557,8 @@ def test_the_row_of_another_run_is_never_taken_for_our_own(
 def test_a_claim_that_gives_way_to_the_text_of_another_day_leaves_no_row(
     town: Town, proxy: Proxy, first_batch: list[Any], state: str, code: int, count: str
 ) -> None:
-    """The other run's row appears after the ledger was read and before the claim is written."""
     yesterday = NOON.date() - timedelta(days=1)
-
-    def be_quicker(query: str) -> Verdict:
-        if CLAIM in query and not town.states:
-            town.sql(ANOTHER_ROW, (yesterday, state, NOON.replace(tzinfo=None), first_batch[1]))
-        return Verdict.PASS
-
-    proxy.hook = be_quicker
+    proxy.hook = appearing(town, first_batch[1], yesterday, state)
     assert town.run(**proxy.environ()) == code
     assert town.said(count)
     [(number,)] = town.sql("SELECT phone_number FROM User WHERE id = %s", (first_batch[1],))

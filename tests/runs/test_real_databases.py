@@ -458,26 +458,21 @@ def test_an_account_with_a_password_of_old_is_told_to_be_made_anew(town: Town) -
     assert "a way to authenticate that this program lacks" in town.problem
 
 
-@pytest.mark.parametrize("number", [1251, 1275, 1524])  # old accounts on a server that was upgraded
-def test_an_account_whose_plugin_the_server_left_behind_is_told_to_be_made_anew(
-    town: Town, monkeypatch: pytest.MonkeyPatch, number: int
+@pytest.mark.parametrize(
+    "error",
+    [
+        # old accounts on a server that was upgraded
+        *(pymysql.err.OperationalError(number, "mysql_native_password is not loaded") for number in (1251, 1275, 1524)),
+        # what PyMySQL raises for MariaDB's ed25519; few packages of the server bring that plugin
+        RuntimeError("'pynacl' package is required for ed25519_password auth method"),
+    ],
+    ids=["1251", "1275", "1524", "ed25519"],
+)
+def test_an_account_with_a_way_in_that_is_not_here_is_told_to_be_made_anew(
+    town: Town, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def connect(**_: object) -> None:
-        raise pymysql.err.OperationalError(number, "Plugin 'mysql_native_password' is not loaded")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pymysql, "connect", connect)
-        assert town.run() == Exit.ACT
-    assert "a way to authenticate that this program lacks" in town.problem
-
-
-def test_an_account_whose_way_in_needs_a_package_that_is_missing_is_told_to_be_made_anew(
-    town: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What PyMySQL raises for MariaDB's ed25519; few packages of the server bring that plugin."""
-
-    def connect(**_: object) -> None:
-        raise RuntimeError("'pynacl' package is required for ed25519_password auth method")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(pymysql, "connect", connect)

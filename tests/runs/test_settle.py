@@ -205,18 +205,6 @@ def test_a_text_without_a_sid_is_never_matched_but_named_once_for_the_console(wo
     assert not world.said("console")
 
 
-def test_a_text_whose_answer_was_lost_bars_its_day_and_is_named_in_the_next_run(world: World) -> None:
-    user = world.database.insert_user("Anna", ANNA, "UTC")
-    assert isinstance(user, int)
-    world.twilio.script(server_error(accepted=True))
-    assert world.run(NOON) == 1
-    world.twilio.settle(ANNA, "delivered")
-    assert world.run(NOON + HOUR) == 0
-    assert world.told(user) == ("uncertain", None, None, "unknown")
-    assert world.said("Look in Twilio's console for")
-    assert len(world.posted) == 1
-
-
 # --- Twilio's last word -----------------------------------------------------------------------------------------------
 
 
@@ -437,38 +425,32 @@ def test_of_the_accounts_other_texts_nothing_is_kept(world: World, monkeypatch: 
     assert list(kept) == [ours]
 
 
-def test_what_another_run_recorded_during_a_look_up_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was suspended wakes, and records a text that this one has taken for lost."""
-    users = [world.row(phone, "sending", NOON - HOUR) for phone in (ANNA, BERT)]
-    unsettled, sid = Ledger.unsettled, "SM" + "b" * 32
-
-    def wake(ledger: Ledger, now: datetime) -> list[Row]:
-        rows = unsettled(ledger, now)
-        world.database.execute(f"UPDATE {LEDGER} SET state = 'sent', message_sid = %s", (sid,))
-        return rows
-
-    monkeypatch.setattr(Ledger, "unsettled", wake)
-    assert world.settle(NOON) == 0
-    assert [world.told(user) for user in users] == [("sent", sid, None, None)] * 2
-
-
-def test_a_refusal_that_another_run_recorded_during_a_look_up_is_not_forgotten(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("recorded", "told"),
+    [
+        ("state = 'sent', message_sid = 'SMb'", ("sent", "SMb", None, None)),
+        (
+            "state = 'refused', error_code = 21610, final_status = 'refused'",  # who opted out is not tried again
+            ("refused", None, 21610, "refused"),
+        ),
+    ],
+    ids=["sent", "refused"],
+)
+def test_what_another_run_recorded_during_a_look_up_stays(
+    world: World, recorded: str, told: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else whoever opted out would be tried again, and the ledger would not say what that run's log does."""
+    """A run that was suspended wakes, and records a text that this one has taken for lost."""
     users = [world.row(phone, "sending", NOON - HOUR) for phone in (ANNA, BERT)]
     unsettled = Ledger.unsettled
 
     def wake(ledger: Ledger, now: datetime) -> list[Row]:
         rows = unsettled(ledger, now)
-        refused = f"UPDATE {LEDGER} SET state = 'refused', error_code = 21610, final_status = 'refused'"
-        world.database.execute(f"{refused} WHERE user_id = %s", (users[0],))
+        world.database.execute(f"UPDATE {LEDGER} SET {recorded} WHERE user_id = %s", (users[0],))
         return rows
 
     monkeypatch.setattr(Ledger, "unsettled", wake)
     assert world.settle(NOON) == 0
-    refused, lost = ("refused", None, 21610, "refused"), ("uncertain", None, None, "unknown")
-    assert [world.told(user) for user in users] == [refused, lost]
+    assert [world.told(user) for user in users] == [told, ("uncertain", None, None, "unknown")]
 
 
 def test_of_more_rows_than_one_run_looks_up_the_oldest_come_first(

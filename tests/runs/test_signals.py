@@ -129,7 +129,7 @@ def test_during_a_pause_that_twilio_asked_for(town: Town) -> None:
 
 
 def test_with_texts_in_flight(town: Town) -> None:
-    """They are finished and recorded, the rest is counted; more of SIGTERM changes nothing."""
+    """They are finished and recorded, everybody is accounted for; more of SIGTERM changes nothing."""
     town.twilio.script(then=slow(1.5))
     with started(town.environ) as process:
         wait_for(lambda: len(town.posted) == 4)
@@ -139,25 +139,18 @@ def test_with_texts_in_flight(town: Town) -> None:
     assert log.count("Notification sent to Due") == 4
     assert log.count("ERROR - SIGTERM came: no more texts are taken up, the next run goes on") == 1
     assert "Notifications sent: 4," in log
+    assert accounted(log) == USERS
     town.twilio.script()
     with started(town.environ) as process:
         assert process.wait(20) == 0
     assert town.served == numbers(USERS)
 
 
-def test_everybody_is_accounted_for(town: Town) -> None:
-    town.twilio.script(then=slow(0.5))
-    with started(town.environ | {"SEND_CONCURRENCY": "1"}) as process:
-        wait_for(lambda: len(town.posted) == 1)
-        log = terminate(process, within=5)
-    assert accounted(log) == USERS
-
-
 def test_with_texts_in_flight_that_twilio_never_answers(town: Town) -> None:
     town.twilio.script(then=slow(60))
-    with started(town.environ) as process:
+    with started(town.environ, command=starting_at(datetime.now(UTC), HTTP_TIMEOUT=(2.0, 2.0))) as process:
         wait_for(lambda: len(town.posted) == 4)
-        log = terminate(process, within=15)
+        log = terminate(process, within=7)
     assert len(town.posted) == 4
     assert town.counts == {"uncertain": 4}
     assert "4 texts are uncertain" in log

@@ -666,16 +666,6 @@ def test_the_page_explains_these_errors() -> None:
     assert explained == {*BROKEN.values(), *STRICT.values(), 1370}
 
 
-def test_whoever_a_join_yields_twice_is_named_and_served_once(
-    application: Application, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture
-) -> None:
-    joined = "FROM habit_tracker.users u JOIN habit_tracker.consents c ON c.user_id = u.id"
-    application.page(VIEWS["User"].replace("FROM habit_tracker.users u", joined))
-    people = [Person("Twice", NO_LOGS, rows=[("consents", {}), ("consents", {})])]
-    assert texts(application, twilio, people) == expected(people)
-    assert "User Twice (ID: 1) stands 2 times in User: served once" in caplog.text
-
-
 def test_the_account_may_not_read_the_tables_behind_the_views(application: Application, twilio: FakeTwilio) -> None:
     environ = application.environ(twilio)
     account = {"user": environ["DB_USER"], "password": environ["DB_PASSWORD"], "database": application.schema}
