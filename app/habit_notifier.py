@@ -2456,17 +2456,16 @@ class Ledger:
         """
         id_type, ddl = self._definition()
         try:
-            self._try()
+            self._try(id_type)
         except DatabaseError as error:
             if error.number not in NO_SUCH_GRANT_OR_TABLE:
                 raise
             try:
                 self._database.run(ddl)
-                self._try()
+                self._try(id_type)
             except DatabaseError as refused:
                 raise self._no_ledger(ddl) if refused.number in {1044, *NO_SUCH_GRANT_OR_TABLE} else refused from None
             log.info("Created the ledger %s", LEDGER)
-        self._check_shape(id_type)
         self._there = self._database.opened = True
 
     def _definition(self) -> tuple[str, str]:
@@ -2475,16 +2474,17 @@ class Ledger:
         ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
         return id_type, " ".join(ddl.split()) + ";"
 
-    def _try(self, explain: str = "") -> None:
+    def _try(self, id_type: str, explain: str = "") -> None:
         """Statements that touch no row, but fail when a column or a grant is missing.
 
-        :raises FixFirst: when the server is read-only, which not each of them finds
+        :raises FixFirst: when the server is read-only, which not each of them finds, or a type or the key is wrong
         """
         [switches] = self._database.run("SELECT @@read_only, @@innodb_read_only")
         if not {0, "OFF"}.issuperset(switches):  # MariaDB 12 has a word
             raise FixFirst(f"MySQL: {READ_ONLY}")
         self._database.run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
-        self._database.run(f"{explain}INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
+        self._check_shape(id_type)
+        self._database.run(f"{explain}INSERT INTO {LEDGER} ({ROW}) SELECT {ROW} FROM {LEDGER} WHERE FALSE")
         self._database.run(f"{explain}UPDATE {LEDGER} SET state = state WHERE FALSE")
         self._database.run(f"{explain}DELETE FROM {LEDGER} WHERE FALSE")
 
@@ -2505,12 +2505,11 @@ class Ledger:
         """
         id_type, ddl = self._definition()
         try:
-            self._try("EXPLAIN ")
+            self._try(id_type, "EXPLAIN ")
         except DatabaseError as error:
             if error.number == NO_SUCH_TABLE:
                 return ddl
             raise self._no_ledger(ddl) if error.number in NO_SUCH_GRANT_OR_TABLE else error from None
-        self._check_shape(id_type)
         return ""
 
     def _check_shape(self, id_type: str) -> None:
