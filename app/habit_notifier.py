@@ -542,15 +542,13 @@ class Job:
 
     def judged(self) -> Iterator[list[Reminder]]:
         """The reminders of each page, while more work may be taken."""
-        pages = self.tracker.pages(self.report.users)
-        while not self.brake.pulled:
-            if (page := next(pages, None)) is None:
-                self.report.walked = True
-                return
+        for page in self.tracker.pages(self.report.users):
             reminders = self.due(page.users)
             self.report.page(page, self.settings.only_users)
-            self.report.walked = page.last
             yield reminders
+            if self.brake.pulled:
+                return
+        self.report.walked = True
 
     def held_back(self, pages: Iterator[list[Reminder]]) -> Iterator[list[Reminder]]:
         """All reminders at once, if they are not more than MAX_TEXTS.
@@ -784,6 +782,7 @@ class Report:
     def page(self, page: Page, only: Collection[str]) -> None:
         """Count a page of users, and name those of it whose logs could not be read."""
         self._looked_at += page.users_in_all
+        self.walked = page.last
         reason = "MySQL does not read their logs in time: index Log (habit_id, created_at), see DEPLOYMENT.md"
         for user_id in page.unread:
             if not only or id_key(user_id) in only:
