@@ -495,7 +495,6 @@ class Job:
                     raise
                 log.warning("Once more in %.0f s: %s", pause, failure)
                 if not self.brake.sleep(pause):
-                    self.brake.blame(unfinished=False)
                     raise
 
     def learn(self) -> NotifierError | None:
