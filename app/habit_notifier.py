@@ -65,7 +65,6 @@ from functools import cache, lru_cache, partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
-from urllib.parse import urlsplit
 
 import pymysql
 import pytz
@@ -3059,18 +3058,6 @@ def id_list(text: str) -> frozenset[str]:
     return frozenset(ids)
 
 
-def api_url(text: str) -> str:
-    """The base URL; http, which would show the credentials to the network, is for this machine's own addresses."""
-    url = urlsplit(text)
-    local = re.fullmatch(r"localhost|127(\.[0-9]+){3}|::1", url.hostname or "") is not None
-    port = "" if url.port is None else f":{url.port}"
-    if url.scheme not in ({"https", "http"} if local else {"https"}) or not url.hostname:
-        raise ValueError
-    if text.rstrip("/").lower() not in {f"{url.scheme}://{host}{port}" for host in (url.hostname, f"[{url.hostname}]")}:
-        raise ValueError  # credentials, a path, a query
-    return text.rstrip("/")
-
-
 CLOCK_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
 TEXT = Kind("")
 TOKEN = Kind("it as the console shows it, without blanks and typographic characters", "[!-~]+")
@@ -3083,7 +3070,12 @@ ACCOUNT_SID = Kind("the Account SID: AC and 32 hexadecimal digits", "AC[0-9a-fA-
 KEY_SID = Kind("the key's SID: SK and 32 hexadecimal digits", "SK[0-9a-fA-F]{32}")
 SERVICE_SID = Kind("the service's SID: MG and 32 hexadecimal digits", "MG[0-9a-fA-F]{32}")
 SENDER = Kind(f"your Twilio number with its country code, such as {EXAMPLE}", rf"{E164.pattern}|[0-9]{{3,8}}")
-API_URL = Kind("https://HOST[:PORT]; http is for localhost only", parse=api_url)
+LOOPBACK = r"http://(localhost|127(\.[0-9]+){3}|\[::1\])"  # elsewhere, http would show the credentials to the network
+API_URL = Kind(
+    "https://HOST[:PORT]; http is for localhost only",
+    rf"(https://([\w.-]+|\[[0-9a-fA-F:.]+\])|{LOOPBACK})(:[0-9]{{1,5}})?/?",
+    lambda url: url.rstrip("/"),
+)
 TIMES = rf"{CLOCK_TIME}\s*-\s*{CLOCK_TIME}"
 WINDOW = Kind(
     "two times such as 09:00-20:00, the end at least 60 minutes after the start", TIMES, window, lasts_an_hour
@@ -3092,9 +3084,7 @@ EARLY = Kind("a time from 00:00 to 06:00", "0[0-5]:[0-5][0-9]|06:00", time_of_da
 ZONE = Kind("a tz database name such as Europe/Berlin", holds=resolve_zone)
 TEMPLATE = Kind("a text of at most 1,600 characters, names included, with no braces but {name}", holds=is_template)
 IDS = Kind("at most 100 ids without blanks, separated by commas", parse=id_list)
-PING_URL = Kind(
-    "an https:// URL without ? and #", r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?"
-)
+PING_URL = Kind("an https:// URL without ? and #", rf"https://[^\s?#]+|{LOOPBACK}(:[0-9]+)?(/[^\s?#]*)?")
 LEVEL = Kind("DEBUG, INFO, WARNING or ERROR", "DEBUG|INFO|WARNING|ERROR")
 PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
 GONE_SETTINGS = "TWILIO_EDGE", "TWILIO_REGION"
