@@ -905,8 +905,8 @@ class Report:
         if self.learned_ends:
             log.info("What became of earlier texts%s", told(self.learned_ends))
         self.tell_totals()
-        sent, failed = self.counts[Outcome.SENT], self.failed
-        log.info("Job completed. Notifications sent: %d, Failed: %d", sent, failed, extra={"event": "completed"})
+        sent, failed, details = self.counts[Outcome.SENT], self.failed, {"fields": {"event": "completed"}}
+        log.info("Job completed. Notifications sent: %d, Failed: %d", sent, failed, extra=details)
 
     @property
     def failed(self) -> int:
@@ -933,7 +933,7 @@ def event(name: str, user_id: UserId, outcome: Outcome | str | None = None, **de
     """What LOG_FORMAT=json adds to a line."""
     word = outcome.name.lower() if isinstance(outcome, Outcome) else outcome
     known = {"event": name, "user_id": shown_id(user_id), "outcome": word, **details}
-    return {key: value for key, value in known.items() if value is not None}
+    return {"fields": {key: value for key, value in known.items() if value is not None}}
 
 
 def told(ends: Mapping[tuple[str, int | None], int]) -> str:
@@ -3311,7 +3311,6 @@ READS_ONLY = "dry-run", "explain"  # they need the DB_ settings alone, and may b
 PINGS = {Exit.DONE: "", Exit.ACT: "/fail"}  # of HEARTBEAT_URL; after others the Job tries again
 PING_SECONDS = 5.0
 TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended: 4,096 bytes
-JSON_FIELDS = "event", "user_id", "outcome", "rule", "code", "sid"
 
 
 class OneLine(logging.Formatter):
@@ -3341,8 +3340,7 @@ class OneLine(logging.Formatter):
         said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"), "level": record.levelname}
         said |= {"message": self.shown(record.getMessage(), record), "run": RUN}
         trace = {"trace": self.shown(self.formatException(record.exc_info), record)} if record.exc_info else {}
-        known = {name: getattr(record, name) for name in JSON_FIELDS if hasattr(record, name)}
-        return json.dumps(said | known | trace, default=str)
+        return json.dumps(said | getattr(record, "fields", {}) | trace, default=str)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging knows
         """A traceback; with LOG_PII=off without the exception's words, which may hold anything."""
@@ -3351,8 +3349,6 @@ class OneLine(logging.Formatter):
 
 class Personal(str):
     """A name or a number of a person, which LOG_PII=off hides."""
-
-    __slots__ = ()
 
 
 RUN = secrets.token_hex(4)  # tells the lines of one run from another's
