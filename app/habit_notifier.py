@@ -65,7 +65,6 @@ from functools import cache, lru_cache, partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
-from urllib.parse import urlsplit
 
 import pymysql
 import pytz
@@ -495,7 +494,6 @@ class Job:
                     raise
                 log.warning("Once more in %.0f s: %s", pause, failure)
                 if not self.brake.sleep(pause):
-                    self.brake.blame(unfinished=False)
                     raise
 
     def learn(self) -> NotifierError | None:
@@ -542,15 +540,13 @@ class Job:
 
     def judged(self) -> Iterator[list[Reminder]]:
         """The reminders of each page, while more work may be taken."""
-        pages = self.tracker.pages(self.report.users)
-        while not self.brake.pulled:
-            if (page := next(pages, None)) is None:
-                self.report.walked = True
-                return
+        for page in self.tracker.pages(self.report.users):
             reminders = self.due(page.users)
             self.report.page(page, self.settings.only_users)
-            self.report.walked = page.last
             yield reminders
+            if self.brake.pulled:
+                return
+        self.report.walked = True
 
     def held_back(self, pages: Iterator[list[Reminder]]) -> Iterator[list[Reminder]]:
         """All reminders at once, if they are not more than MAX_TEXTS.
@@ -784,6 +780,7 @@ class Report:
     def page(self, page: Page, only: Collection[str]) -> None:
         """Count a page of users, and name those of it whose logs could not be read."""
         self._looked_at += page.users_in_all
+        self.walked = page.last
         reason = "MySQL does not read their logs in time: index Log (habit_id, created_at), see DEPLOYMENT.md"
         for user_id in page.unread:
             if not only or id_key(user_id) in only:
@@ -908,8 +905,8 @@ class Report:
         if self.learned_ends:
             log.info("What became of earlier texts%s", told(self.learned_ends))
         self.tell_totals()
-        sent, failed = self.counts[Outcome.SENT], self.failed
-        log.info("Job completed. Notifications sent: %d, Failed: %d", sent, failed, extra={"event": "completed"})
+        sent, failed, details = self.counts[Outcome.SENT], self.failed, {"fields": {"event": "completed"}}
+        log.info("Job completed. Notifications sent: %d, Failed: %d", sent, failed, extra=details)
 
     @property
     def failed(self) -> int:
@@ -936,7 +933,7 @@ def event(name: str, user_id: UserId, outcome: Outcome | str | None = None, **de
     """What LOG_FORMAT=json adds to a line."""
     word = outcome.name.lower() if isinstance(outcome, Outcome) else outcome
     known = {"event": name, "user_id": shown_id(user_id), "outcome": word, **details}
-    return {key: value for key, value in known.items() if value is not None}
+    return {"fields": {key: value for key, value in known.items() if value is not None}}
 
 
 def told(ends: Mapping[tuple[str, int | None], int]) -> str:
@@ -3068,18 +3065,6 @@ def id_list(text: str) -> frozenset[str]:
     return frozenset(ids)
 
 
-def api_url(text: str) -> str:
-    """The base URL; http, which would show the credentials to the network, is for this machine's own addresses."""
-    url = urlsplit(text)
-    local = re.fullmatch(r"localhost|127(\.[0-9]+){3}|::1", url.hostname or "") is not None
-    port = "" if url.port is None else f":{url.port}"
-    if url.scheme not in ({"https", "http"} if local else {"https"}) or not url.hostname:
-        raise ValueError
-    if text.rstrip("/").lower() not in {f"{url.scheme}://{host}{port}" for host in (url.hostname, f"[{url.hostname}]")}:
-        raise ValueError  # credentials, a path, a query
-    return text.rstrip("/")
-
-
 CLOCK_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
 TEXT = Kind("")
 TOKEN = Kind("it as the console shows it, without blanks and typographic characters", "[!-~]+")
@@ -3092,7 +3077,12 @@ ACCOUNT_SID = Kind("the Account SID: AC and 32 hexadecimal digits", "AC[0-9a-fA-
 KEY_SID = Kind("the key's SID: SK and 32 hexadecimal digits", "SK[0-9a-fA-F]{32}")
 SERVICE_SID = Kind("the service's SID: MG and 32 hexadecimal digits", "MG[0-9a-fA-F]{32}")
 SENDER = Kind(f"your Twilio number with its country code, such as {EXAMPLE}", rf"{E164.pattern}|[0-9]{{3,8}}")
-API_URL = Kind("https://HOST[:PORT]; http is for localhost only", parse=api_url)
+LOOPBACK = r"http://(localhost|127(\.[0-9]+){3}|\[::1\])"  # elsewhere, http would show the credentials to the network
+API_URL = Kind(
+    "https://HOST[:PORT]; http is for localhost only",
+    rf"(https://([\w.-]+|\[[0-9a-fA-F:.]+\])|{LOOPBACK})(:[0-9]{{1,5}})?/?",
+    lambda url: url.rstrip("/"),
+)
 TIMES = rf"{CLOCK_TIME}\s*-\s*{CLOCK_TIME}"
 WINDOW = Kind(
     "two times such as 09:00-20:00, the end at least 60 minutes after the start", TIMES, window, lasts_an_hour
@@ -3101,9 +3091,7 @@ EARLY = Kind("a time from 00:00 to 06:00", "0[0-5]:[0-5][0-9]|06:00", time_of_da
 ZONE = Kind("a tz database name such as Europe/Berlin", holds=resolve_zone)
 TEMPLATE = Kind("a text of at most 1,600 characters, names included, with no braces but {name}", holds=is_template)
 IDS = Kind("at most 100 ids without blanks, separated by commas", parse=id_list)
-PING_URL = Kind(
-    "an https:// URL without ? and #", r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?"
-)
+PING_URL = Kind("an https:// URL without ? and #", rf"https://[^\s?#]+|{LOOPBACK}(:[0-9]+)?(/[^\s?#]*)?")
 LEVEL = Kind("DEBUG, INFO, WARNING or ERROR", "DEBUG|INFO|WARNING|ERROR")
 PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
 GONE_SETTINGS = "TWILIO_EDGE", "TWILIO_REGION"
@@ -3330,7 +3318,6 @@ READS_ONLY = "dry-run", "explain"  # they need the DB_ settings alone, and may b
 PINGS = {Exit.DONE: "", Exit.ACT: "/fail"}  # of HEARTBEAT_URL; after others the Job tries again
 PING_SECONDS = 5.0
 TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended: 4,096 bytes
-JSON_FIELDS = "event", "user_id", "outcome", "rule", "code", "sid"
 
 
 class OneLine(logging.Formatter):
@@ -3360,8 +3347,7 @@ class OneLine(logging.Formatter):
         said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"), "level": record.levelname}
         said |= {"message": self.shown(record.getMessage(), record), "run": RUN}
         trace = {"trace": self.shown(self.formatException(record.exc_info), record)} if record.exc_info else {}
-        known = {name: getattr(record, name) for name in JSON_FIELDS if hasattr(record, name)}
-        return json.dumps(said | known | trace, default=str)
+        return json.dumps(said | getattr(record, "fields", {}) | trace, default=str)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging knows
         """A traceback; with LOG_PII=off without the exception's words, which may hold anything."""
@@ -3370,8 +3356,6 @@ class OneLine(logging.Formatter):
 
 class Personal(str):
     """A name or a number of a person, which LOG_PII=off hides."""
-
-    __slots__ = ()
 
 
 RUN = secrets.token_hex(4)  # tells the lines of one run from another's
