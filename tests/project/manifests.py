@@ -31,7 +31,6 @@ def scanner(name: str) -> str:
 
 
 def kubectl() -> str:
-    """The path of kubectl."""
     found = shutil.which("kubectl")
     if not found:
         pytest.skip("kubectl is not here: the manifests were not built")
