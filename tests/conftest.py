@@ -20,7 +20,7 @@ import habit_notifier
 from tests.full import FULL
 from tests.runs.town import Town
 from tests.sandbox.database import Database, NoServerError, Server
-from tests.sandbox.fake_twilio import FakeTwilio
+from tests.sandbox.fake_twilio import FakeTwilio, self_signed_certificate
 from tests.sandbox.proxy import Proxy
 
 NAMED = os.environ.get("TEST_MYSQL_URL", "")
@@ -99,6 +99,20 @@ def proxy(database: Database) -> Iterator[Proxy]:
 def twilio() -> Iterator[FakeTwilio]:
     """A fake Twilio with an empty book."""
     with FakeTwilio() as fake:
+        yield fake
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Certificate and key of 127.0.0.1."""
+    return self_signed_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def secure(certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTwilio]:
+    """A fake Twilio that speaks TLS, and whose certificate is trusted."""
+    with FakeTwilio(tls=certificate) as fake:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", fake.environ()["REQUESTS_CA_BUNDLE"])
         yield fake
 
 

@@ -30,7 +30,6 @@ class Bench:
         self._began = time.monotonic()
 
     def say(self, line: str) -> None:
-        """Tell what goes on."""
         print(f"[{time.monotonic() - self._began:5.0f} s] {line}", file=sys.stderr, flush=True)
 
     def server(self, *, tls: bool = False) -> Server:
@@ -78,7 +77,6 @@ def in_turn(times: int, contenders: Mapping[str, Callable[[], Figures]]) -> dict
 
 
 def median(figures: list[Figures], name: str) -> float:
-    """The median of one figure."""
     return statistics.median(each[name] for each in figures)
 
 

@@ -57,8 +57,6 @@ database, the account and the sender are shared."""
 
 @dataclass
 class Results:
-    """All that was measured."""
-
     command: str
     server: str
     cases: list[Case] = field(default_factory=list)
@@ -182,7 +180,6 @@ def _machine(results: Results) -> str:
 
 
 def picture(results: Results, path: Path) -> None:
-    """Draw the four curves."""
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ def scanner(name: str) -> str:
 
 
 def kubectl() -> str:
-    """The path of kubectl."""
     found = shutil.which("kubectl")
     if not found:
         pytest.skip("kubectl is not here: the manifests were not built")
@@ -47,10 +47,15 @@ def promtool() -> str:
 
 def load(text: str) -> list[Document]:
     """The documents of a YAML text."""
+    documents: list[Document] = json.loads(_json_of(text))
+    return documents
+
+
+@cache
+def _json_of(text: str) -> str:
     done = ran(scanner("python"), "-c", TO_JSON, input=text)
     assert done.returncode == 0, done.stderr
-    documents: list[Document] = json.loads(done.stdout)
-    return documents
+    return done.stdout
 
 
 def read(path: Path) -> Document:

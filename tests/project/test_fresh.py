@@ -1,6 +1,6 @@
 """A fresh machine: a variable that is set but empty is not set; an engine that is not there is told.
 
-The variables are found in the sources, so that a new one cannot be forgotten.
+The variables are found in the sources, so that a new one cannot be forgotten; the program's own: rules/test_settings.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from habit_notifier import FixFirst, Settings
 from tests import check
 from tests.e2e.stage import NEEDED
-from tests.environ import ENVIRON
 from tests.project import test_image
 from tests.project.shell import ROOT, ran
 
@@ -172,25 +169,6 @@ def test_a_script_does_the_same_whether_its_variables_are_empty_or_not_set(tmp_p
     )
     assert (empty.returncode, empty.stdout, empty.stderr) == (unset.returncode, unset.stdout, unset.stderr)
     assert unset.stdout + unset.stderr
-
-
-# --- the program's own settings
-
-SETTINGS = [name for field in fields(Settings) for name in (field.name.upper(), f"{field.name.upper()}_FILE")]
-
-
-def understood(environ: Mapping[str, str]) -> Settings | str:
-    """What the program makes of its environment."""
-    try:
-        return Settings.read(environ)
-    except FixFirst as problem:
-        return str(problem)
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_an_empty_setting_is_not_set(name: str) -> None:
-    without = {other: value for other, value in ENVIRON.items() if other != name}
-    assert understood(without | {name: ""}) == understood(without)
 
 
 # --- engines

@@ -13,7 +13,7 @@ import re
 import socket
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -88,20 +88,6 @@ pytestmark = pytest.mark.usefixtures("no_proxy")
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (0.5, 0.5))
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Certificate and key of 127.0.0.1."""
-    return self_signed_certificate(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-def secure(tls: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTwilio]:
-    """A fake Twilio that speaks TLS, and whose certificate is trusted."""
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", tls[0])
-    with FakeTwilio(tls=tls) as fake:
-        yield fake
 
 
 def client_of(url: str) -> Twilio:
@@ -617,8 +603,7 @@ def test_a_reset_in_the_handshake_looks_like_one_after_the_text_was_posted_and_i
     assert post(secure.url).action is Action.UNCERTAIN
 
 
-def test_silence_in_the_handshake_is_uncertain(tls: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", tls[0])
+def test_silence_in_the_handshake_is_uncertain() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         assert post(f"https://127.0.0.1:{silent.getsockname()[1]}").action is Action.UNCERTAIN
 

@@ -150,7 +150,11 @@ def test_a_question_that_cannot_be_read_ends_as_a_run_would(
     assert said(database.environ() | wrong, *question)[0] == code
 
 
-def test_a_dry_run_that_is_cut_short_does_not_pass_for_a_whole_one(database: Database) -> None:
+def test_a_dry_run_that_is_cut_short_does_not_pass_for_a_whole_one(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "FIRST_PAGE", 1)
+    database.insert_users([("Ana", ANA, "UTC")] * 9)
     stop, seconds = Stop(), count(step=2)
     short = database.environ() | {"RUN_DEADLINE": "1"}
     assert program.run(short, ["--dry-run"], lambda: NOW + timedelta(seconds=next(seconds))) == Exit.RETRY

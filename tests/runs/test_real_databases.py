@@ -338,21 +338,25 @@ def test_a_node_that_is_not_ready_for_a_while_is_waited_for(
     assert town.served == people
 
 
-def test_an_outage_before_anybody_is_claimed_is_waited_for_as_at_the_start(
-    town: Town, people: list[str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 20.0)
-    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 0.5)
-
-    restored = threading.Timer(1.5, proxy.restore)
+def away_after_the_probe(proxy: Proxy, then: Callable[[], object] = lambda: None) -> Callable[[Request], None]:
+    """A hook for the fake Twilio: the database goes when it is asked whether it is there."""
 
     def away(request: Request) -> None:
         if request.operation == "list":
             proxy.refuse()
             proxy.cut()
-            restored.start()
+            then()
 
-    town.twilio.hook = away
+    return away
+
+
+def test_an_outage_before_anybody_is_claimed_is_waited_for_as_at_the_start(
+    town: Town, people: list[str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 20.0)
+    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 0.5)
+    restored = threading.Timer(1.5, proxy.restore)
+    town.twilio.hook = away_after_the_probe(proxy, restored.start)
     assert town.run(**proxy.environ()) == 0
     assert restored.finished.is_set()
     assert town.served == people
@@ -362,13 +366,7 @@ def test_an_outage_before_anybody_is_claimed_is_waited_for_until_the_deadline_an
     town: Town, people: list[str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 60.0)
-
-    def away(request: Request) -> None:
-        if request.operation == "list":
-            proxy.refuse()
-            proxy.cut()
-
-    town.twilio.hook = away
+    town.twilio.hook = away_after_the_probe(proxy)
     began = time.monotonic()
     assert town.run(**proxy.environ(), RUN_DEADLINE=2) == 1
     assert time.monotonic() - began < 8

@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +29,6 @@ from tests.sandbox.fake_twilio import (
     FakeTwilio,
     Request,
     refuse,
-    self_signed_certificate,
     server_error,
     slow,
     throttle,
@@ -679,9 +677,11 @@ def test_users_who_left_during_the_run_are_not_told_as_not_looked_at(
 # --- the surroundings -------------------------------------------------------------------------------------------------
 
 
-def test_a_ca_bundle_of_ones_own_is_honoured(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ca_bundle_of_ones_own_is_honoured(
+    town: Town, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     numbers = town.people(2)
-    with FakeTwilio(tls=self_signed_certificate(tmp_path)) as town.twilio:
+    with FakeTwilio(tls=certificate) as town.twilio:
         assert town.run(TWILIO_API_URL=town.twilio.url) == 2
         assert town.said("name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct")
         assert town.text.count("Twilio's certificate") == 1  # a retry cannot help
@@ -692,11 +692,11 @@ def test_a_ca_bundle_of_ones_own_is_honoured(town: Town, tmp_path: Path, monkeyp
 
 
 def test_a_proxy_is_used_except_for_the_hosts_that_need_none(
-    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    town: Town, secure: FakeTwilio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     town.people(2)
-    with FakeTwilio(tls=self_signed_certificate(tmp_path)) as town.twilio, ConnectProxy() as proxy:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", town.twilio.environ()["REQUESTS_CA_BUNDLE"])
+    town.twilio = secure
+    with ConnectProxy() as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         assert town.run(TWILIO_API_URL=town.twilio.url, SEND_CONCURRENCY=1) == 0
         assert proxy.targets == [f"127.0.0.1:{town.twilio.port}"] * 2  # the probe's connection, and the worker's

@@ -49,7 +49,8 @@ def test_every_user_is_in_exactly_one_shard(town: Town, monkeypatch: pytest.Monk
     expected: dict[int, list[Any]] = {index: [] for index in range(count)}
     for user in ids(town):
         expected[crc32(str(user).encode()) % count].append(user)
-    shards = range(count) if count < 10 else {*(i for i, users in expected.items() if users), 0, 999}
+    settled = [index for index, users in expected.items() if users]
+    shards = range(count) if count < 10 else {*settled[::8], 0, 999}
     for index in shards:
         with opened(town.environ | shard(index, count)) as job:
             total = judging(job.tracker)

@@ -6,7 +6,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -352,57 +352,6 @@ def test_a_run_leaves_its_counts(town: Town, summary: Path) -> None:
     assert (read(summary)["run"], read(summary)["learned"]) == ("settle", {"undelivered 30003": 1})
 
 
-Ends = Callable[[pytest.MonkeyPatch], Stop | None]
-
-
-def fault(patch: pytest.MonkeyPatch) -> None:
-    def fail(_job: Job) -> None:
-        raise ZeroDivisionError
-
-    patch.setattr(Job, "prove", fail)
-
-
-def sigterm(_patch: pytest.MonkeyPatch) -> Stop:
-    stop = Stop()
-    stop.request()
-    return stop
-
-
-NO_NAME_NO_USER = "DB_NAME is missing: write the database that holds User, Habit and Log | DB_USER is missing: write "
-
-
-@pytest.mark.parametrize(
-    ("wrong", "argv", "ends", "code", "error"),
-    [
-        ({"DB_NAME": "", "DB_USER": ""}, [], None, 2, NO_NAME_NO_USER),
-        ({"DB_PORT": "1"}, [], None, 1, "MySQL: it cannot be reached"),
-        ({"DB_PASSWORD": "guessed"}, [], None, 2, "MySQL: it refused DB_USER or DB_PASSWORD"),
-        ({"TWILIO_AUTH_TOKEN": "guessed"}, [], None, 2, "Twilio: the credentials were refused"),
-        ({}, [], sigterm, 143, "SIGTERM came"),
-        ({}, [], fault, 1, "a fault of the program"),
-        ({"DB_PORT": "1"}, ["--dry-run"], None, 1, "MySQL: it cannot be reached"),
-        ({}, ["--explain", "7"], None, 1, "there is no user 7"),
-        ({"TWILIO_AUTH_TOKEN": "guessed"}, ["--check"], None, 2, "Twilio: the credentials were refused"),
-        ({"DB_PORT": "1"}, ["--settle"], None, 1, "MySQL: it cannot be reached"),
-    ],
-)
-def test_every_end_leaves_its_exit_code_and_first_error(
-    town: Town,
-    wrong: dict[str, str],
-    argv: list[str],
-    ends: Ends | None,
-    code: int,
-    error: str,
-    summary: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    town.stop = ends(monkeypatch) if ends else None
-    assert town.run(NOW, *argv, **wrong) == code
-    found = read(summary)
-    assert found["exit_code"] == code
-    assert found["error"].startswith(error)
-
-
 def test_the_first_error_comes_with_its_remedy(town: Town, summary: Path) -> None:
     town.database.insert_user("Ana", ANA, "UTC")
     assert town.run(NOW, **town.database.least_account()) == 2
@@ -478,34 +427,61 @@ def test_after_a_run_that_is_done_the_switch_gets_the_counts(town: Town, switch:
     assert told.keys() == {"run", "exit_code", "seconds", "users", "sent", "failed", "uncertain", "counts", "learned"}
 
 
+Ends = Callable[[pytest.MonkeyPatch], Stop | None]
+
+
+def fault(patch: pytest.MonkeyPatch) -> None:
+    def fail(_job: Job) -> None:
+        raise ZeroDivisionError
+
+    patch.setattr(Job, "prove", fail)
+
+
+def sigterm(_patch: pytest.MonkeyPatch) -> Stop:
+    stop = Stop()
+    stop.request()
+    return stop
+
+
+TWO_SETTINGS = "DB_NAME is missing: write the database that holds User, Habit and Log | SEND_WINDOW is 'x': write two"
+
+
 @pytest.mark.parametrize(
-    ("wrong", "argv", "ends", "code", "pings"),
+    ("wrong", "argv", "ends", "code", "error", "pings"),
     [
-        ({"DB_PASSWORD": "guessed"}, [], None, 2, ["/start", "/fail"]),
-        ({"DB_NAME": "", "SEND_WINDOW": "x"}, [], None, 2, ["/start", "/fail"]),
-        ({"DB_PORT": "1"}, [], None, 1, ["/start"]),
-        ({}, [], sigterm, 143, ["/start"]),
-        ({}, [], fault, 1, ["/start"]),
-        ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "0"}, [], None, 0, ["/start", ""]),
-        ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "1"}, [], None, 0, []),
-        ({}, ["--settle"], None, 0, []),
-        ({}, ["--dry-run"], None, 0, []),
-        ({}, ["--check"], None, 0, []),
-        ({}, ["--explain", "1"], None, 1, []),
+        ({"DB_NAME": "", "SEND_WINDOW": "x"}, [], None, 2, TWO_SETTINGS, ["/start", "/fail"]),
+        ({"DB_PORT": "1"}, [], None, 1, "MySQL: it cannot be reached", ["/start"]),
+        ({"DB_PASSWORD": "guessed"}, [], None, 2, "MySQL: it refused DB_USER or DB_PASSWORD", ["/start", "/fail"]),
+        ({"TWILIO_AUTH_TOKEN": "guessed"}, [], None, 2, "Twilio: the credentials were refused", ["/start", "/fail"]),
+        ({}, [], sigterm, 143, "SIGTERM came", ["/start"]),
+        ({}, [], fault, 1, "a fault of the program", ["/start"]),
+        ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "0"}, [], None, 0, None, ["/start", ""]),
+        ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "1"}, [], None, 0, None, []),
+        ({"DB_PORT": "1"}, ["--dry-run"], None, 1, "MySQL: it cannot be reached", []),
+        ({}, ["--explain", "7"], None, 1, "there is no user 7", []),
+        ({"TWILIO_AUTH_TOKEN": "guessed"}, ["--check"], None, 2, "Twilio: the credentials were refused", []),
+        ({"DB_PORT": "1"}, ["--settle"], None, 1, "MySQL: it cannot be reached", []),
+        *(({}, [question], None, 0, None, []) for question in ("--dry-run", "--check", "--settle")),
     ],
 )
-def test_the_switch_is_told_of_runs_that_are_done_or_need_a_person(
+def test_every_end_leaves_its_exit_code_and_first_error_and_of_runs_the_switch_is_told(
     town: Town,
     wrong: dict[str, str],
     argv: list[str],
     ends: Ends | None,
     code: int,
-    pings: Sequence[str],
+    error: str | None,
+    pings: list[str],
     switch: Switch,
+    summary: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """After exit codes 1 and 143 a Job tries again: the switch's own patience decides. Shard 0 speaks for all."""
     town.stop = ends(monkeypatch) if ends else None
     assert town.run(NOW, *argv, HEARTBEAT_URL=switch.url, **wrong) == code
+    found = read(summary)
+    assert found["exit_code"] == code
+    assert found["error"] is error or found["error"].startswith(error)
     assert switch.ends == pings
 
 

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -400,29 +401,8 @@ def _paint(code: str, text: str) -> str:
     return f"\033[{code}m{text}\033[0m" if COLOURED and text else text
 
 
-def bold(text: str) -> str:
-    """Headings."""
-    return _paint("1", text)
-
-
-def dim(text: str) -> str:
-    """What need not be read."""
-    return _paint("2", text)
-
-
-def green(text: str) -> str:
-    """What is right."""
-    return _paint("32", text)
-
-
-def red(text: str) -> str:
-    """What is wrong."""
-    return _paint("31", text)
-
-
-def yellow(text: str) -> str:
-    """Warnings."""
-    return _paint("33", text)
+# Headings, what need not be read, what is right, what is wrong, warnings.
+bold, dim, green, red, yellow = (partial(_paint, code) for code in ("1", "2", "32", "31", "33"))
 
 
 if __name__ == "__main__":

@@ -312,7 +312,6 @@ class FakeTwilio(Served):
     # --------------------------------------------------------------------------------------------- what it has seen
 
     def stats(self) -> dict[str, int]:
-        """Counts, for a quick look."""
         return {
             "requests": len(self.requests),
             "accepted": len(self.book),
@@ -623,7 +622,6 @@ class _Connection(asyncio.Protocol):
         self._serve_next()
 
     def reset(self) -> None:
-        """Ends the connection with a RST."""
         if self._socket.fileno() >= 0:
             make_close_reset(self._socket)
         self._transport.abort()
@@ -764,17 +762,14 @@ class FakeTwilioProcess:
         self._process.join()
 
     def environ(self) -> dict[str, str]:
-        """The settings that point the program there."""
         return _environ(self.url, self._tls)
 
     def stats(self) -> dict[str, int]:
-        """See `FakeTwilio.stats`."""
         self._pipe.send("stats")
         found: dict[str, int] = self._pipe.recv()
         return found
 
     def reset(self) -> None:
-        """See `FakeTwilio.reset`."""
         self._pipe.send("reset")
         self._pipe.recv()
 

@@ -66,7 +66,6 @@ class Listener:
         self._hold()
 
     def drop(self) -> None:
-        """Resets what stands."""
         for connection in list(self.open):
             connection.reset()
 
@@ -140,10 +139,8 @@ class Served:
 
     @property
     def host(self) -> str:
-        """Where it listens."""
         return self._server.address[0]
 
     @property
     def port(self) -> int:
-        """Where it listens."""
         return self._server.address[1]

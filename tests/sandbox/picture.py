@@ -92,7 +92,6 @@ def draw(lines: list[str], file: Path) -> None:
 
 
 def story() -> str:
-    """What the demo prints."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         code = demo.tell()
     if code:

@@ -63,8 +63,6 @@ class Rule:
 
 
 class Proxy(Served):
-    """The proxy."""
-
     def __init__(
         self,
         target: tuple[str, int],
@@ -94,7 +92,6 @@ class Proxy(Served):
 
     @property
     def connections(self) -> int:
-        """How many connections it has taken so far."""
         return self._server.connections
 
     def on_query(self, text: str, verdict: Verdict, *, nth: int = 1, forever: bool = False) -> Rule:
@@ -172,7 +169,6 @@ class _Link:
         self._greeted = False
 
     def reset(self) -> None:
-        """Cuts both sides."""
         self.up.reset()
         self.down.reset()
 
@@ -260,7 +256,6 @@ class _Side(asyncio.Protocol):
             self._timer = self._link.server.loop.call_at(self._queue[0][0], self._ring)
 
     def reset(self) -> None:
-        """Ends the connection with a RST."""
         if self.alive:
             make_close_reset(self._transport.get_extra_info("socket"))
             self._transport.abort()

@@ -42,7 +42,6 @@ from tests.sandbox.fake_twilio import (
     Request,
     refuse,
     segments,
-    self_signed_certificate,
     server_error,
     slow,
     throttle,
@@ -376,23 +375,10 @@ def test_latency_is_paid_by_each_connection_at_the_same_time(connect: Connect) -
 # -------------------------------------------------------------------------------------------------- connections and TLS
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    return self_signed_certificate(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-def twilio_tls(certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTwilio]:
-    with FakeTwilio(tls=certificate) as fake:
-        for name, value in fake.environ().items():
-            monkeypatch.setenv(name, value)
-        yield fake
-
-
 def test_a_client_that_does_not_trust_the_certificate_leaves_the_fake_in_peace(
-    twilio_tls: FakeTwilio, connect: Connect, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    secure: FakeTwilio, connect: Connect, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    client = connect(twilio_tls)
+    client = connect(secure)
     with monkeypatch.context() as patch:
         patch.delenv("REQUESTS_CA_BUNDLE")
         with pytest.raises(requests_errors.SSLError) as error:
@@ -420,20 +406,20 @@ def test_a_door_that_resets_in_the_handshake_waits_for_the_first_bytes(twilio: F
             client.recv(1)
 
 
-def test_a_reset_in_the_handshake_leaves_no_request(twilio_tls: FakeTwilio, connect: Connect) -> None:
-    client = connect(twilio_tls)
-    twilio_tls.door(Door.RESET_IN_HANDSHAKE, times=1)
+def test_a_reset_in_the_handshake_leaves_no_request(secure: FakeTwilio, connect: Connect) -> None:
+    client = connect(secure)
+    secure.door(Door.RESET_IN_HANDSHAKE, times=1)
     with pytest.raises(requests_errors.ConnectionError, match="reset by peer"):
         send(client)
-    assert twilio_tls.requests == []
+    assert secure.requests == []
     assert send(client).sid
 
 
-def test_a_bad_tls_record_comes_after_the_text_was_accepted(twilio_tls: FakeTwilio, connect: Connect) -> None:
-    twilio_tls.script(BAD_TLS_RECORD)
+def test_a_bad_tls_record_comes_after_the_text_was_accepted(secure: FakeTwilio, connect: Connect) -> None:
+    secure.script(BAD_TLS_RECORD)
     with pytest.raises(requests_errors.SSLError):
-        send(connect(twilio_tls))
-    assert len(twilio_tls.book) == 1
+        send(connect(secure))
+    assert len(secure.book) == 1
 
 
 def test_a_shut_door_refuses_connections_until_it_opens(twilio: FakeTwilio, connect: Connect) -> None:
