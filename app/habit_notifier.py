@@ -1925,7 +1925,7 @@ class DatabaseError(NotifierError):
             self.remedy, words = Remedy.FIX, "DB_SSL_CA does not vouch for its certificate and for the name DB_HOST"
         elif isinstance(inner, socket.gaierror):
             words = "the name DB_HOST does not resolve: check it, and the cluster's DNS"
-        elif self.number == 2013 and not connected:  # it never said hello
+        elif self.number == 2013 and not (connected or written):  # it never said hello
             words = "what answers does not speak like MySQL, or not in time: check DB_HOST and DB_PORT"
         if self.remedy is Remedy.SWITCH_OVER:
             self.remedy = Remedy.RECONNECT if written else Remedy.FIX

@@ -26,7 +26,7 @@ from tests.runs.statements import (
     START,
     ZONES,
 )
-from tests.runs.town import NOON, Town, numbers
+from tests.runs.town import NOON, Town, at_send, numbers
 from tests.sandbox.fake_twilio import ACCEPT, FakeTwilio, refuse
 from tests.sandbox.proxy import Proxy, Verdict
 from tests.sandbox.sockets import wait_for
@@ -84,6 +84,17 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(town: Town) -> None:
         assert town.run(DB_PORT=silent.getsockname()[1]) == Exit.RETRY
         assert time.monotonic() - began < 5
     assert "not in time: check DB_HOST and DB_PORT" in town.problem
+
+
+@pytest.mark.usefixtures("curt")
+def test_a_server_that_falls_silent_in_mid_run_is_not_taken_for_something_else(
+    far: Town, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 2.0)  # a new connection is tried, too
+    far.twilio.hook = at_send(4, proxy.silence)
+    assert far.run() == Exit.RETRY
+    assert far.said("ERROR MySQL: the connection was lost, or it did not answer in time")
+    assert "check DB_HOST" not in far.text
 
 
 # --- goes away in the middle: where, and is it for good
