@@ -2046,7 +2046,6 @@ class Database:
         )
 
     def close(self) -> None:
-        """End the connection."""
         if self._connection is not None:
             with suppress(Exception):  # it may be lost already
                 self._connection.close()
@@ -2247,11 +2246,11 @@ class Tracker:
         """The next users that are still to be read."""
         while self._ahead:
             low, through, most = self._ahead.popleft()
-            within, args = id_range(low, through)
+            these, args = id_range(low, through)
             size = min(self._size, most)
             [(count, high)] = self._database.run(
                 f"""SELECT COUNT(*), MAX(id) FROM
-                    (SELECT u.id FROM `User` u WHERE {within} AND {self._users} ORDER BY u.id LIMIT {size}) slice""",
+                    (SELECT u.id FROM `User` u WHERE {these} AND {self._users} ORDER BY u.id LIMIT {size}) slice""",
                 args,
             )
             if count == size:  # there may be more
@@ -2284,13 +2283,13 @@ class Tracker:
             yield User(user_id, shown_name(name), phone_number(phone), zone_name(zone), days, bool(day1), bool(matter))
 
     def _page_query(self, low: UserId | None, high: UserId | None, limit: str = "") -> tuple[str, list[UserId]]:
-        within, args = id_range(low, high)
+        these, args = id_range(low, high)
         return (
             f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")},
                        IF(z.zone IS NULL, {as_text("u.time_zone")}, NULL), z.zone,
                        {LOGGED.format(start="day1", end="day2")}, {self._rows_matter}
                 FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {self._zone_key}
-                WHERE {within} AND {self._users} AND NOT {LOGGED.format(start="day2", end="ends")}
+                WHERE {these} AND {self._users} AND NOT {LOGGED.format(start="day2", end="ends")}
                 ORDER BY u.id {limit}""",
             args,
         )
@@ -2312,8 +2311,8 @@ class Tracker:
         """All of this run's users with a phone number, whatever they logged."""
         low: UserId | None = None
         while True:
-            within, args = id_range(low, None)
-            users = self._users_where(f"{within} AND {self._users} ORDER BY u.id LIMIT {PAGE_USERS}", args)
+            these, args = id_range(low, None)
+            users = self._users_where(f"{these} AND {self._users} ORDER BY u.id LIMIT {PAGE_USERS}", args)
             yield from users
             if len(users) < PAGE_USERS:
                 return
@@ -2358,8 +2357,8 @@ class Tracker:
 def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[UserId]]:
     """The condition for ids in (after, through], and its arguments; None is no bound."""
     bounds = [("u.id > %s", after), ("u.id <= %s", through)]
-    within = " AND ".join(condition for condition, bound in bounds if bound is not None)
-    return within or "TRUE", [bound for _, bound in bounds if bound is not None]
+    these = " AND ".join(condition for condition, bound in bounds if bound is not None)
+    return these or "TRUE", [bound for _, bound in bounds if bound is not None]
 
 
 def next_size(size: int, seconds: float) -> int:
@@ -2717,7 +2716,6 @@ def as_row(values: Sequence[Any]) -> Row:
 
 
 def by_user(rows: Iterable[Row]) -> defaultdict[UserId, list[Row]]:
-    """The rows of each user."""
     found: defaultdict[UserId, list[Row]] = defaultdict(list)
     for row in rows:
         found[row.user_id].append(row)
@@ -2740,7 +2738,6 @@ def holes(values: Collection[object]) -> str:
 
 
 def chunks(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The values in parts of at most that size."""
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
@@ -3045,12 +3042,6 @@ def is_template(text: str) -> bool:
     return not re.search("[{}]", longest) and len(longest) <= 1_600
 
 
-def window(text: str) -> tuple[time_of_day, time_of_day]:
-    """Two times of a day."""
-    start, end = (time_of_day.fromisoformat(part.strip()) for part in text.split("-"))
-    return start, end
-
-
 def lasts_an_hour(times: tuple[time_of_day, time_of_day]) -> bool:
     """Whether a window does, at least: runs every hour would never meet less in zones of half hours."""
     start, end = times
@@ -3083,9 +3074,11 @@ API_URL = Kind(
     rf"(https://([\w.-]+|\[[0-9a-fA-F:.]+\])|{LOOPBACK})(:[0-9]{{1,5}})?/?",
     lambda url: url.rstrip("/"),
 )
-TIMES = rf"{CLOCK_TIME}\s*-\s*{CLOCK_TIME}"
 WINDOW = Kind(
-    "two times such as 09:00-20:00, the end at least 60 minutes after the start", TIMES, window, lasts_an_hour
+    "two times such as 09:00-20:00, the end at least 60 minutes after the start",
+    rf"{CLOCK_TIME}\s*-\s*{CLOCK_TIME}",
+    lambda text: tuple(time_of_day.fromisoformat(part.strip()) for part in text.split("-")),
+    lasts_an_hour,
 )
 EARLY = Kind("a time from 00:00 to 06:00", "0[0-5]:[0-5][0-9]|06:00", time_of_day.fromisoformat)
 ZONE = Kind("a tz database name such as Europe/Berlin", holds=resolve_zone)
@@ -3422,7 +3415,6 @@ def settings_help() -> str:
 
 
 def utc_now() -> datetime:
-    """The time."""
     return datetime.now(UTC)
 
 
