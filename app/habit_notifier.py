@@ -52,7 +52,6 @@ import struct
 import threading
 import time
 import traceback
-import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -66,7 +65,6 @@ from functools import cache, lru_cache, partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
-from urllib.parse import urlsplit
 
 import pymysql
 import pytz
@@ -310,16 +308,17 @@ def numbered(case: Case) -> Skip | None:
 
 def handled(case: Case) -> Skip | None:
     """One row, one day: the user has today's already."""
-    for row in (row for row in case.rows if row.local_day == case.days.today):
-        if row.state not in (State.SENDING, State.UNCERTAIN):
-            if (last := row.last_possible_text()) < case.days.end:
-                reason = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
-                return Skip(Outcome.DEFERRED, reason, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
-            return Skip(Outcome.ALREADY, "%s today", (row.state,))
+    row = next((row for row in case.rows if row.local_day == case.days.today), None)
+    if not row:
+        return None
+    if row.state in (State.SENDING, State.UNCERTAIN):
         sending, recent = row.state is State.SENDING, case.now - row.claimed_at < ALL_ATTEMPTS
         words = "another run is texting this user, or was cut off while it did" if sending else "it may have been sent"
         return Skip(Outcome.UNCERTAIN if recent else Outcome.EARLIER, words, again=sending and recent)
-    return None
+    if (last := row.last_possible_text()) < case.days.end:
+        reason = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
+        return Skip(Outcome.DEFERRED, reason, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
+    return Skip(Outcome.ALREADY, "%s today", (row.state,))
 
 
 def of_the_past(case: Case) -> Skip | None:
@@ -495,7 +494,6 @@ class Job:
                     raise
                 log.warning("Once more in %.0f s: %s", pause, failure)
                 if not self.brake.sleep(pause):
-                    self.brake.blame(unfinished=False)
                     raise
 
     def learn(self) -> NotifierError | None:
@@ -542,15 +540,13 @@ class Job:
 
     def judged(self) -> Iterator[list[Reminder]]:
         """The reminders of each page, while more work may be taken."""
-        pages = self.tracker.pages(self.report.users)
-        while not self.brake.pulled:
-            if (page := next(pages, None)) is None:
-                self.report.walked = True
-                return
+        for page in self.tracker.pages(self.report.users):
             reminders = self.due(page.users)
             self.report.page(page, self.settings.only_users)
-            self.report.walked = page.last
             yield reminders
+            if self.brake.pulled:
+                return
+        self.report.walked = True
 
     def held_back(self, pages: Iterator[list[Reminder]]) -> Iterator[list[Reminder]]:
         """All reminders at once, if they are not more than MAX_TEXTS.
@@ -784,6 +780,7 @@ class Report:
     def page(self, page: Page, only: Collection[str]) -> None:
         """Count a page of users, and name those of it whose logs could not be read."""
         self._looked_at += page.users_in_all
+        self.walked = page.last
         reason = "MySQL does not read their logs in time: index Log (habit_id, created_at), see DEPLOYMENT.md"
         for user_id in page.unread:
             if not only or id_key(user_id) in only:
@@ -822,7 +819,7 @@ class Report:
     def finished(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
         """Count and tell what became of texts."""
         for reminder, answer in answers.items():
-            user, outcome = reminder.user, answer.outcome
+            user, outcome = reminder.user, answer.action.outcome
             self.counts[outcome] += 1
             details = event("text", user.id, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
             if outcome is Outcome.SENT:
@@ -908,8 +905,8 @@ class Report:
         if self.learned_ends:
             log.info("What became of earlier texts%s", told(self.learned_ends))
         self.tell_totals()
-        sent, failed = self.counts[Outcome.SENT], self.failed
-        log.info("Job completed. Notifications sent: %d, Failed: %d", sent, failed, extra={"event": "completed"})
+        sent, failed, details = self.counts[Outcome.SENT], self.failed, {"fields": {"event": "completed"}}
+        log.info("Job completed. Notifications sent: %d, Failed: %d", sent, failed, extra=details)
 
     @property
     def failed(self) -> int:
@@ -936,7 +933,7 @@ def event(name: str, user_id: UserId, outcome: Outcome | str | None = None, **de
     """What LOG_FORMAT=json adds to a line."""
     word = outcome.name.lower() if isinstance(outcome, Outcome) else outcome
     known = {"event": name, "user_id": shown_id(user_id), "outcome": word, **details}
-    return {key: value for key, value in known.items() if value is not None}
+    return {"fields": {key: value for key, value in known.items() if value is not None}}
 
 
 def told(ends: Mapping[tuple[str, int | None], int]) -> str:
@@ -1010,9 +1007,8 @@ def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: p
     local, (start, end) = now.astimezone(zone), window
     if not start <= local.time() < end:
         return 0.0
-    shown = (at for at in readings(local.date(), end, zone) if at.astimezone(zone).time() == end)
-    ends = instant_of(local.date(), end, zone), *shown
-    return min((at - now).total_seconds() for at in ends if at > now)
+    first, last = instant_of(local.date(), end, zone), readings(local.date(), end, zone)[-1]
+    return ((first if first > now else last) - now).total_seconds()  # clocks that go back show the end twice
 
 
 JOINERS = {"\u200c", "\u200d"}  # do not print, but hold Persian words and family emoji together
@@ -1052,7 +1048,6 @@ def phone_number(value: object) -> str:
     text = clean(value)
     if E164.fullmatch(text):
         return text
-    text = "".join(unicodedata.normalize("NFKC", c) if unicodedata.east_asian_width(c) == "F" else c for c in text)
     digits = re.sub(r"[\s.()\[\]\u2010-\u2015\u2212-]", "", text)
     number = re.sub("^00", "+", digits)
     return number if E164.fullmatch(number) and not re.search(r"[(\[]\s*0|[)\]]\s*$", text) else text
@@ -1241,10 +1236,15 @@ class Brake:
         return sleep(seconds, lambda: self.pulled)
 
 
+def lines_of(failure: NotifierError, about: str = "") -> list[str]:
+    """The lines of a failure, each of which begins with what it is about."""
+    return [about + line.removeprefix(about) for line in failure.args]
+
+
 def tell(failure: NotifierError, about: str = "") -> None:
-    """Log a failure, a line for each of its arguments, which begins with what it is about."""
-    for line in failure.args:
-        log.error("%s%s", about, line)
+    """Log a failure."""
+    for line in lines_of(failure, about):
+        log.error("%s", line)
 
 
 def warn(doubts: Iterable[str]) -> None:
@@ -1268,7 +1268,7 @@ def watchdog(job: Job, mode: str) -> Iterator[None]:
             os._exit(code)
 
     def last_words(code: Exit) -> None:
-        job.report.error = " ".join((job.brake.failure or RetryLater(BY_FORCE)).args)
+        job.report.error = " | ".join(lines_of(job.brake.failure or RetryLater(BY_FORCE)))
         leave_summary(job.report.summary(mode, code))
         log.error(BY_FORCE)
 
@@ -1346,11 +1346,6 @@ class Answer:
     segments: int | None = None
     retry_after: float | None = None
 
-    @property
-    def outcome(self) -> Outcome:
-        """What became of the user."""
-        return self.action.outcome
-
 
 # https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
 TWILIO_CODES: dict[int, tuple[Action, str]] = {
@@ -1402,7 +1397,6 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
 }
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
 NO_TRUST = "name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct this node's clock"
-QUEUE_FULL, QUEUE_PAUSE = 21611, 60.0  # seconds: a queue drains slower than a rate limit
 NO_SUCH = 20404
 SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
 OF_ONE_TEXT = range(21_000, 31_000)  # codes that do not speak of the account, whatever the status
@@ -1504,9 +1498,16 @@ class Twilio:
         :raises FixFirst: when a person must act first
         :raises Terminated: when SIGTERM came
         """
-        check = partial(keep_to_budget, brake, time.monotonic() + SETTLE_BUDGET)
+        until = time.monotonic() + SETTLE_BUDGET
+
+        def go_on() -> None:
+            if brake.stopped:
+                raise Terminated("SIGTERM came while texts were looked up")
+            if time.monotonic() > until:
+                raise RetryLater("looking up texts takes too long, the rest waits")
+
         missing = {row.sid for row in rows if row.sid}
-        read = partial(self._messages, missing, check)
+        read = partial(self._messages, missing, go_on)
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
@@ -1518,19 +1519,19 @@ class Twilio:
             yield from read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
 
     def _messages(
-        self, wanted: Collection[str], check: Callable[[], None], question: Callable[[Client], Iterable[Any]]
+        self, missing: Collection[str], go_on: Callable[[], None], question: Callable[[Client], Iterable[Any]]
     ) -> list[Message]:
-        """Those of Twilio's answer that are wanted."""
+        """Those of Twilio's answer that are missing."""
         found = []
 
         def keep(client: Client) -> None:
             for message in question(client):
-                check()
-                if message.sid in wanted:
+                go_on()
+                if message.sid in missing:
                     status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
                     found.append(Message(message.sid, status, message.error_code, message.num_segments))
 
-        check()
+        go_on()
         answer, _ = self.ask(keep)
         if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
             kind = FixFirst if answer.action is Action.STOP else RetryLater
@@ -1575,18 +1576,6 @@ class Twilio:
             client.messaging.base_url = re.sub(r"//api\.(?=.*twilio\.com$)", "//messaging.", s.twilio_api_url)
             self._clients.pair = client, http
         return cast(tuple[Client, Http], self._clients.pair)
-
-
-def keep_to_budget(brake: Brake, until: float) -> None:
-    """Looking up may not keep a run from its work.
-
-    :raises Terminated: when SIGTERM came
-    :raises RetryLater: when the time is over
-    """
-    if brake.stopped:
-        raise Terminated("SIGTERM came while texts were looked up")
-    if time.monotonic() > until:
-        raise RetryLater("looking up texts takes too long, the rest waits")
 
 
 def accepted(message: Any) -> Answer:
@@ -1713,11 +1702,10 @@ class Pause:
             now, asked = time.monotonic(), answer.retry_after
             if now < self._ends and (asked is None or now + asked <= self._ends):
                 return  # posted before the pause began
-            least = QUEUE_PAUSE if answer.code == QUEUE_FULL else 1.0
-            pause = max(least, min(least * 2**self._doublings, LONGEST_PAUSE) if asked is None else asked)
+            pause = max(1.0, min(2.0**self._doublings, LONGEST_PAUSE) if asked is None else asked)
             ends = max(self._ends, now + pause * random.uniform(1.0, 1.2))  # noqa: S311 - jitter
             self._spent += ends - max(self._ends, now)
-            self._doublings, self._ends = min(self._doublings + 1, 10), ends
+            self._doublings, self._ends = self._doublings + 1, ends
             log.warning("All texts wait for %.0f s: %s", ends - now, answer.words)
             if self._spent > PAUSE_BUDGET:
                 self._brake.pull(RetryLater(f"Twilio asks for more than the {PAUSE_BUDGET:g} s that a run may wait"))
@@ -1959,18 +1947,12 @@ def number_of(error: Exception) -> int:
     return error.args[0] if error.args and isinstance(error.args[0], int) else -1
 
 
-class RefuseClearPassword:
-    """Stands in for what sends the password itself: without verified TLS, anybody who answers would get it."""
+def refuse_clear_password(_connection: object) -> None:
+    """Stands in for what sends the password itself: without verified TLS, anybody who answers would get it.
 
-    def __init__(self, _connection: object) -> None:
-        pass
-
-    def authenticate(self, _packet: object) -> None:
-        """Refuse.
-
-        :raises pymysql.err.OperationalError: always
-        """
-        raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
+    :raises pymysql.err.OperationalError: always
+    """
+    raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
 
 
 # Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
@@ -1987,13 +1969,13 @@ Execute = Callable[[str, Sequence[object]], object]
 class Database:
     """One connection to MySQL, made anew when it is lost. Belongs to one thread at a time.
 
-    Every statement may be repeated after a lost answer; one that only runs ahead is not.
+    Every statement may be repeated after a lost answer.
     """
 
-    def __init__(self, settings: Settings, stop: Stop, *, runs_ahead: bool = False) -> None:
-        self._settings, self._stop, self._runs_ahead = settings, stop, runs_ahead
+    def __init__(self, settings: Settings, stop: Stop) -> None:
+        self._settings, self._stop = settings, stop
         self._until = time.monotonic() + settings.run_deadline  # nothing is waited for longer, before a claim
-        self.opened = runs_ahead  # all is there and could be written: what fails now may pass
+        self.opened = False  # all is there and could be written: what fails now may pass
         self.claimed = False  # somebody: what is away now is not waited for as long as before
         self._connection: pymysql.Connection[Any] | None = None
         self._fresh = False
@@ -2010,8 +1992,8 @@ class Database:
         self.close()
 
     def beside(self) -> Database:
-        """One more connection, to run ahead in another thread; it ends with this one."""
-        self._others.append(Database(self._settings, self._stop, runs_ahead=True))
+        """One more connection, to read ahead in another thread: never opened, so not patient. It ends with this one."""
+        self._others.append(Database(self._settings, self._stop))
         return self._others[-1]
 
     def cut(self) -> None:
@@ -2037,7 +2019,7 @@ class Database:
             pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
             waits = {Remedy.RECONNECT} if sql.startswith("SELECT") else {Remedy.RECONNECT, Remedy.SMALLER}  # for a lock
             helps = failure.remedy is Remedy.REPEAT or (failure.remedy in waits and self.opened)
-            if self._runs_ahead or not helps or time.monotonic() + pause > start + patience:
+            if not helps or time.monotonic() + pause > start + patience:
                 raise failure
             log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
             sleep(pause * random.uniform(0.8, 1.2), lambda: self._stop.requested)  # noqa: S311 - jitter
@@ -2046,7 +2028,7 @@ class Database:
         s, timeout = self._settings, LAST_TIMEOUT if self._stop.requested else DATABASE_TIMEOUT
         tls: dict[str, Any] = {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
         if not s.db_ssl_ca:
-            tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), RefuseClearPassword)}
+            tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), refuse_clear_password)}
         return pymysql.connect(
             host=s.db_host,
             port=s.db_port,
@@ -2054,12 +2036,12 @@ class Database:
             password=s.db_password.encode(),  # of a str PyMySQL makes Latin-1, but MySQL expects UTF-8
             database=s.db_name,
             charset="utf8mb4",
-            autocommit=True,
+            autocommit=True,  # is sent only if the greeting denies it; MySQL's never does, so it stands below, too
             connect_timeout=DATABASE_CONNECT_TIMEOUT,
             read_timeout=timeout,
             write_timeout=timeout,
             init_command="SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', innodb_lock_wait_timeout = 5"
-            + STATEMENT_LIMIT,
+            ", autocommit = 1, sql_select_limit = 18446744073709551615" + STATEMENT_LIMIT,
             **tls,
         )
 
@@ -2317,7 +2299,7 @@ class Tracker:
         """One user, as ONLY_USERS would name them."""
         spelt = self._spellings(user_id)
         found = self._users_where(" OR ".join(["u.id = %s"] * len(spelt)), spelt)  # IN would convert bytes, or fail
-        return next((user for user, _ in found if id_key(user.id) == id_key(user_id)), None)
+        return next((user for user in found if id_key(user.id) == id_key(user_id)), None)
 
     def _spellings(self, text: str) -> list[UserId]:
         """An id that a person wrote, as its column may hold it: as bytes, what an ASCII column cannot hold."""
@@ -2326,8 +2308,8 @@ class Tracker:
         cases = dict.fromkeys((text, text.lower(), text.upper()))
         return [case if case.isascii() else case.encode(errors="replace") for case in cases]
 
-    def everybody(self) -> Iterator[tuple[User, str]]:
-        """All of this run's users with a phone number, each with the number as it stands."""
+    def everybody(self) -> Iterator[User]:
+        """All of this run's users with a phone number, whatever they logged."""
         low: UserId | None = None
         while True:
             within, args = id_range(low, None)
@@ -2335,15 +2317,15 @@ class Tracker:
             yield from users
             if len(users) < PAGE_USERS:
                 return
-            low = users[-1][0].id
+            low = users[-1].id
 
-    def _users_where(self, where: str, args: Sequence[object]) -> list[tuple[User, str]]:
-        """Users, whatever they logged, each with the phone number as it stands."""
+    def _users_where(self, where: str, args: Sequence[object]) -> list[User]:
+        """Users, whatever they logged."""
         columns = ", ".join(map(as_text, ("u.name", "u.phone_number", "u.time_zone")))
         rows = self._database.run(f"SELECT u.id, {columns}, {self._zone_key} FROM `User` u WHERE {where}", args)
         return [
-            (User(i, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False), clean(phone))
-            for i, name, phone, zone, key in rows
+            User(user_id, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False)
+            for user_id, name, phone, zone, key in rows
         ]
 
     def logs_of(self, user: User, days: Days) -> list[tuple[date, str]]:
@@ -2471,17 +2453,16 @@ class Ledger:
         """
         id_type, ddl = self._definition()
         try:
-            self._try()
+            self._try(id_type)
         except DatabaseError as error:
             if error.number not in NO_SUCH_GRANT_OR_TABLE:
                 raise
             try:
                 self._database.run(ddl)
-                self._try()
+                self._try(id_type)
             except DatabaseError as refused:
                 raise self._no_ledger(ddl) if refused.number in {1044, *NO_SUCH_GRANT_OR_TABLE} else refused from None
             log.info("Created the ledger %s", LEDGER)
-        self._check_shape(id_type)
         self._there = self._database.opened = True
 
     def _definition(self) -> tuple[str, str]:
@@ -2490,16 +2471,17 @@ class Ledger:
         ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
         return id_type, " ".join(ddl.split()) + ";"
 
-    def _try(self, explain: str = "") -> None:
+    def _try(self, id_type: str, explain: str = "") -> None:
         """Statements that touch no row, but fail when a column or a grant is missing.
 
-        :raises FixFirst: when the server is read-only, which not each of them finds
+        :raises FixFirst: when the server is read-only, which not each of them finds, or a type or the key is wrong
         """
         [switches] = self._database.run("SELECT @@read_only, @@innodb_read_only")
         if not {0, "OFF"}.issuperset(switches):  # MariaDB 12 has a word
             raise FixFirst(f"MySQL: {READ_ONLY}")
         self._database.run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
-        self._database.run(f"{explain}INSERT INTO {LEDGER} SELECT * FROM {LEDGER} WHERE FALSE")
+        self._check_shape(id_type)
+        self._database.run(f"{explain}INSERT INTO {LEDGER} ({ROW}) SELECT {ROW} FROM {LEDGER} WHERE FALSE")
         self._database.run(f"{explain}UPDATE {LEDGER} SET state = state WHERE FALSE")
         self._database.run(f"{explain}DELETE FROM {LEDGER} WHERE FALSE")
 
@@ -2520,12 +2502,11 @@ class Ledger:
         """
         id_type, ddl = self._definition()
         try:
-            self._try("EXPLAIN ")
+            self._try(id_type, "EXPLAIN ")
         except DatabaseError as error:
             if error.number == NO_SUCH_TABLE:
                 return ddl
             raise self._no_ledger(ddl) if error.number in NO_SUCH_GRANT_OR_TABLE else error from None
-        self._check_shape(id_type)
         return ""
 
     def _check_shape(self, id_type: str) -> None:
@@ -2613,7 +2594,7 @@ class Ledger:
         kept = {
             reminder: answered(self.claims[reminder], answer, now)
             for reminder, answer in answers.items()
-            if answer.outcome in KEPT and reminder in self.claims
+            if answer.action.outcome in KEPT and reminder in self.claims
         }
         self.claims |= kept  # what is written again on a new connection
         self._recorded.append((time.monotonic(), list(kept.values())))
@@ -2706,7 +2687,7 @@ def claim_of(reminder: Reminder, now: datetime) -> Row:
 
 def answered(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
-    state = KEPT[answer.outcome]
+    state = KEPT[answer.action.outcome]
     refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
     known = replace(claim, state=state, finished_at=now, final_status=State.REFUSED if refused else None)
     return replace(known, sid=answer.sid, code=answer.code, segments=answer.segments)
@@ -2959,7 +2940,7 @@ def check(job: Job) -> Exit:
                 notes = list(question(job))
             except NotifierError as failure:
                 failed.add(name)
-                job.report.error = job.report.error or f"{name}: {' '.join(failure.args)}"
+                job.report.error = job.report.error or " | ".join(lines_of(failure, f"{name}: "))
                 tell(failure, f"{name}: ")
             else:
                 for note in notes or ["ok"]:
@@ -2983,16 +2964,15 @@ def check_ledger(job: Job) -> Iterator[str]:
 
 
 def check_users(job: Job) -> Iterator[str]:
-    """Rows that would be skipped, ids that come twice, numbers that are tidied, and all texts' lengths."""
+    """Rows that would be skipped, ids that come twice, and all texts' lengths."""
     yield from job.survey()
     found: dict[str, list[int | str]] = defaultdict(list)
     longest, last = "", None
-    for user, raw_phone in job.tracker.everybody():
+    for user in job.tracker.everybody():
         longest = max(longest, user.name, key=len)
         problems = {
             "have no time zone that is known": user.days is None,
             "have a phone number that is not E.164": not E164.fullmatch(user.phone),
-            "have a phone number that is tidied": E164.fullmatch(user.phone) and user.phone != raw_phone,
             "stand in User more than once": user.id == last,  # they come in the order of their ids
         }
         last = user.id
@@ -3085,18 +3065,6 @@ def id_list(text: str) -> frozenset[str]:
     return frozenset(ids)
 
 
-def api_url(text: str) -> str:
-    """The base URL; http, which would show the credentials to the network, is for this machine's own addresses."""
-    url = urlsplit(text)
-    local = re.fullmatch(r"localhost|127(\.[0-9]+){3}|::1", url.hostname or "") is not None
-    port = "" if url.port is None else f":{url.port}"
-    if url.scheme not in ({"https", "http"} if local else {"https"}) or not url.hostname:
-        raise ValueError
-    if text.rstrip("/").lower() not in {f"{url.scheme}://{host}{port}" for host in (url.hostname, f"[{url.hostname}]")}:
-        raise ValueError  # credentials, a path, a query
-    return text.rstrip("/")
-
-
 CLOCK_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
 TEXT = Kind("")
 TOKEN = Kind("it as the console shows it, without blanks and typographic characters", "[!-~]+")
@@ -3109,7 +3077,12 @@ ACCOUNT_SID = Kind("the Account SID: AC and 32 hexadecimal digits", "AC[0-9a-fA-
 KEY_SID = Kind("the key's SID: SK and 32 hexadecimal digits", "SK[0-9a-fA-F]{32}")
 SERVICE_SID = Kind("the service's SID: MG and 32 hexadecimal digits", "MG[0-9a-fA-F]{32}")
 SENDER = Kind(f"your Twilio number with its country code, such as {EXAMPLE}", rf"{E164.pattern}|[0-9]{{3,8}}")
-API_URL = Kind("https://HOST[:PORT]; http is for localhost only", parse=api_url)
+LOOPBACK = r"http://(localhost|127(\.[0-9]+){3}|\[::1\])"  # elsewhere, http would show the credentials to the network
+API_URL = Kind(
+    "https://HOST[:PORT]; http is for localhost only",
+    rf"(https://([\w.-]+|\[[0-9a-fA-F:.]+\])|{LOOPBACK})(:[0-9]{{1,5}})?/?",
+    lambda url: url.rstrip("/"),
+)
 TIMES = rf"{CLOCK_TIME}\s*-\s*{CLOCK_TIME}"
 WINDOW = Kind(
     "two times such as 09:00-20:00, the end at least 60 minutes after the start", TIMES, window, lasts_an_hour
@@ -3118,9 +3091,7 @@ EARLY = Kind("a time from 00:00 to 06:00", "0[0-5]:[0-5][0-9]|06:00", time_of_da
 ZONE = Kind("a tz database name such as Europe/Berlin", holds=resolve_zone)
 TEMPLATE = Kind("a text of at most 1,600 characters, names included, with no braces but {name}", holds=is_template)
 IDS = Kind("at most 100 ids without blanks, separated by commas", parse=id_list)
-PING_URL = Kind(
-    "an https:// URL without ? and #", r"https://[^\s?#]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s?#]*)?"
-)
+PING_URL = Kind("an https:// URL without ? and #", rf"https://[^\s?#]+|{LOOPBACK}(:[0-9]+)?(/[^\s?#]*)?")
 LEVEL = Kind("DEBUG, INFO, WARNING or ERROR", "DEBUG|INFO|WARNING|ERROR")
 PLACEHOLDER = re.compile(r"your-\S*|\+1234567890", re.IGNORECASE)
 GONE_SETTINGS = "TWILIO_EDGE", "TWILIO_REGION"
@@ -3347,7 +3318,6 @@ READS_ONLY = "dry-run", "explain"  # they need the DB_ settings alone, and may b
 PINGS = {Exit.DONE: "", Exit.ACT: "/fail"}  # of HEARTBEAT_URL; after others the Job tries again
 PING_SECONDS = 5.0
 TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended: 4,096 bytes
-JSON_FIELDS = "event", "user_id", "outcome", "rule", "code", "sid"
 
 
 class OneLine(logging.Formatter):
@@ -3377,8 +3347,7 @@ class OneLine(logging.Formatter):
         said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"), "level": record.levelname}
         said |= {"message": self.shown(record.getMessage(), record), "run": RUN}
         trace = {"trace": self.shown(self.formatException(record.exc_info), record)} if record.exc_info else {}
-        known = {name: getattr(record, name) for name in JSON_FIELDS if hasattr(record, name)}
-        return json.dumps(said | known | trace, default=str)
+        return json.dumps(said | getattr(record, "fields", {}) | trace, default=str)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging knows
         """A traceback; with LOG_PII=off without the exception's words, which may hold anything."""
@@ -3387,8 +3356,6 @@ class OneLine(logging.Formatter):
 
 class Personal(str):
     """A name or a number of a person, which LOG_PII=off hides."""
-
-    __slots__ = ()
 
 
 RUN = secrets.token_hex(4)  # tells the lines of one run from another's
@@ -3490,10 +3457,10 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
         with watchdog(job, asked.mode):
             code = MODES[asked.mode][0](job)
         if job.brake.failure:
-            report.error = " ".join(job.brake.failure.args)
+            report.error = " | ".join(lines_of(job.brake.failure))
     except NotifierError as failure:
         tell(failure, "settings: " if asked.mode == "check" else "")  # as its other lines begin
-        report.error = " ".join(failure.args)
+        report.error = " | ".join(lines_of(failure))
         return failure.exit_code
     except Exception:  # nobody is texted twice even so: the ledger has every claim
         log.critical("A fault of the program, please report it", exc_info=True)
@@ -3525,21 +3492,18 @@ def heartbeat(environ: Mapping[str, str]) -> str:
 
 def ping(url: str, end: str, summary: Mapping[str, Any] | None = None) -> None:
     """Tell the dead man's switch; whatever comes of it, for PING_SECONDS at most, is only logged."""
-    problem = [f"no answer within {PING_SECONDS:g} s"]
-
-    def post() -> None:
-        try:
-            answer = requests.post(url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False)
-            problem[:] = [f"HTTP {answer.status_code}"] if answer.status_code >= 300 else []
-        except Exception as error:  # noqa: BLE001 - a run does not depend on it
-            problem[:] = [type(error).__name__]
-
-    if url:
-        thread = threading.Thread(target=post, daemon=True)
-        thread.start()
-        thread.join(PING_SECONDS)
-        for words in problem:
-            log.warning("HEARTBEAT_URL was not told: %s", words)
+    if not url:
+        return
+    post = partial(requests.post, url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False)
+    try:
+        status = in_background(post).result(PING_SECONDS).status_code
+        problem = f"HTTP {status}" if status >= 300 else ""
+    except TimeoutError:
+        problem = f"no answer within {PING_SECONDS:g} s"
+    except Exception as error:  # noqa: BLE001 - a run does not depend on it
+        problem = type(error).__name__
+    if problem:
+        log.warning("HEARTBEAT_URL was not told: %s", problem)
 
 
 def leave_summary(summary: Mapping[str, Any]) -> None:

@@ -198,7 +198,7 @@ def test_an_unknown_refusal_fails_this_person_and_is_told_in_twilios_words(
 ) -> None:
     twilio.script(refuse(21999, status, "The moon is in the wrong place", rfc9457=rfc9457))
     answer = post(twilio.url)
-    assert (answer.action, answer.outcome, answer.code) == (Action.FAIL, Outcome.SETUP, 21999)
+    assert (answer.action, answer.action.outcome, answer.code) == (Action.FAIL, Outcome.SETUP, 21999)
     assert f"HTTP {status} “The moon is in the wrong place”" in answer.words
     assert answer.words.endswith("https://www.twilio.com/docs/api/errors/21999)")
 
@@ -283,7 +283,7 @@ def test_a_201_whose_text_has_failed_is_no_text_that_was_sent(
     body = f'{{"sid": "{sid}", "status": "{status}", "error_code": {stated}, "num_segments": "1"}}'
     twilio.script(replace(ACCEPT, body=body))
     answer = post(twilio.url)
-    assert (answer.outcome, answer.code, answer.sid, answer.segments) == (Outcome.REFUSED, code, sid, 1)
+    assert (answer.action.outcome, answer.code, answer.sid, answer.segments) == (Outcome.REFUSED, code, sid, 1)
     assert status in answer.words
 
 
@@ -458,10 +458,8 @@ def test_pauses_double_up_to_two_minutes_until_a_text_gets_through(
     monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 1e9)
     monkeypatch.setattr(random, "uniform", lambda low, _high: low)
     rate = Answer(Action.PAUSE, code=20429)
-    queue = Answer(Action.PAUSE, code=21611)
     asked = Answer(Action.PAUSE, code=20429, retry_after=7.0)
     assert pauses([rate] * 9, caplog, then=lambda _: None) == [1, 2, 4, 8, 16, 32, 64, 120, 120]
-    assert pauses([queue] * 3, caplog, then=lambda _: None) == [60, 120, 120]
     assert pauses([rate] * 3, caplog, then=Pause.relax) == [1, 1, 1]
     assert pauses([asked] * 3, caplog, then=lambda _: None) == [7, 7, 7]
 
@@ -487,6 +485,7 @@ def test_many_workers_who_are_told_the_same_make_one_pause_and_one_line(
     for _ in range(64):
         pause.begin(Answer(Action.PAUSE, "too many requests", retry_after=60.0))
     assert [record.getMessage() for record in caplog.records] == ["All texts wait for 72 s: too many requests"]
+    pause.begin(Answer(Action.PAUSE, retry_after=80.0))  # from the same moment on: 24 s more
     assert not brake.pulled
 
 
@@ -543,7 +542,7 @@ def test_a_certificate_of_an_unknown_authority_is_surely_not_sent(
         if proxied:
             monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         answer = post(secure.url)
-    assert (answer.action, answer.outcome) == (Action.STOP, Outcome.RELEASED)
+    assert (answer.action, answer.action.outcome) == (Action.STOP, Outcome.RELEASED)
     assert re.search(r"verify \(self.signed certificate\): .*REQUESTS_CA_BUNDLE.*this node's clock$", answer.words)
     assert not secure.requests
 
@@ -554,7 +553,7 @@ def test_a_certificate_of_another_name_is_surely_not_sent(tmp_path: Path, monkey
     with FakeTwilio(tls=files) as elsewhere:
         answer = post(elsewhere.url)
     assert "mismatch" in answer.words
-    assert (answer.action, answer.outcome) == (Action.STOP, Outcome.RELEASED)
+    assert (answer.action, answer.action.outcome) == (Action.STOP, Outcome.RELEASED)
     assert not elsewhere.requests
 
 
@@ -568,7 +567,7 @@ def test_a_ca_bundle_that_cannot_be_used_needs_a_person_and_nothing_was_sent(
         (tmp_path / "ca.pem").write_text(content)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
     answer = post(secure.url)
-    assert (answer.action, answer.outcome) == (Action.STOP, Outcome.RELEASED)
+    assert (answer.action, answer.action.outcome) == (Action.STOP, Outcome.RELEASED)
     assert "REQUESTS_CA_BUNDLE" in answer.words
     assert not secure.requests
 
@@ -580,7 +579,7 @@ def test_a_tunnel_that_the_proxy_did_not_build_is_surely_not_sent(
     with Canned(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % reason.encode()) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         answer = post(secure.url)
-    assert (answer.action, answer.outcome) == (Action.UNREACHED, Outcome.RELEASED)
+    assert (answer.action, answer.action.outcome) == (Action.UNREACHED, Outcome.RELEASED)
     assert f"Tunnel connection failed: {reason}" in answer.words
 
 
@@ -591,7 +590,7 @@ def test_a_proxy_that_wants_a_login_or_cannot_be_used_needs_a_person_and_nothing
     with Canned(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n") as wary:
         monkeypatch.setenv("HTTPS_PROXY", wary.url if proxy == "407" else proxy)
         answer = post(secure.url)
-    assert (answer.action, answer.outcome) == (Action.STOP, Outcome.RELEASED)
+    assert (answer.action, answer.action.outcome) == (Action.STOP, Outcome.RELEASED)
     assert "HTTPS_PROXY" in answer.words
     assert not secure.requests
 
@@ -681,6 +680,15 @@ def test_a_deadline_that_is_over_stays_over_when_the_clock_is_set_back() -> None
     assert brake.pulled
     now[0] -= timedelta(hours=1)
     assert brake.pulled
+
+
+def test_sigterm_ends_the_wait_for_an_answer_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(habit_notifier, "TERM_LIMIT", 0.1)
+    stop, start = Stop(), time.monotonic()
+    stop.request()
+    with pytest.raises(habit_notifier.Outage, match="does not end"):
+        habit_notifier.within(30, Brake(stop, utc_now, deadline=60), lambda: time.sleep(3))
+    assert time.monotonic() - start < 2
 
 
 def test_a_weightier_failure_outweighs_what_came_first(caplog: pytest.LogCaptureFixture) -> None:

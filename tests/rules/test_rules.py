@@ -136,7 +136,7 @@ def test_whoever_has_no_zone_that_is_known_is_skipped_with_the_remedy(
         *("+123456", "+1 415", "+1234567890123456"),  # six digits are too few, sixteen too many
         # the 0 falls away abroad: which digits are meant is not plain
         *("+44 (0)20 7946 0123", "+44(0)2079460132", "+44 [0] 20 7946 0132", "+44 ( 0 ) 20 7946 0132"),
-        *("\uff0b44\uff080\uff0920 7946 0132", "+44 (020) 7946 0132", "+1 415 555 0123 (2)"),
+        *("＋１４１５５５５０１２３", "+44 (020) 7946 0132", "+1 415 555 0123 (2)"),
         *("+1 415 555 0123\u00b2", "+1 415 555 012\u2460", "+44 \u247320 7946 0132"),  # digits, but not of a number
     ],
 )
@@ -169,7 +169,7 @@ def test_numbers_from_seven_to_fifteen_digits_are_texted(phone: str) -> None:
             for written in ("+1 (415) 555-0123", "+1.415.555.0123", "001 415 555 0123", b"+14155550123")
         ),
         *((written, PHONE) for written in (" +1\u00a0415\u2011555\u20130123\u200e", "+1\u2011415\u2013555\u22120123")),
-        *((written, PHONE) for written in ("＋１４１５５５５０１２３", " +14155550123\n")),
+        (" +14155550123\n", PHONE),
         ("0044 20 7946 0132", "+442079460132"),
         ("+39 06 1234567", "+39061234567"),  # in Italy the zero belongs to the number
         ("020 7946 0123", "020 7946 0123"),

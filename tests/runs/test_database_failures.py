@@ -27,7 +27,7 @@ from tests.runs.statements import (
     ZONES,
 )
 from tests.runs.town import NOON, Town, numbers
-from tests.sandbox.fake_twilio import FakeTwilio, refuse
+from tests.sandbox.fake_twilio import ACCEPT, FakeTwilio, refuse
 from tests.sandbox.proxy import Proxy, Verdict
 from tests.sandbox.sockets import wait_for
 
@@ -98,8 +98,10 @@ def test_a_database_that_is_gone_before_the_first_claim_sends_nothing_and_loses_
     far: Town, proxy: Proxy, place: str
 ) -> None:
     gone = proxy.on_query(place, Verdict.CUT_BEFORE, forever=True)
+    began = time.monotonic()
     assert far.run() == Exit.RETRY
     assert gone.hits > 1  # it was asked again
+    assert time.monotonic() - began > 0.25 * (gone.hits - 2)  # after pauses, but for the first time
     assert "the connection was lost" in far.problem
     assert shows_no_secret(far.text, far.environ)
     assert not far.served
@@ -135,6 +137,17 @@ def test_a_database_that_is_gone_during_the_sends_ends_the_run_and_the_next_serv
     rest = {*PEOPLE} - {*first} - doubtful
     assert far.run() == (Exit.RETRY if doubtful and not rest else Exit.DONE)
     assert far.served == sorted({*first} | rest)
+
+
+@pytest.mark.usefixtures("curt")
+def test_what_is_in_flight_when_the_database_fails_is_waited_for_and_recorded(
+    far: Town, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.randrange", lambda total: total - 1)  # all of them in one page
+    far.twilio.script(ACCEPT, then=ACCEPT.delayed(after=1.0))  # the second claim follows the first answer
+    proxy.on_query(CLAIM, Verdict.CUT_BEFORE, nth=2, forever=True)
+    assert far.run() == Exit.RETRY
+    assert far.counts == {"sent": len(far.twilio.book)}
 
 
 @pytest.mark.usefixtures("curt")

@@ -411,6 +411,20 @@ def test_a_look_up_whose_answer_never_ends_holds_up_no_text(world: World, monkey
     assert any(line.startswith(words) for line in world.log)
 
 
+def test_of_the_accounts_other_texts_nothing_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _others = world.message(at=NOON - DAY), world.message(at=NOON - DAY)
+    world.row(state="sent", claimed=NOON - DAY, sid=ours)
+    kept = {}
+
+    def settled_rows(_rows: list[Row], messages: dict[str, habit_notifier.Message], *_: Any, **__: Any) -> list[Row]:
+        kept.update(messages)
+        return []
+
+    monkeypatch.setattr(habit_notifier, "settled_rows", settled_rows)
+    assert world.run(NOON) == 0
+    assert list(kept) == [ours]
+
+
 @pytest.mark.parametrize(
     ("recorded", "told"),
     [

@@ -203,6 +203,16 @@ def test_tables_whose_names_differ_in_case_only_are_other_tables(town: Town) -> 
     assert len(town.twilio.book) == 3
 
 
+def test_a_ledger_may_have_a_generated_column_more(town: Town) -> None:
+    """MySQL, not MariaDB, refuses a statement that names it as one to be written, even where it writes no row."""
+    people = town.people(3)
+    create_ledger(town.database)
+    town.sql(f"ALTER TABLE {LEDGER} ADD COLUMN sent_on DATE GENERATED ALWAYS AS (DATE(finished_at)) FIRST")
+    assert town.run() == town.run() == 0
+    assert town.served == people
+    assert town.run(NOON, "--check") == 0
+
+
 def test_phone_numbers_kept_as_numbers_are_skipped_not_a_crash(town: Town) -> None:
     town.sql("ALTER TABLE User MODIFY phone_number BIGINT")
     town.database.insert_user("Numeric", "12025550100", "UTC")
@@ -270,6 +280,21 @@ def own(
     """A town on that server."""
     with own_server.database(**variant) as database:
         yield Town(database, twilio, caplog)
+
+
+def test_what_a_server_gives_new_sessions_undoes_no_claim_and_cuts_no_list(
+    own: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MySQL's greeting says that autocommit is on where it was switched off; MariaDB's does not."""
+    monkeypatch.setattr("pymysql.connections.Connection.get_autocommit", lambda _: True)
+    people = own.people(5)
+    own.sql("SET GLOBAL autocommit = 0, GLOBAL sql_select_limit = 2")
+    try:
+        assert own.run() == own.run() == 0
+    finally:
+        own.sql("SET GLOBAL autocommit = 1, GLOBAL sql_select_limit = DEFAULT")
+    assert own.served == people
+    assert own.counts == {"sent": 5}
 
 
 @pytest.mark.parametrize("switch", ["read_only", "super_read_only"])
@@ -360,7 +385,9 @@ def test_zero_dates_among_the_newest_logs_are_no_logs_and_no_fault(town: Town) -
     with town.database.connect(init_command="SET sql_mode = ''") as application, application.cursor() as cursor:
         cursor.executemany("INSERT INTO Log (habit_id, created_at) VALUES (%s, '0000-00-00')", [(h,) for h in habits])
     assert town.run() == 0
+    assert town.run(NOON + timedelta(days=1), QUIET_AFTER="1") == 0
     assert len(town.twilio.book) == 3
+    assert town.said("left in peace (QUIET_AFTER) 3")
     assert not town.lines("ERROR")
 
 

@@ -438,10 +438,13 @@ def sigterm(_patch: pytest.MonkeyPatch) -> Stop:
     return stop
 
 
+TWO_SETTINGS = "DB_NAME is missing: write the database that holds User, Habit and Log | SEND_WINDOW is 'x': write two"
+
+
 @pytest.mark.parametrize(
     ("wrong", "argv", "ends", "code", "error", "pings"),
     [
-        ({"DB_NAME": "", "SEND_WINDOW": "x"}, [], None, 2, "DB_NAME is missing", ["/start", "/fail"]),
+        ({"DB_NAME": "", "SEND_WINDOW": "x"}, [], None, 2, TWO_SETTINGS, ["/start", "/fail"]),
         ({"DB_PORT": "1"}, [], None, 1, "MySQL: it cannot be reached", ["/start"]),
         ({"DB_PASSWORD": "guessed"}, [], None, 2, "MySQL: it refused DB_USER or DB_PASSWORD", ["/start", "/fail"]),
         ({"TWILIO_AUTH_TOKEN": "guessed"}, [], None, 2, "Twilio: the credentials were refused", ["/start", "/fail"]),
@@ -451,7 +454,7 @@ def sigterm(_patch: pytest.MonkeyPatch) -> Stop:
         ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "1"}, [], None, 0, None, []),
         ({"DB_PORT": "1"}, ["--dry-run"], None, 1, "MySQL: it cannot be reached", []),
         ({}, ["--explain", "7"], None, 1, "there is no user 7", []),
-        ({"TWILIO_AUTH_TOKEN": "guessed"}, ["--check"], None, 2, "Twilio: Twilio: the credentials were refused", []),
+        ({"TWILIO_AUTH_TOKEN": "guessed"}, ["--check"], None, 2, "Twilio: the credentials were refused", []),
         ({"DB_PORT": "1"}, ["--settle"], None, 1, "MySQL: it cannot be reached", []),
         *(({}, [question], None, 0, None, []) for question in ("--dry-run", "--check", "--settle")),
     ],

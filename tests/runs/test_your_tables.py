@@ -399,8 +399,11 @@ def expected(people: Sequence[Person]) -> list[tuple[str, str]]:
     )
 
 
-def test_the_three_views_serve_as_they_stand(application: Application, twilio: FakeTwilio) -> None:
+def test_the_three_views_serve_as_they_stand(
+    application: Application, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture
+) -> None:
     assert texts(application, twilio, BASE) == expected(BASE)
+    assert "no index of Log" not in caplog.text  # which a view cannot have
     assert len(application.run(f"SELECT * FROM {application.schema}.{LEDGER}")) == len(twilio.book)
 
 
