@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pymysql
 import pytest
 
-from habit_notifier import Exit, Settings
+from habit_notifier import Exit, Settings, utc_now
 from tests.project.shell import ROOT
 from tests.runs import program
 from tests.sandbox.database import Database
@@ -90,12 +91,8 @@ def test_the_last_two_weeks_are_told_by_day(environ: dict[str, str], database: D
         (9, 0, "sending", None, None, None), (1, 13, "sent", 30003, "undelivered", 1), (1, 15, "sent", None, None, 1),
     ]  # fmt: skip
     for user_id, ago, *rest in rows:
-        database.execute(
-            """INSERT INTO HabitNotification (user_id, local_day, phone_number, rule, run_token, claimed_at, state,
-                                              error_code, final_status, segments)
-               VALUES (%s, UTC_DATE() - INTERVAL %s DAY, '', '', '', UTC_TIMESTAMP(), %s, %s, %s, %s)""",
-            (user_id, ago, *rest),
-        )
+        columns = "state", "error_code", "final_status", "segments"
+        database.insert_row(user_id, utc_now() - timedelta(days=ago), **dict(zip(columns, rest, strict=True)))
     [statement] = (sql for sql in Administrator(database).left if sql.startswith("SELECT"))
     told = database.rows(statement.replace("habit_tracker.", ""))
     assert [(row[0] - told[0][0]).days for row in told] == [0, 13]

@@ -190,7 +190,6 @@ def test_progress_is_told_while_texts_are_sent(town: Town, monkeypatch: pytest.M
     ("level", "shown"),
     [
         ("DEBUG", {"INFO", "WARNING"}),
-        ("INFO", {"INFO", "WARNING"}),
         ("WARNING", {"WARNING"}),
         ("ERROR", set()),
     ],

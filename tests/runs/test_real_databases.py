@@ -150,17 +150,12 @@ def test_bytes_that_are_no_text_spoil_their_own_row_alone(town: Town) -> None:
     assert "(ID: 3) gets no text, skipped (time zone)" in "".join(skipped)
 
 
+@variants({"id_type": "BINARY(16)"})
 def test_ids_in_binary_are_shown_as_hexadecimal_digits(town: Town) -> None:
-    town.sql("DROP TABLE Log, Habit, User")
-    for ddl in (
-        "CREATE TABLE User (id BINARY(16) PRIMARY KEY, name TEXT, phone_number TEXT, time_zone TEXT)",
-        "CREATE TABLE Habit (id BINARY(16) PRIMARY KEY, user_id BINARY(16), name TEXT, KEY (user_id))",
-        "CREATE TABLE Log (id BINARY(16) PRIMARY KEY, habit_id BINARY(16), created_at DATETIME, KEY (habit_id))",
-    ):
-        town.sql(ddl)
     ids = [bytes([n]) * 16 for n in (0x00, 0x27, 0x5C, 0x80, 0xED, 0xFF)]  # among them a quote and a backslash
     for n, user in enumerate(ids):
-        town.sql("INSERT INTO User VALUES (%s, 'Due', %s, 'UTC')", (user, f"+1202555{n:04}"))
+        row = "INSERT INTO User (id, name, phone_number, time_zone) VALUES (%s, 'Due', %s, 'UTC')"
+        town.sql(row, (user, f"+1202555{n:04}"))
     assert town.run(ONLY_USERS=ids[4].hex().upper()) == 0
     assert town.served == ["+12025550004"]
     assert town.said(f"User Due (ID: {ids[4].hex()}) needs notification")

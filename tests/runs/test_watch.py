@@ -19,7 +19,7 @@ import habit_notifier
 from habit_notifier import Http, Job, OneLine, Outcome, Report, Settings, Stop, Twilio, impersonal, phone_number
 from tests.runs import program
 from tests.runs.test_log import NASTY
-from tests.runs.town import Town, create_ledger
+from tests.runs.town import Town, create_ledger, variants
 from tests.sandbox.database import LEDGER
 from tests.sandbox.fake_twilio import (
     BROKEN_JSON,
@@ -296,16 +296,11 @@ def test_what_became_of_earlier_texts_is_told_with_the_same_fields(town: Town) -
     assert {name: learned[name] for name in expected} == expected
 
 
+@variants({"id_type": "DECIMAL(20)"})
 def test_ids_that_are_decimals_are_told_as_objects_too(town: Town) -> None:
-    town.database.execute("DROP TABLE Log, Habit, User")
-    town.database.execute(
-        "CREATE TABLE User (id DECIMAL(20, 0) PRIMARY KEY, name TEXT, phone_number TEXT, time_zone TEXT)"
-    )
-    town.database.execute("CREATE TABLE Habit (id INT PRIMARY KEY, user_id DECIMAL(20, 0), name TEXT)")
-    town.database.execute("CREATE TABLE Log (id INT PRIMARY KEY, habit_id INT, created_at DATETIME)")
-    town.database.execute("INSERT INTO User (id, name, phone_number, time_zone) VALUES (7, 'Ana', %s, 'UTC')", (ANA,))
+    town.database.insert_user("Ana", ANA, "UTC")
     told = lines(town.environ)[1]
-    assert [line["user_id"] for line in told if line.get("event") in ("due", "text")] == ["7", "7"]
+    assert [line["user_id"] for line in told if line.get("event") in ("due", "text")] == ["1", "1"]
 
 
 def test_wrong_settings_are_told_as_objects_too(town: Town) -> None:

@@ -253,7 +253,7 @@ class Server:
 class Database:
     """A fresh database with the tables User, Habit and Log; `with` creates it and drops it at the end.
 
-    id_type     INT, BIGINT, INT UNSIGNED or CHAR(36): the type of every id; CHAR(36) holds UUIDs
+    id_type     INT, BIGINT, INT UNSIGNED, DECIMAL(20), CHAR(36) or BINARY(16): of every id; the last two hold UUIDs
     collation   of the ids when they are text, and of the whole tables when it is one of utf8mb4
     created_at  TIMESTAMP, DATETIME or DATETIME(6)
     log_index   whether Log is indexed by (habit_id, created_at), or by habit_id alone as its foreign key needs
@@ -383,8 +383,9 @@ class Database:
             with self._cursor() as cursor:
                 cursor.executemany(sql, batch)
 
-    def _new_id(self, table: str) -> Id:
-        return str(uuid.uuid4()) if self.id_type.startswith("CHAR") else next(self._ids[table])
+    def _new_id(self, table: str) -> Any:
+        one = uuid.uuid4()
+        return {"CHAR(36)": str(one), "BINARY(16)": one.bytes}.get(self.id_type) or next(self._ids[table])
 
     # --- accounts
 
@@ -417,7 +418,7 @@ class Database:
             id_type += f" CHARACTER SET {self.collation.split('_')[0]} COLLATE {self.collation}"
         if self.collation and self.collation.startswith("utf8mb4_"):
             table += f" COLLATE {self.collation}"
-        key = f"{id_type} NOT NULL" + ("" if id_type.startswith("CHAR") else " AUTO_INCREMENT") + " PRIMARY KEY"
+        key = f"{id_type} NOT NULL" + (" AUTO_INCREMENT" if "INT" in id_type else "") + " PRIMARY KEY"
         precision = self.created_at.removeprefix("TIMESTAMP").removeprefix("DATETIME")
         created_at = f"created_at {self.created_at} NOT NULL DEFAULT CURRENT_TIMESTAMP{precision}"
         index = ", INDEX habit_created (habit_id, created_at)" if self.log_index else ""

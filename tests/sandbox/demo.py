@@ -145,11 +145,6 @@ def has_ledger(database: Database) -> bool:
     return bool(database.rows("SHOW TABLES LIKE %s", (LEDGER,)))
 
 
-LOST_TEXT = f"""INSERT INTO {LEDGER}
-    (user_id, local_day, phone_number, rule, state, run_token, claimed_at, final_status, error_code)
-    VALUES (%s, %s, %s, 'no_logs', 'sent', 'earlier', %s, 'undelivered', 30003)"""
-
-
 def welcome(database: Database, more: Iterable[Person], now: datetime) -> dict[Id, Person]:
     """Let more people move in, and let the ledger know of their texts that got lost. Returns who got which id."""
     ids = fill(database, more)
@@ -157,8 +152,8 @@ def welcome(database: Database, more: Iterable[Person], now: datetime) -> dict[I
         lost = f", and the last {counted(person.lost, 'text')} got lost" if person.lost else ""
         say(f"{person.name} moves in: it is {now.astimezone(person.zone):%H:%M} in {person.time_zone}{lost}")
         for ago in range(1, person.lost + 1) if has_ledger(database) else ():
-            at = now.replace(tzinfo=None) - timedelta(days=ago)
-            database.execute(LOST_TEXT, (user_id, at.date(), person.phone_number, at))
+            lost_text = {"phone_number": person.phone_number, "final_status": "undelivered", "error_code": 30003}
+            database.insert_row(user_id, now - timedelta(days=ago), **lost_text)
     return ids
 
 

@@ -63,15 +63,7 @@ class Rule:
 
 
 class Proxy(Served):
-    def __init__(
-        self,
-        target: tuple[str, int],
-        *,
-        delay: float = 0.0,
-        port: int = 0,
-        host: str = "127.0.0.1",
-        hide_tls: bool = True,
-    ) -> None:
+    def __init__(self, target: tuple[str, int], *, delay: float = 0.0, hide_tls: bool = True) -> None:
         self.target = target
         self.hide_tls = hide_tls
         self.delay = delay
@@ -84,15 +76,11 @@ class Proxy(Served):
         """The errors that the server answered with, by number."""
         self.silent = False
         self._refusing = False
-        self._server: _Server = _Server(self, host, port)
+        self._server: _Server = _Server(self)
 
     def environ(self) -> dict[str, str]:
         """The settings that lead to the database through it."""
         return {"DB_HOST": self.host, "DB_PORT": str(self.port)}
-
-    @property
-    def connections(self) -> int:
-        return self._server.connections
 
     def on_query(self, text: str, verdict: Verdict, *, nth: int = 1, forever: bool = False) -> Rule:
         """Executes the verdict on the nth query from now on that holds the text; `forever`, on each later one too."""
@@ -139,8 +127,8 @@ class Proxy(Served):
 
 
 class _Server(Listener):
-    def __init__(self, proxy: Proxy, host: str, port: int) -> None:
-        super().__init__(host, port)
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__("127.0.0.1", 0)
         self.proxy = proxy
 
     async def welcome(self, client: socket.socket) -> None:
