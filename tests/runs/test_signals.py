@@ -21,6 +21,7 @@ import pytest
 import habit_notifier
 from habit_notifier import Stop, utc_now
 from tests.runs.program import PRODUCTION, started, starting_at
+from tests.runs.statements import CLAIM
 from tests.runs.town import Town, numbers
 from tests.sandbox.database import LEDGER
 from tests.sandbox.fake_twilio import ACCEPT, Door, slow, throttle
@@ -278,7 +279,7 @@ def test_a_database_whose_answer_never_ends_holds_no_run_and_is_named(
     town: Town, proxy: Proxy, terminated: bool, tmp_path: Path
 ) -> None:
     town.environ |= proxy.environ() | {"RUN_DEADLINE": "60" if terminated else "3"}
-    claim = proxy.on_query(f"INSERT INTO {LEDGER} (", Verdict.HANG_AFTER)
+    claim = proxy.on_query(CLAIM, Verdict.HANG_AFTER)
     summary = tmp_path / "termination-log"
     summary.touch()
     command = hurried(DEADLINE_LIMIT=1.0, DATABASE_TIMEOUT=60, TERMINATION_LOG=summary)
