@@ -108,6 +108,9 @@ class NotifierError(Exception):
     exit_code = Exit.RETRY
     may_pass = False  # by itself, within minutes
 
+    def __str__(self) -> str:
+        return " | ".join(self.args)
+
 
 class RetryLater(NotifierError):  # noqa: N818 - named by what the caller should do next
     """The set-up is right as far as we know: the same run may succeed later."""
@@ -1236,15 +1239,10 @@ class Brake:
         return sleep(seconds, lambda: self.pulled)
 
 
-def lines_of(failure: NotifierError, about: str = "") -> list[str]:
-    """The lines of a failure, each of which begins with what it is about."""
-    return [about + line.removeprefix(about) for line in failure.args]
-
-
 def tell(failure: NotifierError, about: str = "") -> None:
-    """Log a failure."""
-    for line in lines_of(failure, about):
-        log.error("%s", line)
+    """Log a failure, a line for each of its arguments, which begins with what it is about."""
+    for line in failure.args:
+        log.error("%s%s", about, line.removeprefix(about))
 
 
 def warn(doubts: Iterable[str]) -> None:
@@ -1268,7 +1266,7 @@ def watchdog(job: Job, mode: str) -> Iterator[None]:
             os._exit(code)
 
     def last_words(code: Exit) -> None:
-        job.report.error = " | ".join(lines_of(job.brake.failure or RetryLater(BY_FORCE)))
+        job.report.error = str(job.brake.failure or BY_FORCE)
         leave_summary(job.report.summary(mode, code))
         log.error(BY_FORCE)
 
@@ -2937,8 +2935,9 @@ def check(job: Job) -> Exit:
                 notes = list(question(job))
             except NotifierError as failure:
                 failed.add(name)
-                job.report.error = job.report.error or " | ".join(lines_of(failure, f"{name}: "))
-                tell(failure, f"{name}: ")
+                about = f"{name}: "
+                job.report.error = job.report.error or about + str(failure).removeprefix(about)
+                tell(failure, about)
             else:
                 for note in notes or ["ok"]:
                     log.log(logging.WARNING if notes else logging.INFO, "%s: %s", name, note)
@@ -3449,10 +3448,10 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
         with watchdog(job, asked.mode):
             code = MODES[asked.mode][0](job)
         if job.brake.failure:
-            report.error = " | ".join(lines_of(job.brake.failure))
+            report.error = str(job.brake.failure)
     except NotifierError as failure:
         tell(failure, "settings: " if asked.mode == "check" else "")  # as its other lines begin
-        report.error = " | ".join(lines_of(failure))
+        report.error = str(failure)
         return failure.exit_code
     except Exception:  # nobody is texted twice even so: the ledger has every claim
         log.critical("A fault of the program, please report it", exc_info=True)
