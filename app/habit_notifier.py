@@ -1703,7 +1703,7 @@ class Pause:
             pause = max(1.0, min(2.0**self._doublings, LONGEST_PAUSE) if asked is None else asked)
             ends = max(self._ends, now + pause * random.uniform(1.0, 1.2))  # noqa: S311 - jitter
             self._spent += ends - max(self._ends, now)
-            self._doublings, self._ends = self._doublings + 1, ends
+            self._doublings, self._ends = min(self._doublings + 1, 10), ends
             log.warning("All texts wait for %.0f s: %s", ends - now, answer.words)
             if self._spent > PAUSE_BUDGET:
                 self._brake.pull(RetryLater(f"Twilio asks for more than the {PAUSE_BUDGET:g} s that a run may wait"))
@@ -3070,8 +3070,9 @@ SENDER = Kind(f"your Twilio number with its country code, such as {EXAMPLE}", rf
 LOOPBACK = r"http://(localhost|127(\.[0-9]+){3}|\[::1\])"  # elsewhere, http would show the credentials to the network
 API_URL = Kind(
     "https://HOST[:PORT]; http is for localhost only",
-    rf"(https://([\w.-]+|\[[0-9a-fA-F:.]+\])|{LOOPBACK})(:[0-9]{{1,5}})?/?",
+    rf"(https://([\w.-]+|\[[0-9a-fA-F:.]+\])|{LOOPBACK})(:[0-9]+)?/?",
     lambda url: url.rstrip("/"),
+    lambda url: urllib3.util.parse_url(url).port != 0,  # above 65535 that is a ValueError
 )
 WINDOW = Kind(
     "two times such as 09:00-20:00, the end at least 60 minutes after the start",

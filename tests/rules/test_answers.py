@@ -492,10 +492,9 @@ def test_many_workers_who_are_told_the_same_make_one_pause_and_one_line(
 def test_a_thousand_pauses_in_a_row_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 1e9)
     pause = Pause(a_brake())
-    for _ in range(1_100):  # 64 workers, each told several times
-        pause.begin(Answer(Action.PAUSE, retry_after=0.0))
-    pause._ends = 0.0  # the last of them is over
-    pause.begin(Answer(Action.PAUSE))
+    for _ in range(1_100):
+        pause._ends = 0.0  # the last of them is over
+        pause.begin(Answer(Action.PAUSE))
 
 
 # --- surely not sent --------------------------------------------------------------------------------------------------
