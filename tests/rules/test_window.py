@@ -235,7 +235,7 @@ def test_whoever_is_outside_of_the_window_is_later_neither_claimed_nor_failed(to
 
 @pytest.mark.parametrize(
     ("left", "period", "validity"),
-    [(11 * 3_600, 14_400, 14_400), (7_200, 14_400, 7_200), (7_200, 600, 600), (60, 14_400, 60)],
+    [(11 * 3_600, 14_400, 14_400), (7_200, 14_400, 7_200), (7_200, 600, 600), (61, 14_400, 61), (60, 14_400, 60)],
 )
 def test_a_text_may_wait_at_twilio_until_the_window_ends(town: Town, left: int, period: int, validity: int) -> None:
     town.user(PHONE)
@@ -243,7 +243,7 @@ def test_a_text_may_wait_at_twilio_until_the_window_ends(town: Town, left: int, 
     assert [message.validity_period for message in town.texts] == [validity]
 
 
-@pytest.mark.parametrize("left", [0, 59.9])
+@pytest.mark.parametrize("left", [0, 59, 59.9])
 def test_a_text_that_could_wait_for_less_than_a_minute_is_later(town: Town, left: float) -> None:
     town.user(PHONE)
     assert town.run(EIGHT_PM - timedelta(seconds=left), SEND_WINDOW="09:00-20:00") == 0

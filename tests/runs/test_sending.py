@@ -430,13 +430,16 @@ def test_an_answer_for_one_person_alone_ends_a_streak_of_refusals(town: Town, be
     assert not town.said("in a row failed")
 
 
+@pytest.mark.parametrize(
+    "failure", [server_error(503), server_error(503, accepted=True), RESET_AFTER_ACCEPTING], ids=lambda a: a.kind
+)
 @pytest.mark.parametrize(("every", "posted"), [(2, 20), (3, 30)])
 def test_when_a_third_of_the_answers_is_lost_the_run_stops_after_ten_of_thirty(
-    town: Town, every: int, posted: int
+    town: Town, failure: Answer, every: int, posted: int
 ) -> None:
     """Half of the answers 503 would otherwise lose half of the users, with exit code 0."""
     town.people(60)
-    town.twilio.script(*([*[ACCEPT] * (every - 1), server_error(503)] * 30))
+    town.twilio.script(*([*[ACCEPT] * (every - 1), failure] * 30))
     assert town.run(SEND_CONCURRENCY=1) == 1
     assert len(town.posted) == posted
     assert town.counts == {"sent": posted - 10, "uncertain": 10}
@@ -574,12 +577,13 @@ def test_a_trial_account_serves_whom_it_may_and_ends_with_exit_2_however_few(tow
     assert "a trial account texts verified numbers only: upgrade the account" in town.log[-1]
 
 
+@pytest.mark.parametrize("failure", [server_error(500), server_error(500, accepted=True)], ids=lambda a: a.kind)
 @pytest.mark.parametrize("people", [1, 5, 25])
 def test_a_twilio_that_fails_everybody_never_ends_green_and_is_counted_apart_later_in_the_day(
-    town: Town, people: int
+    town: Town, failure: Answer, people: int
 ) -> None:
     town.people(people)
-    town.twilio.script(then=server_error(500))
+    town.twilio.script(then=failure)
     for minutes in (0, 9, 29):  # the attempts of a Job
         assert town.run(NOON + timedelta(minutes=minutes)) == 1
         assert (town.totals[0], town.totals[1] + town.unseen) == (0, people)
@@ -597,7 +601,7 @@ def test_a_twilio_that_fails_everybody_never_ends_green_and_is_counted_apart_lat
 FOREIGN = "<html><body>This page is blocked by the security policy of your organisation</body></html>"
 
 
-@pytest.mark.parametrize("status", [403, 429])  # each other 4xx: test_answers
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 429])
 def test_a_proxys_page_after_the_text_was_accepted_leads_to_no_second_text(town: Town, status: int) -> None:
     first, *others = numbers = town.people(3)
     town.twilio.script(then=replace(ACCEPT, status=status, body=FOREIGN), to=first)
