@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytz
 
-from tests.rules import oracle
+from tests.sandbox import oracle
 from tests.sandbox.database import LEDGER, Database
 
 NOW = datetime(2026, 3, 3, 9, tzinfo=UTC)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from habit_notifier import Days, days_of, resolve_zone, rule_for
 from tests.full import sample
-from tests.rules import oracle
-from tests.rules.oracle import MICROSECOND, SECOND
+from tests.sandbox import oracle
+from tests.sandbox.oracle import MICROSECOND, SECOND
 
 YEARS = (date(2020, 1, 1), date(2030, 1, 1))
 ZONES = sorted(pytz.all_timezones)

@@ -40,8 +40,8 @@ from habit_notifier import (
     zone_name,
 )
 from tests.environ import settings_of
-from tests.rules.oracle import MICROSECOND, SECOND, zone_meant
 from tests.sandbox.fake_twilio import GSM7_BASIC, segments
+from tests.sandbox.oracle import MICROSECOND, SECOND, zone_meant
 
 NOW = datetime(2026, 5, 10, 9, tzinfo=UTC)
 TODAY = date(2026, 5, 10)

@@ -23,10 +23,10 @@ from habit_notifier import (
 )
 from tests.environ import settings_of
 from tests.full import FULL, sample
-from tests.rules import oracle
-from tests.rules.oracle import SECOND
 from tests.runs.town import Town
+from tests.sandbox import oracle
 from tests.sandbox.fake_twilio import Answer, Request, throttle
+from tests.sandbox.oracle import SECOND
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 SPACING = timedelta(hours=11, minutes=30)

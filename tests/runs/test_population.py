@@ -24,11 +24,11 @@ import pytz
 import habit_notifier
 from habit_notifier import Stop
 from tests.full import sample
-from tests.rules import oracle
-from tests.rules.oracle import MICROSECOND, MISSED_YESTERDAY, NO_LOGS, SECOND
 from tests.runs import program
+from tests.sandbox import oracle
 from tests.sandbox.database import Database, Id, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request
+from tests.sandbox.oracle import MICROSECOND, MISSED_YESTERDAY, NO_LOGS, SECOND
 
 ZONES = sorted(pytz.all_timezones)
 TEXTS = {NO_LOGS: "{name}: nothing in two days", MISSED_YESTERDAY: "{name}: nothing yesterday"}

@@ -18,13 +18,13 @@ import pytest
 
 import habit_notifier
 from habit_notifier import CHECKS, GATES, Exit, Stop
-from tests.rules import oracle
-from tests.rules.oracle import SECOND
 from tests.runs import program
 from tests.runs.test_population import population, settle_in
 from tests.runs.town import create_ledger, variants
+from tests.sandbox import oracle
 from tests.sandbox.database import LEDGER, Database, Server, make_certificates
 from tests.sandbox.fake_twilio import ACCEPT, FakeTwilio, Operation, Request, refuse
+from tests.sandbox.oracle import SECOND
 
 NOW = datetime(2026, 3, 30, 9, tzinfo=UTC)  # in Berlin, day 2 has 23 hours
 DAY = timedelta(days=1)

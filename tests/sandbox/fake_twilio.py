@@ -749,11 +749,12 @@ class FakeTwilioProcess:
 
     def __init__(self, *, latency: float = 0.0, tls: tuple[str, str] | None = None) -> None:
         self._tls = tls
-        self._pipe, far_end = get_context("spawn").Pipe()
-        self._process = get_context("spawn").Process(target=_serve, args=(far_end, latency, tls), daemon=True)
+        self._pipe, self._far_end = get_context("spawn").Pipe()
+        self._process = get_context("spawn").Process(target=_serve, args=(self._far_end, latency, tls), daemon=True)
 
     def __enter__(self) -> Self:
         self._process.start()
+        self._far_end.close()  # else nobody would learn that the process cannot start
         self.url: str = self._pipe.recv()
         return self
 

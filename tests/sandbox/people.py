@@ -15,7 +15,7 @@ from functools import partial
 from itertools import cycle
 from zoneinfo import ZoneInfo
 
-from tests.rules import oracle
+from tests.sandbox import oracle
 from tests.sandbox.database import Database, Id
 
 NO_LOGS, MISSED_YESTERDAY = oracle.NO_LOGS, oracle.MISSED_YESTERDAY
