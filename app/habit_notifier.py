@@ -2916,7 +2916,8 @@ def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
     for quarters in range(4 * 24 * RETENTION.days):
         now = max(case.now, hour + timedelta(minutes=15 * quarters))
         days = days_of(now, case.days.zone, case.settings.day_starts_at)
-        later = replace(case, now=now, user=replace(case.user, days=days))
+        kept = [row for row in case.rows if row.local_day >= (now - RETENTION).date()]
+        later = replace(case, now=now, rows=kept, user=replace(case.user, days=days))
         if all(days_with(at, days) != 2 for at in logs) and not speaks_against(later):
             return now
     return None

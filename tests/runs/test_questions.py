@@ -304,6 +304,22 @@ def test_who_is_due_may_be_texted_now_and_who_cannot_be_texted_never(database: D
     assert "at the earliest: not within 90 days, see the gates" in lines
 
 
+@pytest.mark.parametrize(("days_ago", "told"), [(1, "2026-06-28 00:00 UTC"), (40, "2026-05-20 00:00 UTC")])
+def test_the_earliest_next_text_knows_that_quiet_after_starts_anew(
+    days_ago: int, told: str, database: Database, environ: dict[str, str], twilio: FakeTwilio
+) -> None:
+    """A run of 91 days later deletes the row of the last text, the next one texts."""
+    user = database.insert_user("Ana", ANA, "UTC")
+    create_ledger(database)
+    texts(days_ago)(database, user)
+    environ |= {"QUIET_AFTER": "1"}
+    assert f"at the earliest: {told}" in str(said(environ, "--explain", str(user))[1])
+    for quarters in (-1, 0, 1):
+        moment = datetime.fromisoformat(told.replace(" UTC", "Z")) + quarters * timedelta(minutes=15)
+        said(environ, at=moment)
+        assert len(twilio.book) == (quarters == 1)
+
+
 def test_the_earliest_next_text_is_not_late_by_the_minute_of_the_question(database: Database) -> None:
     user = database.insert_user("Ana", ANA, "UTC", logs=[NOW - DAY])
     lines = said(database.environ(), "--explain", str(user), at=NOW.replace(minute=7, second=31))[1]
