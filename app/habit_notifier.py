@@ -1305,6 +1305,9 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
 
 # --- Twilio -----------------------------------------------------------------------------------------------------------
 
+# From Python 3.13 on urllib3 would refuse the authority of many a company's proxy; PyMySQL does not.
+urllib3.util.ssl_.VERIFY_X509_STRICT = ssl.VerifyFlags(0)  # type: ignore[attr-defined]
+
 HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
 OTHERS_ANSWER = sum(HTTP_TIMEOUT)  # seconds in which another run, at work beside this one, has its answers
 LONGEST_ANSWER = 16_000_000  # bytes, unpacked: a list of 1,000 texts has fewer
