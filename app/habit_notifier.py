@@ -1850,7 +1850,7 @@ REFUSED_ACCOUNT = (
     "without REQUIRE X509"
 )
 WRONG_PASSWORDS = "it blocks DB_USER after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK"
-AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
+AUTHENTICATION = "it wants a log-in this program lacks: use caching_sha2_password, in MariaDB mysql_native_password"
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
     -2: (Remedy.FIX, "what answers is not a MySQL server that this program can talk to: check DB_HOST and DB_PORT"),
@@ -1904,6 +1904,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((3955, 4150), (Remedy.FIX, WRONG_PASSWORDS)),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
     9001: (Remedy.RECONNECT, "its proxy reaches no server in time"),
+    9006: (Remedy.FIX, "its proxy reads elsewhere than it writes: set DB_HOST to the primary, or let it do both there"),
 }
 SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these is a value, or no help
 NO_SUCH_TABLE = 1146
@@ -1925,9 +1926,10 @@ class DatabaseError(NotifierError):
         if isinstance(inner, ssl.SSLCertVerificationError):
             self.remedy, words = Remedy.FIX, "DB_SSL_CA does not vouch for its certificate and for the name DB_HOST"
         elif isinstance(inner, socket.gaierror):
-            words = "the name DB_HOST does not resolve: check it, and the cluster's DNS"
+            policy = " and the NetworkPolicy" if inner.errno == socket.EAI_AGAIN else ""  # nobody answers
+            words = f"the name DB_HOST does not resolve: check it, and the cluster's DNS{policy}"
         elif self.number == 2013 and not (connected or written):  # it never said hello
-            words = "what answers does not speak like MySQL, or not in time: check DB_HOST and DB_PORT"
+            words = "what answers does not speak like MySQL, or not in time: check DB_HOST, DB_PORT and the server"
         if self.remedy is Remedy.SWITCH_OVER:
             self.remedy = Remedy.RECONNECT if written else Remedy.FIX
         quote = clean if self.number in MYSQL_ERRORS else quoted  # of an unknown one, the words may quote a value
@@ -2031,7 +2033,7 @@ class Database:
         if not s.db_ssl_ca:
             tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), refuse_clear_password)}
         return pymysql.connect(
-            host=s.db_host,
+            host=s.db_host.rstrip(".") if s.db_ssl_ca else s.db_host,  # certificates leave the last dot out
             port=s.db_port,
             user=s.db_user,
             password=s.db_password.encode(),  # of a str PyMySQL makes Latin-1, but MySQL expects UTF-8

@@ -333,6 +333,18 @@ def test_a_node_that_is_not_ready_for_a_while_is_waited_for(
     assert town.served == people
 
 
+def test_a_proxy_that_splits_reads_from_writes_is_told_to_be_passed_by(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise pymysql.err.OperationalError(9006, "ProxySQL Error: connection is locked to hostgroup 0")  # by our SET
+
+    monkeypatch.setattr(habit_notifier.Database, "_execute", refuse)
+    assert town.run() == Exit.ACT
+    assert "its proxy reads elsewhere than it writes: set DB_HOST to the primary" in town.problem
+    assert "locked to hostgroup 0" in town.problem
+
+
 def away_after_the_probe(proxy: Proxy, then: Callable[[], object] = lambda: None) -> Callable[[Request], None]:
     """A hook for the fake Twilio: the database goes when it is asked whether it is there."""
 
@@ -448,7 +460,7 @@ class OldPassword(SocketServer):
 def test_an_account_with_a_password_of_old_is_told_to_be_made_anew(town: Town) -> None:
     with OldPassword() as server:
         assert town.run(DB_PORT=server.port) == Exit.ACT
-    assert "a way to authenticate that this program lacks" in town.problem
+    assert "a log-in this program lacks" in town.problem
 
 
 @pytest.mark.parametrize(
@@ -470,7 +482,7 @@ def test_an_account_with_a_way_in_that_is_not_here_is_told_to_be_made_anew(
     with monkeypatch.context() as patch:
         patch.setattr(pymysql, "connect", connect)
         assert town.run() == Exit.ACT
-    assert "a way to authenticate that this program lacks" in town.problem
+    assert "lacks: use caching_sha2_password, in MariaDB mysql_native_password (" in town.problem
 
 
 def test_a_state_that_is_not_known_reads_as_uncertain(town: Town, people: list[str]) -> None:
