@@ -3493,8 +3493,10 @@ def ping(url: str, end: str, summary: Mapping[str, Any] | None = None) -> None:
         return
     post = partial(requests.post, url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False)
     try:
-        status = in_background(post).result(PING_SECONDS).status_code
-        problem = f"HTTP {status}" if status >= 300 else ""
+        answer = in_background(post).result(PING_SECONDS)
+        problem = f"HTTP {answer.status_code}" if answer.status_code >= 300 else ""
+        if answer.text.startswith("OK (not found)"):  # as healthchecks.io says with HTTP 200
+            problem = "it is not the address of a check, or of one that was deleted"
     except TimeoutError:
         problem = f"no answer within {PING_SECONDS:g} s"
     except Exception as error:  # noqa: BLE001 - a run does not depend on it
