@@ -353,6 +353,10 @@ def test_a_local_morning_is_an_hourly_run_and_a_window_that_it_meets(tmp_path: P
     assert spec["concurrencyPolicy"] == "Forbid"
     assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] <= 1800 < spec["startingDeadlineSeconds"] <= 3600
     assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (24, 24)
+    pods = 24 + 24 * (1 + spec["jobTemplate"]["spec"]["backoffLimit"])
+    follow = re.search("--max-log-requests=([0-9]+)", (ROOT / "CRONJOB_README.md").read_text())
+    assert follow
+    assert int(follow[1]) > pods  # kubectl counts those that ended, too, and refuses to follow more
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
