@@ -28,6 +28,7 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "Unschedulable": "make room on a node, or lower resources.requests in k8s/cronjob.yaml.",
     "quota|usage per": "raise the namespace's ResourceQuota or LimitRange, or lower resources in k8s/cronjob.yaml.",
     "OOMKilled": "raise limits.memory in k8s/cronjob.yaml, or lower SEND_CONCURRENCY, and make deploy.",
+    "istio-|linkerd-|keeps the pod": "switch the sidecar off for this pod, as k8s/cronjob.yaml tells, and make deploy.",
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
     "": "make events",
 }
@@ -219,6 +220,14 @@ def start_of(cluster: Cluster, pod: Object) -> tuple[str, str]:
     unplaced = [it for it in pod.status.conditions if it.type == "PodScheduled" and it.status == "False"]
     mounts = "FailedMount", "FailedCreatePodSandBox"
     return "waiting", because(unplaced[0]) if unplaced else cluster.complaint(pod.metadata.name, *mounts)
+
+
+def kept_by(pod: Object) -> str:
+    """What keeps a pod, and so its Job, from ending though the program has."""
+    beside = [it.name for it in pod.status.containerStatuses if it.name != CRONJOB and "running" in it.state]
+    return (
+        f"the program has ended, but {', '.join(beside)} keeps the pod" if state_of(pod).terminated and beside else ""
+    )
 
 
 def next_run(cronjob: Object, now: datetime) -> tuple[datetime, timedelta] | None:
