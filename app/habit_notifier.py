@@ -1903,7 +1903,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
     **dict.fromkeys((3955, 4150), (Remedy.FIX, WRONG_PASSWORDS)),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
-    9001: (Remedy.RECONNECT, "its proxy reaches no server in time"),
+    **dict.fromkeys((9001, 9501), (Remedy.RECONNECT, "its proxy reaches no server in time")),
     9006: (Remedy.FIX, "its proxy reads elsewhere than it writes: set DB_HOST to the primary, or let it do both there"),
 }
 SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these is a value, or no help

@@ -311,7 +311,7 @@ def test_a_table_that_is_locked_in_mid_run_is_waited_for(
 
 
 LATELY_WRITABLE = [1036, 1290, 1792, 1836, 1874, 3989]
-AWAY = [1047, 1152, 1158, 1159, 1160, 1161, 1180, 3032, 3100, 3101, 3169, 9001]
+AWAY = [1047, 1152, 1158, 1159, 1160, 1161, 1180, 3032, 3100, 3101, 3169, 9001, 9501]
 
 
 @pytest.mark.parametrize(
