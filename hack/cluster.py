@@ -222,7 +222,7 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
                 print_log(cluster, pod.metadata.name)
             followed.add(pod.metadata.name)
             sharded = sharded or shard_of(pod) != ""
-        kept = "" if trouble or kind == "pod" else max(map(kept_by, pods), default="")
+        kept = "" if trouble or kind == "pod" else max((kept_by(pod, datetime.now(UTC)) for pod in pods), default="")
         trouble = trouble or kept
         if outcome_of(found) or (not trouble and (state_of(found).terminated or found.status.phase == "Failed")):
             return ""
@@ -299,9 +299,8 @@ def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
     """Sent by all attempts whose pods are left; failed and uncertain as each shard's last that judged people has it."""
     words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
     if not outcome:
-        waits = [start_of(cluster, pod)[1] or kept_by(pod) for pod in pods] or [
-            cluster.complaint(job.metadata.name, "FailedCreate")
-        ]
+        waits = [start_of(cluster, pod)[1] or kept_by(pod, datetime.now(UTC)) for pod in pods]
+        waits = waits or [cluster.complaint(job.metadata.name, "FailedCreate")]
         return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work: make logs")
     told = [(shard_of(pod), summary_of(pod)) for pod in pods]
     last = dict(told)

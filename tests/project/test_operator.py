@@ -625,6 +625,18 @@ def test_a_mesh_whose_sidecar_keeps_the_job_from_ending_is_named(cluster: Cluste
     assert f"{JOB}  {why}" in cluster.does("status")
 
 
+def test_a_pod_on_a_node_that_is_gone_is_not_at_work(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    pod(cluster, "p", container({"running": {}}), job=job(cluster)["metadata"]["name"])
+    cluster.of("Pod")[0]["metadata"]["deletionTimestamp"] = text_of(START + timedelta(seconds=60))
+    assert f"{JOB}  at work: make logs" in cluster.does("status")  # it has its time to end in order
+    cluster.now = 61
+    assert f"{JOB}  waits: pod/p should have ended at 2026-05-09T09:01:00Z, but its node" in (
+        out := cluster.does("status")
+    )
+    assert "Remedy: is that node off? Then delete it, or the pod: kubectl delete pod NAME --force." in out
+
+
 def test_a_mesh_whose_sidecar_the_namespace_refuses_is_named(cluster: Cluster) -> None:
     cluster.objects.append(cronjob())
     words = 'violates PodSecurity "restricted:latest": container "istio-init" must not include "NET_ADMIN"'
