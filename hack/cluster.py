@@ -25,6 +25,7 @@ from hack.kubectl import (
     container_of,
     exit_code,
     given,
+    introduce,
     kept_by,
     killed,
     lines,
@@ -235,14 +236,6 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
             told = True
         time.sleep(1)
     raise Stop(f"somebody{'' if kind == 'job' else ', or a drained node,'} deleted the {kind} {name}.")
-
-
-def introduce(pod: Object, gone: str, *, is_first: bool) -> None:
-    if gone:
-        say(f"--- pod/{pod.metadata.name} ended before it started ({gone})")
-    elif shard_of(pod) or not is_first:
-        who = f"shard {shard_of(pod)}:" if shard_of(pod) else "replaced by"
-        say(f"--- {who} pod/{pod.metadata.name}")
 
 
 def verdict(cluster: Cluster, job: str) -> int:

@@ -223,6 +223,14 @@ def start_of(cluster: Cluster, pod: Object) -> tuple[str, str]:
     return "waiting", because(unplaced[0]) if unplaced else cluster.complaint(pod.metadata.name, *mounts)
 
 
+def introduce(pod: Object, gone: str, *, is_first: bool) -> None:
+    if gone:
+        say(f"--- pod/{pod.metadata.name} ended before it started ({gone})")
+    elif shard_of(pod) or not is_first:
+        who = f"shard {shard_of(pod)}:" if shard_of(pod) else "replaced by"
+        say(f"--- {who} pod/{pod.metadata.name}")
+
+
 def kept_by(pod: Object, now: datetime) -> str:
     """What keeps a pod, and so its Job and all later ones, from ending though the program has, or should have."""
     due, ended = str(pod.metadata.deletionTimestamp or ""), state_of(pod).terminated
