@@ -549,14 +549,14 @@ def steps(crowd: Application, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
 
 
 def read_whole(steps: Sequence[Step]) -> list[Step]:
-    """The steps that read a table from end to end, but for the users, once for their zones, once for a place to start."""
+    """The steps that read a table from end to end, but for the users, once, for their zones."""
     tables = [step for step in steps if not step.table.startswith("<") and step.table != "j"]  # j is JSON_TABLE
-    once = [step for step in tables if ZONES in step.sql or "OFFSET" in step.sql]
-    assert once
+    zones = [step for step in tables if ZONES in step.sql]
+    assert zones
     return [
         step
         for step in tables
-        if step not in once and (step.type == "ALL" or (step.type == "index" and "LIMIT" not in step.sql))
+        if step not in zones and (step.type == "ALL" or (step.type == "index" and "LIMIT" not in step.sql))
     ]
 
 
@@ -564,7 +564,8 @@ def read_whole(steps: Sequence[Step]) -> list[Step]:
 def test_no_view_is_built_as_a_whole(crowd: Application, steps: list[Step], twilio: FakeTwilio, title: str) -> None:
     crowd.use(RECIPES[title])
     assert program.run(crowd.environ(twilio), at=NOON) == Exit.DONE
-    assert not read_whole(steps)
+    # Where to start is asked once, of half the users on average: a server may prefer to read them all.
+    assert not [step for step in read_whole(steps) if "OFFSET" not in step.sql]
     pages = [step for step in steps if "z.zone" in step.sql and step.table == "u"]
     assert len(pages) >= USERS // PAGE_USERS
     assert {step.key for step in pages} == {"PRIMARY"}
