@@ -1839,7 +1839,8 @@ class Remedy(Enum):
 
 READ_ONLY = "it is read-only: set DB_HOST to the primary"
 TOO_SLOW = (
-    "a statement took too long: is a table locked, or Log without index (habit_id, created_at)? See DEPLOYMENT.md"
+    "a statement took too long: is a table locked, or Log without index (habit_id, created_at), or Habit without "
+    "(user_id)? See DEPLOYMENT.md"
 )
 COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
 REFUSED_ACCOUNT = (
@@ -2153,11 +2154,12 @@ class Tracker:
                 f"innodb_flush_log_at_trx_commit is {durable}: a crash of the server can lose the ledger's last second "
                 "and so lead to a second text. SET GLOBAL innodb_flush_log_at_trx_commit = 1"
             )
-        kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'Log'"
-        indexed = "SHOW INDEX FROM `Log` WHERE Seq_in_index = 1 AND Column_name = 'habit_id'"
-        statement = f"CREATE INDEX habit_created ON `{self._settings.db_name}`.`Log` (habit_id, created_at);"
-        if self._database.run(kind) == [("BASE TABLE",)] and not self._database.run(indexed):
-            yield f"no index of Log begins with habit_id: {statement}"
+        kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s"
+        for table, *columns in (("Habit", "user_id"), ("Log", "habit_id", "created_at")):
+            indexed = f"SHOW INDEX FROM `{table}` WHERE Seq_in_index = 1 AND Column_name = %s"
+            statement = f"CREATE INDEX notifier ON `{self._settings.db_name}`.`{table}` ({', '.join(columns)});"
+            if self._database.run(kind, [table]) == [("BASE TABLE",)] and not self._database.run(indexed, columns[:1]):
+                yield f"no index of {table} begins with {columns[0]}: {statement}"
 
     def log_doubts(self, limit: datetime, users: int) -> Iterator[str]:
         """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more.
