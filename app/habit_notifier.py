@@ -1067,11 +1067,13 @@ def literal(value: UserId) -> str:
 
 
 HEX_ID = re.compile("[0-9a-fA-F-]{8,}")  # a UUID, or bytes
+UUID = re.compile("-?".join(f"([0-9a-fA-F]{{{n}}})" for n in (8, 4, 4, 4, 12)))
 
 
 def id_key(user_id: UserId) -> str:
-    """An id as ONLY_USERS names it; in hexadecimal digits the case says nothing."""
+    """An id as ONLY_USERS names it; in hexadecimal digits the case says nothing, nor do the dashes of a UUID."""
     text = str(shown_id(user_id))
+    text = "-".join(found.groups()) if (found := UUID.fullmatch(text)) else text
     return text.lower() if HEX_ID.fullmatch(text) else text
 
 
@@ -2302,9 +2304,11 @@ class Tracker:
 
     def _spellings(self, text: str) -> list[UserId]:
         """An id that a person wrote, as its column may hold it: as bytes, what an ASCII column cannot hold."""
-        if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", text):
-            return [bytes.fromhex(text)]
-        cases = dict.fromkeys((text, text.lower(), text.upper()))
+        plain = text.replace("-", "")  # Django, SQLAlchemy and JPA write a UUID with dashes, and keep it without
+        if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", plain):
+            return [bytes.fromhex(plain)]
+        forms = text, plain, id_key(text)
+        cases = dict.fromkeys(case for form in forms for case in (form, form.lower(), form.upper()))
         return [case if case.isascii() else case.encode(errors="replace") for case in cases]
 
     def everybody(self) -> Iterator[User]:
