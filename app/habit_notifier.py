@@ -1067,11 +1067,13 @@ def literal(value: UserId) -> str:
 
 
 HEX_ID = re.compile("[0-9a-fA-F-]{8,}")  # a UUID, or bytes
+UUID = re.compile("-?".join(f"([0-9a-fA-F]{{{n}}})" for n in (8, 4, 4, 4, 12)))
 
 
 def id_key(user_id: UserId) -> str:
-    """An id as ONLY_USERS names it; in hexadecimal digits the case says nothing."""
+    """An id as ONLY_USERS names it; in hexadecimal digits the case says nothing, nor do the dashes of a UUID."""
     text = str(shown_id(user_id))
+    text = "-".join(found.groups()) if (found := UUID.fullmatch(text)) else text
     return text.lower() if HEX_ID.fullmatch(text) else text
 
 
@@ -1842,7 +1844,8 @@ class Remedy(Enum):
 
 READ_ONLY = "it is read-only: set DB_HOST to the primary"
 TOO_SLOW = (
-    "a statement took too long: is a table locked, or Log without index (habit_id, created_at)? See DEPLOYMENT.md"
+    "a statement took too long: is a table locked, or Log without index (habit_id, created_at), or Habit without "
+    "(user_id)? See DEPLOYMENT.md"
 )
 COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
 REFUSED_ACCOUNT = (
@@ -2158,11 +2161,12 @@ class Tracker:
                 f"innodb_flush_log_at_trx_commit is {durable}: a crash of the server can lose the ledger's last second "
                 "and so lead to a second text. SET GLOBAL innodb_flush_log_at_trx_commit = 1"
             )
-        kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'Log'"
-        indexed = "SHOW INDEX FROM `Log` WHERE Seq_in_index = 1 AND Column_name = 'habit_id'"
-        statement = f"CREATE INDEX habit_created ON `{self._settings.db_name}`.`Log` (habit_id, created_at);"
-        if self._database.run(kind) == [("BASE TABLE",)] and not self._database.run(indexed):
-            yield f"no index of Log begins with habit_id: {statement}"
+        kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s"
+        for table, *columns in (("Habit", "user_id"), ("Log", "habit_id", "created_at")):
+            indexed = f"SHOW INDEX FROM `{table}` WHERE Seq_in_index = 1 AND Column_name = %s"
+            statement = f"CREATE INDEX notifier ON `{self._settings.db_name}`.`{table}` ({', '.join(columns)});"
+            if self._database.run(kind, [table]) == [("BASE TABLE",)] and not self._database.run(indexed, columns[:1]):
+                yield f"no index of {table} begins with {columns[0]}: {statement}"
 
     def log_doubts(self, limit: datetime, users: int) -> Iterator[str]:
         """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more.
@@ -2305,9 +2309,11 @@ class Tracker:
 
     def _spellings(self, text: str) -> list[UserId]:
         """An id that a person wrote, as its column may hold it: as bytes, what an ASCII column cannot hold."""
-        if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", text):
-            return [bytes.fromhex(text)]
-        cases = dict.fromkeys((text, text.lower(), text.upper()))
+        plain = text.replace("-", "")  # Django, SQLAlchemy and JPA write a UUID with dashes, and keep it without
+        if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", plain):
+            return [bytes.fromhex(plain)]
+        forms = text, plain, id_key(text)
+        cases = dict.fromkeys(case for form in forms for case in (form, form.lower(), form.upper()))
         return [case if case.isascii() else case.encode(errors="replace") for case in cases]
 
     def everybody(self) -> Iterator[User]:
