@@ -1067,11 +1067,13 @@ def literal(value: UserId) -> str:
 
 
 HEX_ID = re.compile("[0-9a-fA-F-]{8,}")  # a UUID, or bytes
+UUID = re.compile("-?".join(f"([0-9a-fA-F]{{{n}}})" for n in (8, 4, 4, 4, 12)))
 
 
 def id_key(user_id: UserId) -> str:
-    """An id as ONLY_USERS names it; in hexadecimal digits the case says nothing."""
+    """An id as ONLY_USERS names it; in hexadecimal digits the case says nothing, nor do the dashes of a UUID."""
     text = str(shown_id(user_id))
+    text = "-".join(found.groups()) if (found := UUID.fullmatch(text)) else text
     return text.lower() if HEX_ID.fullmatch(text) else text
 
 
@@ -1304,6 +1306,9 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
 
 
 # --- Twilio -----------------------------------------------------------------------------------------------------------
+
+# From Python 3.13 on urllib3 would refuse the authority of many a company's proxy; PyMySQL does not.
+urllib3.util.ssl_.VERIFY_X509_STRICT = ssl.VerifyFlags(0)  # type: ignore[attr-defined]
 
 HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
 OTHERS_ANSWER = sum(HTTP_TIMEOUT)  # seconds in which another run, at work beside this one, has its answers
@@ -1839,7 +1844,8 @@ class Remedy(Enum):
 
 READ_ONLY = "it is read-only: set DB_HOST to the primary"
 TOO_SLOW = (
-    "a statement took too long: is a table locked, or Log without index (habit_id, created_at)? See DEPLOYMENT.md"
+    "a statement took too long: is a table locked, or Log without index (habit_id, created_at), or Habit without "
+    "(user_id)? See DEPLOYMENT.md"
 )
 COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
 REFUSED_ACCOUNT = (
@@ -1847,7 +1853,7 @@ REFUSED_ACCOUNT = (
     "without REQUIRE X509"
 )
 WRONG_PASSWORDS = "it blocks DB_USER after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK"
-AUTHENTICATION = "it wants a way to authenticate that this program lacks: use caching_sha2_password"
+AUTHENTICATION = "it wants a log-in this program lacks: use caching_sha2_password, in MariaDB mysql_native_password"
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
     -2: (Remedy.FIX, "what answers is not a MySQL server that this program can talk to: check DB_HOST and DB_PORT"),
@@ -1900,7 +1906,8 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
     **dict.fromkeys((3955, 4150), (Remedy.FIX, WRONG_PASSWORDS)),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
-    9001: (Remedy.RECONNECT, "its proxy reaches no server in time"),
+    **dict.fromkeys((9001, 9501), (Remedy.RECONNECT, "its proxy reaches no server in time")),
+    9006: (Remedy.FIX, "its proxy reads elsewhere than it writes: set DB_HOST to the primary, or let it do both there"),
 }
 SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these is a value, or no help
 NO_SUCH_TABLE = 1146
@@ -1922,9 +1929,10 @@ class DatabaseError(NotifierError):
         if isinstance(inner, ssl.SSLCertVerificationError):
             self.remedy, words = Remedy.FIX, "DB_SSL_CA does not vouch for its certificate and for the name DB_HOST"
         elif isinstance(inner, socket.gaierror):
-            words = "the name DB_HOST does not resolve: check it, and the cluster's DNS"
+            policy = " and the NetworkPolicy" if inner.errno == socket.EAI_AGAIN else ""  # nobody answers
+            words = f"the name DB_HOST does not resolve: check it, and the cluster's DNS{policy}"
         elif self.number == 2013 and not (connected or written):  # it never said hello
-            words = "what answers does not speak like MySQL, or not in time: check DB_HOST and DB_PORT"
+            words = "what answers does not speak like MySQL, or not in time: check DB_HOST, DB_PORT and the server"
         if self.remedy is Remedy.SWITCH_OVER:
             self.remedy = Remedy.RECONNECT if written else Remedy.FIX
         quote = clean if self.number in MYSQL_ERRORS else quoted  # of an unknown one, the words may quote a value
@@ -2028,7 +2036,7 @@ class Database:
         if not s.db_ssl_ca:
             tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), refuse_clear_password)}
         return pymysql.connect(
-            host=s.db_host,
+            host=s.db_host.rstrip(".") if s.db_ssl_ca else s.db_host,  # certificates leave the last dot out
             port=s.db_port,
             user=s.db_user,
             password=s.db_password.encode(),  # of a str PyMySQL makes Latin-1, but MySQL expects UTF-8
@@ -2153,11 +2161,12 @@ class Tracker:
                 f"innodb_flush_log_at_trx_commit is {durable}: a crash of the server can lose the ledger's last second "
                 "and so lead to a second text. SET GLOBAL innodb_flush_log_at_trx_commit = 1"
             )
-        kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'Log'"
-        indexed = "SHOW INDEX FROM `Log` WHERE Seq_in_index = 1 AND Column_name = 'habit_id'"
-        statement = f"CREATE INDEX habit_created ON `{self._settings.db_name}`.`Log` (habit_id, created_at);"
-        if self._database.run(kind) == [("BASE TABLE",)] and not self._database.run(indexed):
-            yield f"no index of Log begins with habit_id: {statement}"
+        kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s"
+        for table, *columns in (("Habit", "user_id"), ("Log", "habit_id", "created_at")):
+            indexed = f"SHOW INDEX FROM `{table}` WHERE Seq_in_index = 1 AND Column_name = %s"
+            statement = f"CREATE INDEX notifier ON `{self._settings.db_name}`.`{table}` ({', '.join(columns)});"
+            if self._database.run(kind, [table]) == [("BASE TABLE",)] and not self._database.run(indexed, columns[:1]):
+                yield f"no index of {table} begins with {columns[0]}: {statement}"
 
     def log_doubts(self, limit: datetime, users: int) -> Iterator[str]:
         """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more.
@@ -2300,9 +2309,11 @@ class Tracker:
 
     def _spellings(self, text: str) -> list[UserId]:
         """An id that a person wrote, as its column may hold it: as bytes, what an ASCII column cannot hold."""
-        if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", text):
-            return [bytes.fromhex(text)]
-        cases = dict.fromkeys((text, text.lower(), text.upper()))
+        plain = text.replace("-", "")  # Django, SQLAlchemy and JPA write a UUID with dashes, and keep it without
+        if self._binary_ids and re.fullmatch("([0-9a-fA-F]{2})+", plain):
+            return [bytes.fromhex(plain)]
+        forms = text, plain, id_key(text)
+        cases = dict.fromkeys(case for form in forms for case in (form, form.lower(), form.upper()))
         return [case if case.isascii() else case.encode(errors="replace") for case in cases]
 
     def everybody(self) -> Iterator[User]:
@@ -3489,8 +3500,10 @@ def ping(url: str, end: str, summary: Mapping[str, Any] | None = None) -> None:
         return
     post = partial(requests.post, url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False)
     try:
-        status = in_background(post).result(PING_SECONDS).status_code
-        problem = f"HTTP {status}" if status >= 300 else ""
+        answer = in_background(post).result(PING_SECONDS)
+        problem = f"HTTP {answer.status_code}" if answer.status_code >= 300 else ""
+        if answer.text.startswith("OK (not found)"):  # as healthchecks.io says with HTTP 200
+            problem = "it is not the address of a check, or of one that was deleted"
     except TimeoutError:
         problem = f"no answer within {PING_SECONDS:g} s"
     except Exception as error:  # noqa: BLE001 - a run does not depend on it

@@ -25,6 +25,8 @@ from hack.kubectl import (
     container_of,
     exit_code,
     given,
+    introduce,
+    kept_by,
     killed,
     lines,
     missed_run,
@@ -221,25 +223,19 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
                 print_log(cluster, pod.metadata.name)
             followed.add(pod.metadata.name)
             sharded = sharded or shard_of(pod) != ""
+        kept = "" if trouble or kind == "pod" else max((kept_by(pod, datetime.now(UTC)) for pod in pods), default="")
+        trouble = trouble or kept
         if outcome_of(found) or (not trouble and (state_of(found).terminated or found.status.phase == "Failed")):
             return ""
         since = since if trouble else time.monotonic()
         if trouble and (time.monotonic() - since >= (patience or 2) or how == "broken"):
-            if patience and not sharded and "Unschedulable" not in trouble:
+            if patience and not sharded and not kept and "Unschedulable" not in trouble:
                 return trouble
             if not told:
                 say(f"The pod waits: {with_remedy(trouble)}\nWaiting on; Ctrl-C stops the waiting.")
             told = True
         time.sleep(1)
     raise Stop(f"somebody{'' if kind == 'job' else ', or a drained node,'} deleted the {kind} {name}.")
-
-
-def introduce(pod: Object, gone: str, *, is_first: bool) -> None:
-    if gone:
-        say(f"--- pod/{pod.metadata.name} ended before it started ({gone})")
-    elif shard_of(pod) or not is_first:
-        who = f"shard {shard_of(pod)}:" if shard_of(pod) else "replaced by"
-        say(f"--- {who} pod/{pod.metadata.name}")
 
 
 def verdict(cluster: Cluster, job: str) -> int:
@@ -296,7 +292,8 @@ def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
     """Sent by all attempts whose pods are left; failed and uncertain as each shard's last that judged people has it."""
     words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
     if not outcome:
-        waits = [start_of(cluster, pod)[1] for pod in pods] or [cluster.complaint(job.metadata.name, "FailedCreate")]
+        waits = [start_of(cluster, pod)[1] or kept_by(pod, datetime.now(UTC)) for pod in pods]
+        waits = waits or [cluster.complaint(job.metadata.name, "FailedCreate")]
         return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work: make logs")
     told = [(shard_of(pod), summary_of(pod)) for pod in pods]
     last = dict(told)

@@ -28,6 +28,8 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "Unschedulable": "make room on a node, or lower resources.requests in k8s/cronjob.yaml.",
     "quota|usage per": "raise the namespace's ResourceQuota or LimitRange, or lower resources in k8s/cronjob.yaml.",
     "OOMKilled": "raise limits.memory in k8s/cronjob.yaml, or lower SEND_CONCURRENCY, and make deploy.",
+    "istio-|linkerd-|keeps the pod": "switch the sidecar off for this pod, as k8s/cronjob.yaml tells, and make deploy.",
+    "should have ended": "is that node off? Then delete it, or the pod: kubectl delete pod NAME --force.",
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
     "": "make events",
 }
@@ -219,6 +221,23 @@ def start_of(cluster: Cluster, pod: Object) -> tuple[str, str]:
     unplaced = [it for it in pod.status.conditions if it.type == "PodScheduled" and it.status == "False"]
     mounts = "FailedMount", "FailedCreatePodSandBox"
     return "waiting", because(unplaced[0]) if unplaced else cluster.complaint(pod.metadata.name, *mounts)
+
+
+def introduce(pod: Object, gone: str, *, is_first: bool) -> None:
+    if gone:
+        say(f"--- pod/{pod.metadata.name} ended before it started ({gone})")
+    elif shard_of(pod) or not is_first:
+        who = f"shard {shard_of(pod)}:" if shard_of(pod) else "replaced by"
+        say(f"--- {who} pod/{pod.metadata.name}")
+
+
+def kept_by(pod: Object, now: datetime) -> str:
+    """What keeps a pod, and so its Job and all later ones, from ending though the program has, or should have."""
+    due, ended = str(pod.metadata.deletionTimestamp or ""), state_of(pod).terminated
+    if due and datetime.fromisoformat(due) < now and not ended:
+        return f"pod/{pod.metadata.name} should have ended at {due}, but its node does not say so"
+    beside = [it.name for it in pod.status.containerStatuses if it.name != CRONJOB and "running" in it.state]
+    return f"the program has ended, but {', '.join(beside)} keeps the pod" if ended and beside else ""
 
 
 def next_run(cronjob: Object, now: datetime) -> tuple[datetime, timedelta] | None:

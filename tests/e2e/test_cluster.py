@@ -918,7 +918,7 @@ def test_8_the_readme_s_kubectl_commands_show_the_runs(due: Due, user: User, clu
     assert jobs.splitlines()[-1].startswith("habit-notifier-manual ")
     assert "Notifications sent" in user.does("kubectl logs -n habit-tracker -l app=habit-notifier --tail=100")
     assert "Notifications sent" in user.does(
-        "kubectl logs -n habit-tracker -l app=habit-notifier -f --max-log-requests=20"
+        "kubectl logs -n habit-tracker -l app=habit-notifier -f --max-log-requests=500"
     )
     pod = next(line.split()[0] for line in user.does("kubectl get pods -n habit-tracker").splitlines()[1:])
     assert "Exit Code:" in user.does("kubectl describe pod <pod-name> -n habit-tracker".replace("<pod-name>", pod))

@@ -55,7 +55,7 @@ BY_THE_CLUSTER_TEST = """
     kubectl get cronjob -n habit-tracker
     kubectl get jobs -n habit-tracker --sort-by=.metadata.creationTimestamp
     kubectl logs -n habit-tracker -l app=habit-notifier --tail=100
-    kubectl logs -n habit-tracker -l app=habit-notifier -f --max-log-requests=20
+    kubectl logs -n habit-tracker -l app=habit-notifier -f --max-log-requests=500
     kubectl logs -n habit-tracker -l job-name=habit-notifier-28123456
     kubectl create job --from=cronjob/habit-notifier habit-notifier-manual -n habit-tracker
     kubectl logs -n habit-tracker -l job-name=habit-notifier-manual -f

@@ -353,6 +353,10 @@ def test_a_local_morning_is_an_hourly_run_and_a_window_that_it_meets(tmp_path: P
     assert spec["concurrencyPolicy"] == "Forbid"
     assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] <= 1800 < spec["startingDeadlineSeconds"] <= 3600
     assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (24, 24)
+    pods = 24 + 24 * (1 + spec["jobTemplate"]["spec"]["backoffLimit"])
+    follow = re.search("--max-log-requests=([0-9]+)", (ROOT / "CRONJOB_README.md").read_text())
+    assert follow
+    assert int(follow[1]) > pods  # kubectl counts those that ended, too, and refuses to follow more
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -467,10 +471,11 @@ def test_https_goes_to_public_addresses_only(policy: Document) -> None:
 
 
 def test_names_are_asked_of_the_cluster_only(policy: Document) -> None:
-    service, cache = policy["egress"][0]["to"]
+    service, cache, cloud_dns = policy["egress"][0]["to"]
     assert service["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
     assert service["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kube-system"}
     assert cache == {"ipBlock": {"cidr": "169.254.20.10/32"}}
+    assert cloud_dns == {"ipBlock": {"cidr": "169.254.169.254/32"}}  # of which the metadata service is another port
 
 
 def test_port_of_config_and_policy_agree(config: Document, policy: Document) -> None:

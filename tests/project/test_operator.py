@@ -612,6 +612,39 @@ def test_a_run_that_cannot_start_is_explained_and_taken_back(cluster: Cluster, r
     assert cluster.now <= 21
 
 
+SIDECAR = "Remedy: switch the sidecar off for this pod, as k8s/cronjob.yaml tells"
+
+
+def test_a_mesh_whose_sidecar_keeps_the_job_from_ending_is_named(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    kept = [lambda _: None] * 60
+    started(cluster, lambda name: pod(cluster, "p", ended(0), job=name), *kept, end(cluster, condition("Complete")))
+    why = f"waits: the program has ended, but mesh keeps the pod\n{SIDECAR}"
+    assert cluster.does("test").count(f"The pod {why}") == 1
+    pod(cluster, "q", ended(0), job=cluster.add("Job", JOB)["metadata"]["name"])
+    assert f"{JOB}  {why}" in cluster.does("status")
+
+
+def test_a_pod_on_a_node_that_is_gone_is_not_at_work(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    pod(cluster, "p", container({"running": {}}), job=job(cluster)["metadata"]["name"])
+    cluster.of("Pod")[0]["metadata"]["deletionTimestamp"] = text_of(START + timedelta(seconds=60))
+    assert f"{JOB}  at work: make logs" in cluster.does("status")  # it has its time to end in order
+    cluster.now = 61
+    assert f"{JOB}  waits: pod/p should have ended at 2026-05-09T09:01:00Z, but its node" in (
+        out := cluster.does("status")
+    )
+    assert "Remedy: is that node off? Then delete it, or the pod: kubectl delete pod NAME --force." in out
+
+
+def test_a_mesh_whose_sidecar_the_namespace_refuses_is_named(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    words = 'violates PodSecurity "restricted:latest": container "istio-init" must not include "NET_ADMIN"'
+    event = {"reason": "FailedCreate", "message": f"pods is forbidden: {words}"}
+    started(cluster, lambda name: cluster.add("Event", "e", involvedObject={"name": name}, **event))
+    assert SIDECAR in cluster.refuses("test")
+
+
 @pytest.mark.parametrize("why", ["exceeded quota: full", "maximum memory usage per Container is 100Mi"])
 def test_a_run_without_a_pod_is_explained_and_taken_back(cluster: Cluster, why: str) -> None:
     cluster.objects.append(cronjob())

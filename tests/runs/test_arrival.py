@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, time, timedelta
+from uuid import UUID
 from zlib import crc32
 
 import pytest
@@ -264,7 +265,7 @@ def test_when_nobody_logs_any_more_a_run_says_so(town: Town, users: int, newest:
 # --- ONLY_USERS
 
 
-id_types = variants({"id_type": "INT"}, {"id_type": "CHAR(36)"})
+id_types = variants({"id_type": "INT"}, {"id_type": "CHAR(36)"}, {"id_type": "CHAR(32)"})
 
 
 @id_types
@@ -273,7 +274,7 @@ def test_a_first_try_reaches_those_who_are_named_and_touches_nobody_else(town: T
     town.database.insert_users([("No zone", "+12025550190", "Mars/Olympus"), ("No phone", "x", "UTC")])
     [one, other, *_] = sorted(users)
     missing = "999999" if isinstance(one, int) else "7b0e2f5c-3d8a-4a2b-9a50-1c5f1e6d7a90"
-    only = f"{str(one).upper()}, {other},{missing}"
+    only = f"{str(one).upper()}, {other if isinstance(other, int) else UUID(str(other))},{missing}"
     assert town.run(NOON, ONLY_USERS=only) == 0
     assert town.texted == sorted([users[one], users[other]])
     assert sorted(row[0] for row in town.ledger) == town.texted

@@ -311,7 +311,7 @@ def test_a_table_that_is_locked_in_mid_run_is_waited_for(
 
 
 LATELY_WRITABLE = [1036, 1290, 1792, 1836, 1874, 3989]
-AWAY = [1047, 1152, 1158, 1159, 1160, 1161, 1180, 3032, 3100, 3101, 3169, 9001]
+AWAY = [1047, 1152, 1158, 1159, 1160, 1161, 1180, 3032, 3100, 3101, 3169, 9001, 9501]
 
 
 @pytest.mark.parametrize(
@@ -331,6 +331,18 @@ def test_a_node_that_is_not_ready_for_a_while_is_waited_for(
     monkeypatch.setattr(habit_notifier.Database, "_execute", refuse_twice)
     assert town.run() == 0
     assert town.served == people
+
+
+def test_a_proxy_that_splits_reads_from_writes_is_told_to_be_passed_by(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise pymysql.err.OperationalError(9006, "ProxySQL Error: connection is locked to hostgroup 0")  # by our SET
+
+    monkeypatch.setattr(habit_notifier.Database, "_execute", refuse)
+    assert town.run() == Exit.ACT
+    assert "its proxy reads elsewhere than it writes: set DB_HOST to the primary" in town.problem
+    assert "locked to hostgroup 0" in town.problem
 
 
 def away_after_the_probe(proxy: Proxy, then: Callable[[], object] = lambda: None) -> Callable[[Request], None]:
@@ -448,7 +460,7 @@ class OldPassword(SocketServer):
 def test_an_account_with_a_password_of_old_is_told_to_be_made_anew(town: Town) -> None:
     with OldPassword() as server:
         assert town.run(DB_PORT=server.port) == Exit.ACT
-    assert "a way to authenticate that this program lacks" in town.problem
+    assert "a log-in this program lacks" in town.problem
 
 
 @pytest.mark.parametrize(
@@ -470,7 +482,7 @@ def test_an_account_with_a_way_in_that_is_not_here_is_told_to_be_made_anew(
     with monkeypatch.context() as patch:
         patch.setattr(pymysql, "connect", connect)
         assert town.run() == Exit.ACT
-    assert "a way to authenticate that this program lacks" in town.problem
+    assert "lacks: use caching_sha2_password, in MariaDB mysql_native_password (" in town.problem
 
 
 def test_a_state_that_is_not_known_reads_as_uncertain(town: Town, people: list[str]) -> None:

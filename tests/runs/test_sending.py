@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import urllib3
 
 import habit_notifier
 from habit_notifier import TWILIO_CODES, Action
@@ -691,6 +695,28 @@ def test_a_ca_bundle_of_ones_own_is_honoured(
         assert town.text.count("Twilio's certificate") == 1  # a retry cannot help
         assert town.rows("*") == []
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", town.twilio.environ()["REQUESTS_CA_BUNDLE"])
+        assert town.run(TWILIO_API_URL=town.twilio.url) == 0
+        assert town.served == numbers
+
+
+def test_an_authority_of_a_company_that_python_3_13_finds_too_lax_is_trusted(
+    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers, key = town.people(1), "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -config tls.cnf"
+    (tmp_path / "tls.cnf").write_text(  # CA:TRUE is not critical, and there is no key usage
+        "[req]\ndistinguished_name = name\nprompt = no\n[name]\nCN = of 2014\n[authority]\nbasicConstraints = CA:TRUE\n"
+        "[server]\nsubjectAltName = IP:127.0.0.1\n"
+    )
+    sign = "-CA ca.pem -CAkey ca-key.pem -set_serial 1 -extfile tls.cnf -extensions server"
+    for command in (
+        f"req -x509 {key} -keyout ca-key.pem -out ca.pem -days 2 -extensions authority",
+        f"req -new {key} -keyout key.pem -out server.csr",
+        f"x509 -req -in server.csr {sign} -days 2 -out cert.pem",
+    ):
+        subprocess.run(["openssl", *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    monkeypatch.setattr(urllib3.util.ssl_, "sys", SimpleNamespace(version_info=(3, 13)))
+    with FakeTwilio(tls=(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))) as town.twilio:
         assert town.run(TWILIO_API_URL=town.twilio.url) == 0
         assert town.served == numbers
 

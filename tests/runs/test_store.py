@@ -5,6 +5,7 @@ Whatever is wrong with the set-up is one clear line with the remedy, exit code 2
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
@@ -339,6 +340,15 @@ def test_a_certificate_for_another_name_is_refused(tls_only: Town) -> None:
     assert tls_only.run(DB_HOST="127.1") == Exit.ACT  # the same machine, by a name that no certificate holds
     assert "DB_HOST" in tls_only.problem
     assert not tls_only.twilio.book
+
+
+def test_the_last_dot_of_a_name_is_not_looked_for_in_the_certificate(
+    tls_only: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more: resolve(host.rstrip("."), *more))
+    assert tls_only.run(DB_HOST="localhost.") == 0
+    assert len(tls_only.twilio.book) == 3
 
 
 def test_with_a_ca_nothing_is_said_to_a_server_that_offers_no_tls(own: Town) -> None:

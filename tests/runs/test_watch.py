@@ -495,6 +495,12 @@ def test_a_switch_that_does_not_take_a_ping_is_named_with_its_status(
     assert town.said(f"WARNING HEARTBEAT_URL was not told: HTTP {status[:3]}") == told
 
 
+def test_a_switch_that_knows_no_such_check_is_told_though_it_says_ok(town: Town, switch: Switch) -> None:
+    switch.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\nOK (not found)"  # as healthchecks.io does
+    assert town.run(NOW, HEARTBEAT_URL=switch.url) == 0
+    assert town.said("WARNING HEARTBEAT_URL was not told: it is not the address of a check") == 2
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize(
     "answer",

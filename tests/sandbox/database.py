@@ -253,7 +253,8 @@ class Server:
 class Database:
     """A fresh database with the tables User, Habit and Log; `with` creates it and drops it at the end.
 
-    id_type     INT, BIGINT, INT UNSIGNED, DECIMAL(20), CHAR(36) or BINARY(16): of every id; the last two hold UUIDs
+    id_type     INT, BIGINT, INT UNSIGNED, DECIMAL(20), CHAR(36), CHAR(32) or BINARY(16): of every id; the last
+                three hold UUIDs
     collation   of the ids when they are text, and of the whole tables when it is one of utf8mb4
     created_at  TIMESTAMP, DATETIME or DATETIME(6)
     log_index   whether Log is indexed by (habit_id, created_at), or by habit_id alone as its foreign key needs
@@ -385,7 +386,8 @@ class Database:
 
     def _new_id(self, table: str) -> Any:
         one = uuid.uuid4()
-        return {"CHAR(36)": str(one), "BINARY(16)": one.bytes}.get(self.id_type) or next(self._ids[table])
+        uuids = {"CHAR(36)": str(one), "CHAR(32)": one.hex, "BINARY(16)": one.bytes}
+        return uuids.get(self.id_type) or next(self._ids[table])
 
     # --- accounts
 
