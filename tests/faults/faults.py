@@ -338,7 +338,7 @@ class Rival(AtQuery):
 LOCK = f"SELECT 1 FROM {LEDGER} WHERE user_id = %s AND local_day = %s FOR UPDATE"
 INSERT = (
     f"INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, state, run_token, claimed_at) "
-    "VALUES (%s, %s, '', '', '', '', NOW())"
+    "VALUES (%s, %s, '', '', '', '', NOW()) ON DUPLICATE KEY UPDATE rule = rule"  # another run may have claimed it
 )
 
 
