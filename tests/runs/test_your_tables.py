@@ -599,8 +599,11 @@ def read_whole(steps: Sequence[Step]) -> list[Step]:
 def test_no_view_is_built_as_a_whole(crowd: Application, steps: list[Step], twilio: FakeTwilio, title: str) -> None:
     crowd.use(RECIPES[title])
     assert program.run(crowd.environ(twilio), at=NOON) == Exit.DONE
-    # Where to start is asked once, of half the users on average: a server may prefer to read them all.
-    assert not [step for step in read_whole(steps) if "OFFSET" not in step.sql]
+    whole = read_whole(steps)
+    if crowd.server.kind == "mariadb" and int(crowd.server.version.split(".")[0]) >= 11:
+        # Where to start is asked once, of half the users on average: its costs let it prefer to read them all.
+        whole = [step for step in whole if "OFFSET" not in step.sql]
+    assert not whole
     pages = [step for step in steps if "z.zone" in step.sql and step.table == "u"]
     assert len(pages) >= USERS // PAGE_USERS
     assert {step.key for step in pages} == {"PRIMARY"}
