@@ -504,14 +504,14 @@ class Job:
 
         :raises FixFirst: when carriers block the sender
         """
-        rows, found, failure = self.ledger.unsettled(self.clock()), deque[Message](), None
+        rows, found, failure = self.ledger.unsettled(self.clock()), dict[str, Message](), None
         limit = SETTLE_BUDGET + PROBE_LIMIT
         try:
-            within(limit, self.brake, lambda: found.extend(self.twilio.outcomes(rows, self.brake)))
+            within(limit, self.brake, partial(self.twilio.look_up, rows, self.brake, found))
         except NotifierError as cut_short:
             failure = cut_short
             log.warning("Not all earlier texts were looked up, the next run goes on: %s", failure)
-        messages = {message.sid: message for message in list(found)}  # a copy: what does not end may still add to it
+        messages = found.copy()  # what does not end may still add to it
         settled = settled_rows(rows, messages, self.clock(), looked_up=failure is None)
         self.ledger.settle(settled)
         self.report.learned(rows, settled)
@@ -1494,8 +1494,8 @@ class Twilio:
         )
         return accepted(message) if answer.action is Action.ACCEPT else answer
 
-    def outcomes(self, rows: Sequence[Row], brake: Brake) -> Iterator[Message]:
-        """What Twilio says of rows with a SID: by the list of each UTC day, and what is missing there by its SID.
+    def look_up(self, rows: Sequence[Row], brake: Brake, found: dict[str, Message]) -> None:
+        """Find the texts of rows with a SID: by the list of each UTC day, and what is missing there by its SID.
 
         :raises RetryLater: when SETTLE_BUDGET is spent, or Twilio does not answer as it should
         :raises FixFirst: when a person must act first
@@ -1510,36 +1510,38 @@ class Twilio:
                 raise RetryLater("looking up texts takes too long, the rest waits")
 
         missing = {row.sid for row in rows if row.sid}
-        read = partial(self._messages, missing, go_on)
+        read = partial(self._read, missing, found, go_on)
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
             search = {"date_sent": str(day), "page_size": 1_000, **sender}
-            found = read(lambda client, search=search: client.messages.stream(**search))  # type: ignore[misc]
-            missing -= {message.sid for message in found}
-            yield from found
+            read(lambda client, search=search: client.messages.stream(**search))  # type: ignore[misc]
         for sid in sorted(missing):
-            yield from read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
+            read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
 
-    def _messages(
-        self, missing: Collection[str], go_on: Callable[[], None], question: Callable[[Client], Iterable[Any]]
-    ) -> list[Message]:
-        """Those of Twilio's answer that are missing."""
-        found = []
+    def _read(
+        self,
+        missing: set[str],
+        found: dict[str, Message],
+        go_on: Callable[[], None],
+        question: Callable[[Client], Iterable[Any]],
+    ) -> None:
+        """Find what is missing in Twilio's answer; what else the account has sent may go on for very long."""
 
-        def keep(client: Client) -> None:
-            for message in question(client):
+        def find(client: Client) -> None:
+            messages = iter(question(client) if missing else ())
+            while missing and (message := next(messages, None)):
                 go_on()
                 if message.sid in missing:
                     status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
-                    found.append(Message(message.sid, status, message.error_code, message.num_segments))
+                    found[message.sid] = Message(message.sid, status, message.error_code, message.num_segments)
+                    missing.remove(message.sid)
 
         go_on()
-        answer, _ = self.ask(keep)
+        answer, _ = self.ask(find)
         if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
             kind = FixFirst if answer.action is Action.STOP else RetryLater
             raise kind(f"Twilio's list of messages could not be read: {answer.words}")
-        return found
 
     def find_sender(self) -> Iterator[str]:
         """Look for the sender in the account; why that could not be told.

@@ -363,6 +363,30 @@ def test_when_a_later_page_fails_the_day_stays_open(world: World) -> None:
     assert world.told(user)[3] is None
 
 
+def test_what_was_found_among_very_many_other_texts_is_kept_when_the_budget_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "SETTLE_BUDGET", 0.5)
+    early, late = world.message(ANNA, from_=None), "SM" + "0" * 32
+    for n in range(1_000):
+        world.message(f"+1303555{n:04}", from_=None)
+    world.twilio.book[-1].sid = late  # on the first page: the list begins with the newest
+    users = [world.row(ANNA, "sent", sid=early), world.row(BERT, "sent", sid=late)]
+    world.twilio.hook = lambda request: ACCEPT.delayed(after=0.6) if request.params.get("Page") == "1" else None
+    assert world.settle(**SERVICE) == 1
+    assert [world.told(user)[3] for user in users] == [None, "delivered"]
+
+
+def test_a_day_is_read_no_further_than_the_last_of_our_texts(world: World) -> None:
+    for n in range(2_000):
+        world.message(f"+1303555{n:04}")
+    days = [NOON - DAY, NOON]
+    users = [world.row(claimed=day, state="sent", sid=world.message(at=NOON)) for day in days]
+    assert world.settle() == 0
+    assert [world.told(user)[3] for user in users] == ["delivered"] * 2
+    assert len(world.lists) == 2  # a page of each day
+
+
 @pytest.mark.parametrize("status", ["x" * 33, "d\u00e9livr\u00e9", None, True, [], {}], ids=str)
 def test_a_status_or_code_that_no_column_holds_ends_no_run(world: World, status: object) -> None:
     sid = world.message()
