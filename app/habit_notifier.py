@@ -3072,10 +3072,8 @@ def id_list(text: str) -> frozenset[str]:
 CLOCK_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
 TEXT = Kind("")
 TOKEN = Kind("it as the console shows it, without blanks and typographic characters", "[!-~]+")
-HOST = Kind(
-    "a host name or an address, without scheme and port",
-    r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-fA-F]*(:[0-9a-fA-F.]*){2,7}",
-)
+HOST_NAME = r"[\w-]{1,63}(\.[\w-]{1,63})*\.?"
+HOST = Kind("a host name or an address, without scheme and port", rf"{HOST_NAME}|[0-9a-fA-F]*(:[0-9a-fA-F.]*){{2,7}}")
 CA_FILE = Kind("the path of a PEM file with certificates that this user can read", parse=ca_file)
 ACCOUNT_SID = Kind("the Account SID: AC and 32 hexadecimal digits", "AC[0-9a-fA-F]{32}")
 KEY_SID = Kind("the key's SID: SK and 32 hexadecimal digits", "SK[0-9a-fA-F]{32}")
@@ -3084,7 +3082,7 @@ SENDER = Kind(f"your Twilio number with its country code, such as {EXAMPLE}", rf
 LOOPBACK = r"http://(localhost|127(\.[0-9]+){3}|\[::1\])"  # elsewhere, http would show the credentials to the network
 API_URL = Kind(
     "https://HOST[:PORT]; http is for localhost only",
-    rf"(https://([\w.-]+|\[[0-9a-fA-F:.]+\])|{LOOPBACK})(:[0-9]+)?/?",
+    rf"(https://({HOST_NAME}|\[[0-9a-fA-F:.]+\])|{LOOPBACK})(:[0-9]+)?/?",
     lambda url: url.rstrip("/"),
     lambda url: urllib3.util.parse_url(url).port != 0,  # above 65535 that is a ValueError
 )

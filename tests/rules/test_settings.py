@@ -221,6 +221,7 @@ BAD: dict[str, tuple[str, ...]] = {
         ),
         *("https:api.twilio.com", "https://api.twilio.com/2010-04-01", "https://[::1", "https://proxy.example:port"),
         *("https://proxy.example:65536", "https://proxy.example:0", "your-url"),
+        *("https://api..twilio.com", "https://.twilio.com", f"https://{'a' * 64}.example"),  # no DNS has such names
         *("https://proxy.example?to=there", "https://proxy.example/?to=there", "https://proxy.example#there"),
         *("https://bob:hunter2@proxy.example", "http://bob:hunter2@localhost:8080", "https://@proxy.example"),
     ),
