@@ -1149,7 +1149,7 @@ def sleep(seconds: float, cut_short: Callable[[], bool]) -> bool:
 class Brake:
     """What ends a run early: SIGTERM, the deadline, or the first failure that concerns everybody.
 
-    The deadline is one of two clocks: while a machine is suspended, only the wall's goes on.
+    Two clocks tell the deadline, since only the wall's goes on while a machine is suspended.
     """
 
     def __init__(self, stop: Stop, clock: Clock, deadline: float) -> None:
