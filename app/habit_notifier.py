@@ -532,6 +532,8 @@ class Job:
         if not self.as_of:  # of another moment the newest logs say nothing
             users = self.report.users * self.settings.shard_count
             yield from self.tracker.log_doubts(self.now + CLOCK_TOLERANCE, users)
+        if not self.report.users and self.settings.shard_count == 1:
+            yield "nobody in User has a phone number: is DB_NAME right, or does a view leave everybody out?"
         if only := self.settings.only_users:
             yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
             for user_id in sorted(only - self.tracker.known(only)):

@@ -262,6 +262,20 @@ def test_when_nobody_logs_any_more_a_run_says_so(town: Town, users: int, newest:
         assert town.said("WARNING there is no log of the last days at all: is what writes them broken?") == told
 
 
+def test_that_there_is_nobody_at_all_to_text_is_said_as_a_warning(town: Town) -> None:
+    words = "WARNING nobody in User has a phone number: is DB_NAME right"
+    town.database.insert_user("No phone", "", "UTC")
+    assert town.run(NOON) == 0
+    assert town.said(words)
+    assert town.run(NOON, "--check") == 0
+    assert town.said("WARNING users and logs: nobody in User has a phone number")
+    assert town.run(NOON, SHARD_COUNT="2", JOB_COMPLETION_INDEX="0") == 0  # one of few users may fall to no shard
+    assert not town.said(words)
+    populate(town, 1)
+    assert town.run(NOON) == 0
+    assert not town.said(words)
+
+
 # --- ONLY_USERS
 
 
