@@ -1475,6 +1475,8 @@ class Twilio:
         _, http = self._client()
         if http.last and http.last.status_code == requests.codes.proxy_authentication_required:
             answer = Answer(Action.STOP, PROXY)
+        if "proxy appears to only use HTTP" in answer.words:  # after a POST these words would prove nothing
+            answer = Answer(Action.STOP, "HTTPS_PROXY names a proxy without TLS: write http:// for its https://")
         known = answer.code in TWILIO_CODES and answer.action is not Action.PAUSE
         if known or answer.action is Action.STOP:
             raise FixFirst(f"Twilio: {answer.words}. Nobody was texted")

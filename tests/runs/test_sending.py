@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -37,7 +38,7 @@ from tests.sandbox.fake_twilio import (
     slow,
     throttle,
 )
-from tests.sandbox.sockets import Canned, ConnectProxy
+from tests.sandbox.sockets import Canned, ConnectProxy, SocketServer
 
 # Nothing here depends on the kind of server: one is enough.
 pytestmark = [
@@ -748,6 +749,26 @@ def test_without_another_url_it_is_twilios_own_that_is_asked(
     assert [tuple(request.decode().split()[:2]) for request in proxy.requests] == [("CONNECT", f"{host}:443")]
     assert town.said("ERROR Twilio: HTTPS_PROXY asks for a login or cannot be used: correct it. Nobody was texted")
     assert not town.said("hunter2")
+    assert town.rows("*") == []
+
+
+class PlainProxy(SocketServer):
+    """A proxy without TLS: what begins a handshake is no request to it."""
+
+    def serve(self, client: socket.socket) -> None:
+        client.recv(65_536)
+        client.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("pii", ["on", "off"])
+def test_a_proxy_without_tls_that_is_named_with_https_needs_a_person(
+    town: Town, pii: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town.people(1)
+    with PlainProxy() as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "https://"))
+        assert town.run(TWILIO_API_URL=None, LOG_PII=pii) == 2
+    assert town.said("ERROR Twilio: HTTPS_PROXY names a proxy without TLS: write http:// for its https://. Nobody was")
     assert town.rows("*") == []
 
 
