@@ -1601,7 +1601,7 @@ def accepted(message: Any) -> Answer:
 def column_int(value: object, most: int) -> int | None:
     """A number that fits into its column of the ledger; None for anything else."""
     text = "" if isinstance(value, bool) else str(value)
-    return int(text) if text.isdecimal() and int(text) <= most else None
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) and int(text) <= most else None
 
 
 def error_code(value: object) -> int | None:
