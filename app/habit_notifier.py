@@ -1301,7 +1301,10 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
     future, until = in_background(step), time.monotonic() + seconds
     while not wait([future], timeout=0.2).done:
         if time.monotonic() > until or brake.overdue():
-            raise Outage("Twilio's answer does not end: see https://status.twilio.com")
+            raise Outage(
+                "Twilio does not answer, or its answer does not end: check DNS, the proxy and the NetworkPolicy, and "
+                "https://status.twilio.com"
+            )
     return future.result()
 
 
