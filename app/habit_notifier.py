@@ -1178,7 +1178,7 @@ class Brake:
             failed = list(self._answers)[-STREAK:]
             if lost >= STREAK:
                 words = f"{lost} of the last {len(self._answers)} texts are uncertain or did not reach Twilio"
-                self.pull(RetryLater(f"{words}, the last one: {answer.words}. No more are posted"))
+                self.pull(RetryLater(f"{words}, the last one: {answer.words}. No more are posted{answer.remedy}"))
             elif len(failed) == STREAK and all(a.action is Action.FAIL for a in failed):
                 self.pull(FixFirst(f"{STREAK} texts in a row failed, the last one: {answer.words}. No more are posted"))
 
@@ -1301,10 +1301,7 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
     future, until = in_background(step), time.monotonic() + seconds
     while not wait([future], timeout=0.2).done:
         if time.monotonic() > until or brake.overdue():
-            raise Outage(
-                "Twilio does not answer, or its answer does not end: check DNS, the proxy and the NetworkPolicy, and "
-                "https://status.twilio.com"
-            )
+            raise Outage(f"Twilio does not answer, or its answer does not end: {AWAY}")
     return future.result()
 
 
@@ -1351,6 +1348,11 @@ class Answer:
     sid: str | None = None
     segments: int | None = None
     retry_after: float | None = None
+
+    @property
+    def remedy(self) -> str:
+        """Where to look when everybody gets this answer, if its words do not say so."""
+        return f": {AWAY}" if self.action is Action.UNCERTAIN else ""
 
 
 # https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
@@ -1401,6 +1403,7 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
     408: (Action.UNCERTAIN, "the request timed out on its way"),
     429: TWILIO_CODES[20429],
 }
+AWAY = "check https://status.twilio.com, DNS, the proxy and the NetworkPolicy"
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
 NO_TRUST = "name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct this node's clock"
 NO_SUCH = 20404
@@ -1480,7 +1483,7 @@ class Twilio:
         if known or answer.action is Action.STOP:
             raise FixFirst(f"Twilio: {answer.words}. Nobody was texted")
         if answer.action is not Action.ACCEPT:
-            raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted")
+            raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted{answer.remedy}")
         try:
             return parsedate_to_datetime(http.last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
         except (KeyError, TypeError, ValueError, OverflowError):

@@ -525,7 +525,7 @@ def test_addresses_that_all_drop_what_comes_are_not_blamed_on_twilio_alone(monke
     monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (0.2, 0.2))
     resolve = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *asked: resolve(*asked) * 8)
-    with Full() as server, pytest.raises(habit_notifier.Outage, match="the proxy and the NetworkPolicy"):
+    with Full() as server, pytest.raises(habit_notifier.Outage, match="DNS, the proxy and the NetworkPolicy"):
         habit_notifier.within(0.5, a_brake(), client_of(server.url).probe)
 
 
