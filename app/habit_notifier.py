@@ -1180,7 +1180,7 @@ class Brake:
             failed = list(self._answers)[-STREAK:]
             if lost >= STREAK:
                 words = f"{lost} of the last {len(self._answers)} texts are uncertain or did not reach Twilio"
-                self.pull(RetryLater(f"{words}, the last one: {answer.words}. No more are posted"))
+                self.pull(RetryLater(f"{words}, the last one: {answer.words}. No more are posted{answer.remedy}"))
             elif len(failed) == STREAK and all(a.action is Action.FAIL for a in failed):
                 self.pull(FixFirst(f"{STREAK} texts in a row failed, the last one: {answer.words}. No more are posted"))
 
@@ -1303,7 +1303,7 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
     future, until = in_background(step), time.monotonic() + seconds
     while not wait([future], timeout=0.2).done:
         if time.monotonic() > until or brake.overdue():
-            raise Outage("Twilio's answer does not end: see https://status.twilio.com")
+            raise Outage(f"Twilio does not answer, or its answer does not end: {AWAY}")
     return future.result()
 
 
@@ -1350,6 +1350,11 @@ class Answer:
     sid: str | None = None
     segments: int | None = None
     retry_after: float | None = None
+
+    @property
+    def remedy(self) -> str:
+        """Where to look when everybody gets this answer, if its words do not say so."""
+        return f": {AWAY}" if self.action is Action.UNCERTAIN else ""
 
 
 # https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
@@ -1400,6 +1405,7 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
     408: (Action.UNCERTAIN, "the request timed out on its way"),
     429: TWILIO_CODES[20429],
 }
+AWAY = "check https://status.twilio.com, DNS, the proxy and the NetworkPolicy"
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
 NO_TRUST = "name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct this node's clock"
 NO_SUCH = 20404
@@ -1481,7 +1487,7 @@ class Twilio:
         if known or answer.action is Action.STOP:
             raise FixFirst(f"Twilio: {answer.words}. Nobody was texted")
         if answer.action is not Action.ACCEPT:
-            raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted")
+            raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted{answer.remedy}")
         try:
             return parsedate_to_datetime(http.last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
         except (KeyError, TypeError, ValueError, OverflowError):
@@ -2181,17 +2187,19 @@ class Tracker:
         """
         bound: object = (limit + EARLIEST_ZONE).date() if self._dates else naive(limit)
         try:
-            [(count, newest, ahead)] = self._database.run(
-                f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL))
-                    FROM (SELECT created_at FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
-                [bound],
+            [(count, newest, ahead, people)] = self._database.run(
+                f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL)), COUNT(DISTINCT
+                        IF(created_at > %s, (SELECT user_id FROM `Habit` WHERE id = newest.habit_id), NULL))
+                    FROM (SELECT habit_id, created_at FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) newest""",
+                [bound, bound],
             )
         except DatabaseError as failure:
             if failure.remedy is not Remedy.SMALLER:
                 raise
             yield f"the newest logs could not be read: {failure}"
             return
-        if ahead >= FEW or (ahead == count > 0 and newest - bound < EARLIEST_ZONE):  # a zone may be why
+        # Somebody's phone may be ahead; a server's zone is by 14 hours at most, and concerns everybody.
+        if people >= FEW or (ahead >= min(FEW, count) > 0 and newest - bound < EARLIEST_ZONE):
             yield (
                 f"{ahead} of the newest logs are still to come, the last of {newest} UTC: "
                 "Log.created_at must be in UTC. Does a server with another time_zone fill a DATETIME? Until that is "

@@ -487,7 +487,7 @@ def code_of(line: str, group: Played, told: Told) -> int | None:
         "looking up texts takes too long": 1,
         "No text was surely sent": 1,
         "Not everybody was served": 1,
-        "Twilio's answer does not end": 1,
+        "Twilio does not answer, or its answer does not end": 1,
         "What became of the last": 1,
         "MySQL: it is read-only": 2,
     }

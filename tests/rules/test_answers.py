@@ -520,6 +520,15 @@ def test_a_connection_that_never_stands_is_surely_not_sent() -> None:
     assert "timed out" in answer.words
 
 
+def test_addresses_that_all_drop_what_comes_are_not_blamed_on_twilio_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name has many, and each is tried for as long: behind a NetworkPolicy that takes more than a probe may."""
+    monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (0.2, 0.2))
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *asked: resolve(*asked) * 8)
+    with Full() as server, pytest.raises(habit_notifier.Outage, match="DNS, the proxy and the NetworkPolicy"):
+        habit_notifier.within(0.5, a_brake(), client_of(server.url).probe)
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_proxy_that_refuses_or_has_no_address_is_surely_not_sent(
     secure: FakeTwilio, named: bool, monkeypatch: pytest.MonkeyPatch

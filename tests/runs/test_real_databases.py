@@ -634,6 +634,14 @@ def test_a_wrong_zone_that_the_default_replaces_is_named_and_an_empty_one_is_not
     assert said.startswith("2 users have the unknown zone “Mars/Base”")
 
 
+def test_one_persons_logs_of_tomorrow_are_their_mistake_however_many(town: Town) -> None:
+    """As of a phone whose clock is ahead, in an application that believes it."""
+    town.user("+12025550000", logs=[NOON + DAY] * 12, habits=4)
+    town.user("+12025550001", logs=[NOON - DAY])
+    assert town.run() == 0
+    assert not town.said("days are judged wrongly")
+
+
 @pytest.mark.parametrize(
     ("logs", "ahead", "hours", "warned"), [(60, 1, 5, False), (60, 40, 5, True), (1, 1, 24, False), (1, 1, 5, True)]
 )

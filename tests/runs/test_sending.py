@@ -32,6 +32,7 @@ from tests.sandbox.fake_twilio import (
     Answer,
     Door,
     FakeTwilio,
+    Operation,
     Request,
     refuse,
     server_error,
@@ -790,6 +791,24 @@ def test_an_egress_filters_page_is_not_blamed_on_the_credentials(town: Town) -> 
     assert town.run() == 1
     assert town.said("ERROR Twilio cannot be used: an answer that is not Twilio's, or a broken one (HTTP 403")
     assert not town.said("TWILIO_ACCOUNT_SID")
+
+
+WHERE_TO_LOOK = ": check https://status.twilio.com, DNS, the proxy and the NetworkPolicy"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [server_error(503), RESET_AFTER_ACCEPTING, replace(ACCEPT, status=403, body=FOREIGN)],
+    ids=lambda a: a.kind,
+)
+@pytest.mark.parametrize("on", ["list", "send"])
+def test_whatever_comes_in_place_of_twilios_answer_is_told_with_where_to_look(
+    town: Town, answer: Answer, on: Operation
+) -> None:
+    town.people(12)
+    town.twilio.script(on=on, then=answer)
+    assert town.run() == 1
+    assert town.problem.endswith(("Nobody was texted" if on == "list" else "No more are posted") + WHERE_TO_LOOK)
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------
