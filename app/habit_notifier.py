@@ -62,7 +62,7 @@ from datetime import time as time_of_day
 from email.utils import parsedate_to_datetime
 from enum import Enum, IntEnum, StrEnum, auto
 from functools import cache, lru_cache, partial
-from itertools import chain, repeat
+from itertools import chain, repeat, takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -338,8 +338,8 @@ def of_the_past(case: Case) -> Skip | None:
 
 
 def remembered(case: Case) -> Skip | None:
-    """A number that refused for good is left alone for REFUSED_RETRY_DAYS; a new number is not."""
-    for row in own_rows(case):
+    """A number that refused for good, and took no text since, is left alone for REFUSED_RETRY_DAYS; a new one isn't."""
+    for row in takewhile(lambda row: row.state is not State.SENT or row.final_status in LOST, own_rows(case)):
         permanent = row.state is State.REFUSED and is_permanent(row.code)
         if permanent and (case.days.today - row.local_day).days < case.settings.refused_retry_days:
             reason = "Twilio refused %s for good on %s (error %s)"
