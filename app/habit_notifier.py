@@ -2774,6 +2774,7 @@ DELIVERY_CODES = {
     30006: "a landline, or a carrier that cannot be reached",
     30007: "a carrier's filter took it for spam",
     30008: "for a reason that the carrier does not tell",
+    30017: "the carrier's network had too much traffic",
     30018: "the carrier there wants the sender registered",
     30022: "more at a time than the sender's registration allows (A2P 10DLC)",
     30023: "the registration's daily cap was reached (A2P 10DLC)",
