@@ -1549,10 +1549,11 @@ class Twilio:
         number, service = self._settings.twilio_from_number, self._settings.twilio_messaging_service_sid
         if service:
             answer, found = self.ask(lambda client: client.messaging.v1.services(service).fetch())
-        elif number.startswith("+"):
-            answer, found = self.ask(lambda client: client.incoming_phone_numbers.list(phone_number=number, limit=1))
         else:
-            answer, found = self.ask(lambda client: client.short_codes.list(short_code=number, limit=1))
+            sort = "phone_number" if number.startswith("+") else "short_code"
+            owned = "incoming_phone_numbers" if number.startswith("+") else "short_codes"
+            answer, found = self.ask(lambda client: getattr(client, owned).list(**{sort: number}))
+            found = [own for own in found or () if getattr(own, sort) == number]  # a part of a number finds it, too
         if answer.action is not Action.ACCEPT and not (service and answer.code == NO_SUCH):
             yield f"whether the sender is the account's could not be told: {answer.words}"
         elif not found:
