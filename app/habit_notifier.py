@@ -2176,10 +2176,11 @@ class Tracker:
         """
         bound: object = (limit + EARLIEST_ZONE).date() if self._dates else naive(limit)
         try:
-            [(count, newest, ahead)] = self._database.run(
-                f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL))
+            [(count, newest, ahead, past)] = self._database.run(
+                f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL)),
+                           MAX(IF(created_at > %s, NULL, created_at))
                     FROM (SELECT created_at FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
-                [bound],
+                [bound, bound],
             )
         except DatabaseError as failure:
             if failure.remedy is not Remedy.SMALLER:
@@ -2193,6 +2194,7 @@ class Tracker:
                 "mended, days are judged wrongly"
             )
         first_days = (bounds_of(days, dates=self._dates)[0] for days in self._days.values())
+        newest = past or newest  # one log of a clock that is ahead says nothing of the last days
         dated = isinstance(newest, date)  # else there is none, or it is a zero date
         if users >= MANY and (not dated or newest < min(first_days, default=newest)):
             yield "there is no log of the last days at all: is what writes them broken? MAX_TEXTS guards against that"
