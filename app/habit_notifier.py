@@ -854,7 +854,7 @@ class Report:
             elif row.final_status == UNKNOWN:
                 words = "The text of %s to user %s, %s: unknown. Look in Twilio's console for %s, %s to %s UTC"
                 between = row.claimed_at, row.finished_at or row.claimed_at + ALL_ATTEMPTS
-                times = (f"{at:%H:%M:%S}" for at in between)
+                times = (f"{at:%Y-%m-%d %H:%M:%S}" for at in between)
                 log.warning(words, *which, row.state, Personal(row.phone), *times, extra=details)
 
     def verdict(self, shards: int) -> NotifierError | None:
