@@ -945,11 +945,15 @@ def told(ends: Mapping[tuple[str, int | None], int]) -> str:
     return "".join(f", {end} {count}{f' ({meaning(code)})' if code else ''}" for (end, code), count in ordered)
 
 
+# STOP, or an address, as a sender with a name has it, which takes no answers.
+OPT_OUT = re.compile(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b|(?is:(opt.?out|unsubscribe)\b.*\w\.\w)")
+
+
 def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
     """What carriers, or whoever pays, may dislike about the two texts."""
     for name in (NO_LOGS.message, MISSED_YESTERDAY.message):
         template = getattr(settings, name)
-        if not re.search(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b", template):
+        if not OPT_OUT.search(template):
             yield f'{name.upper()} does not say how to opt out: write "Reply STOP to opt out"'
         if (parts := segments(template.replace("{name}", longest_name))) > 1:
             name_of = f"a name of {len(longest_name)} characters"

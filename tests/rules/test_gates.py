@@ -398,6 +398,9 @@ def test_segments_are_counted_by_the_tables(text: str) -> None:
     [
         ("Habits: hi {name}! Reply STOP to opt out.", "Ana", ""),
         ("Habits: hi {name}! Reply stop to opt out.", "Ana", ""),
+        ("Habits: hi {name}! Opt out: habits.example/out", "Ana", ""),  # nobody can answer a sender with a name
+        ("Habits: hi {name}! Unsubscribe\nhttps://habits.example", "Ana", ""),
+        ("Habits: hi {name}! Don't opt out of your day. Go on.", "Ana", "does not say how to opt out"),
         ("Habits: hi {name}!", "STOP", "does not say how to opt out"),
         ("Habits: hi {name}!", "Ana", 'does not say how to opt out: write "Reply STOP to opt out"'),
         ("Habits: don't be stopped, {name}!", "Ana", "does not say how to opt out"),
