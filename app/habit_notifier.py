@@ -338,8 +338,10 @@ def of_the_past(case: Case) -> Skip | None:
 
 
 def remembered(case: Case) -> Skip | None:
-    """A number that refused for good is left alone for REFUSED_RETRY_DAYS; a new number is not."""
+    """A number that refused for good is left alone for REFUSED_RETRY_DAYS; a new one is not, nor one texted since."""
     for row in own_rows(case):
+        if row.state is State.SENT and row.final_status not in LOST:
+            return None
         permanent = row.state is State.REFUSED and is_permanent(row.code)
         if permanent and (case.days.today - row.local_day).days < case.settings.refused_retry_days:
             reason = "Twilio refused %s for good on %s (error %s)"
@@ -362,10 +364,9 @@ def delivered(case: Case) -> Skip | None:
 
 def wanted(case: Case) -> Skip | None:
     """After QUIET_AFTER texts without any log in between, silence until the next log."""
-    limit, counted = case.settings.quiet_after, counted_rows(case)
-    if not limit or len(counted) < limit:
-        return None
-    if case.last_log is not None and not all(is_after(row, case.last_log) for row in counted[:limit]):
+    limit, last_log = case.settings.quiet_after, case.last_log
+    unheeded = [row for row in counted_rows(case)[:limit] if last_log is None or is_after(row, last_log)]
+    if not limit or len(unheeded) < limit:
         return None
     return Skip(Outcome.QUIET, "no log since the last %d texts: silence until the next log", (limit,))
 
@@ -373,9 +374,8 @@ def wanted(case: Case) -> Skip | None:
 def within_week(case: Case) -> Skip | None:
     """At most MAX_PER_WEEK texts in seven local days."""
     limit, since = case.settings.max_per_week, case.days.today - timedelta(days=7)
-    if limit and sum(row.local_day > since for row in counted_rows(case)) >= limit:
-        return Skip(Outcome.ENOUGH, "%d texts in seven days already", (limit,))
-    return None
+    enough = limit and sum(row.local_day > since for row in counted_rows(case)) >= limit
+    return Skip(Outcome.ENOUGH, "%d texts in seven days already", (limit,)) if enough else None
 
 
 def spaced(case: Case) -> Skip | None:
@@ -856,7 +856,7 @@ class Report:
             elif row.final_status == UNKNOWN:
                 words = "The text of %s to user %s, %s: unknown. Look in Twilio's console for %s, %s to %s UTC"
                 between = row.claimed_at, row.finished_at or row.claimed_at + ALL_ATTEMPTS
-                times = (f"{at:%H:%M:%S}" for at in between)
+                times = (f"{at:%Y-%m-%d %H:%M:%S}" for at in between)
                 log.warning(words, *which, row.state, Personal(row.phone), *times, extra=details)
 
     def verdict(self, shards: int) -> NotifierError | None:
@@ -947,11 +947,15 @@ def told(ends: Mapping[tuple[str, int | None], int]) -> str:
     return "".join(f", {end} {count}{f' ({meaning(code)})' if code else ''}" for (end, code), count in ordered)
 
 
+# STOP, or an address, as a sender with a name has it, which takes no answers.
+OPT_OUT = re.compile(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b|(?is:(opt.?out|unsubscribe)\b.*\w\.\w)")
+
+
 def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
     """What carriers, or whoever pays, may dislike about the two texts."""
     for name in (NO_LOGS.message, MISSED_YESTERDAY.message):
         template = getattr(settings, name)
-        if not re.search(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b", template):
+        if not OPT_OUT.search(template):
             yield f'{name.upper()} does not say how to opt out: write "Reply STOP to opt out"'
         if (parts := segments(template.replace("{name}", longest_name))) > 1:
             name_of = f"a name of {len(longest_name)} characters"
@@ -1554,7 +1558,7 @@ class Twilio:
             raise kind(f"Twilio's list of messages could not be read: {answer.words}")
 
     def find_sender(self) -> Iterator[str]:
-        """Look for the sender in the account; why that could not be told.
+        """Look for the sender in the account, where a part of a number finds it, too; why that could not be told.
 
         :raises FixFirst: when it is not there
         """
@@ -1562,12 +1566,16 @@ class Twilio:
         if service:
             answer, found = self.ask(lambda client: client.messaging.v1.services(service).fetch())
         elif number.startswith("+"):
-            answer, found = self.ask(lambda client: client.incoming_phone_numbers.list(phone_number=number, limit=1))
+            answer, found = self.ask(
+                lambda client: [own.phone_number for own in client.incoming_phone_numbers.list(phone_number=number)]
+            )
         else:
-            answer, found = self.ask(lambda client: client.short_codes.list(short_code=number, limit=1))
+            answer, found = self.ask(
+                lambda client: [own.short_code for own in client.short_codes.list(short_code=number)]
+            )
         if answer.action is not Action.ACCEPT and not (service and answer.code == NO_SUCH):
             yield f"whether the sender is the account's could not be told: {answer.words}"
-        elif not found:
+        elif not (found if service else number in found):
             raise FixFirst(f"the account has no sender {number or service}: see its console")
 
     def ask(self, question: Callable[[Client], Any]) -> tuple[Answer, Any]:
@@ -2187,11 +2195,13 @@ class Tracker:
         """
         bound: object = (limit + EARLIEST_ZONE).date() if self._dates else naive(limit)
         try:
-            [(count, newest, ahead, people)] = self._database.run(
-                f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(created_at > %s, 1, NULL)), COUNT(DISTINCT
-                        IF(created_at > %s, (SELECT user_id FROM `Habit` WHERE id = newest.habit_id), NULL))
-                    FROM (SELECT habit_id, created_at FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) newest""",
-                [bound, bound],
+            [(count, newest, ahead, people, past)] = self._database.run(
+                f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(ahead, 1, NULL)),
+                           COUNT(DISTINCT IF(ahead, (SELECT user_id FROM `Habit` WHERE id = l.habit_id), NULL)),
+                           MAX(IF(ahead, NULL, created_at))
+                    FROM (SELECT habit_id, created_at, created_at > %s AS ahead
+                          FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
+                [bound],
             )
         except DatabaseError as failure:
             if failure.remedy is not Remedy.SMALLER:
@@ -2206,6 +2216,7 @@ class Tracker:
                 "mended, days are judged wrongly"
             )
         first_days = (bounds_of(days, dates=self._dates)[0] for days in self._days.values())
+        newest = past or newest  # one log of a clock that is ahead says nothing of the last days
         dated = isinstance(newest, date)  # else there is none, or it is a zero date
         if users >= MANY and (not dated or newest < min(first_days, default=newest)):
             yield "there is no log of the last days at all: is what writes them broken? MAX_TEXTS guards against that"
@@ -2788,6 +2799,7 @@ DELIVERY_CODES = {
     30006: "a landline, or a carrier that cannot be reached",
     30007: "a carrier's filter took it for spam",
     30008: "for a reason that the carrier does not tell",
+    30017: "the carrier's network had too much traffic",
     30018: "the carrier there wants the sender registered",
     30022: "more at a time than the sender's registration allows (A2P 10DLC)",
     30023: "the registration's daily cap was reached (A2P 10DLC)",

@@ -354,6 +354,11 @@ def test_a_local_morning_is_an_hourly_run_and_a_window_that_it_meets(tmp_path: P
     assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] <= 1800 < spec["startingDeadlineSeconds"] <= 3600
     assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (24, 24)
     pods = 24 + 24 * (1 + spec["jobTemplate"]["spec"]["backoffLimit"])
+    own = tmp_path / "k8s/configmap.yaml"
+    own.write_text(re.sub('# (SEND_WINDOW: ")09', r"\g<1>11", own.read_text()))
+    assert of_kind(load(build(own.parent)), "ConfigMap")["data"]["SEND_WINDOW"] == "09:00-20:00"
+    for file in (own, tmp_path / "k8s/components/local-morning/kustomization.yaml"):
+        assert "gives way" in file.read_text()  # so who wants another window is told where to write it
     follow = re.search("--max-log-requests=([0-9]+)", (ROOT / "CRONJOB_README.md").read_text())
     assert follow
     assert int(follow[1]) > pods  # kubectl counts those that ended, too, and refuses to follow more

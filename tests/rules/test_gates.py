@@ -168,7 +168,7 @@ LOST = [a_row(ago, "undelivered", 30003) for ago in (7, 5, 3)]
 @pytest.mark.parametrize(
     "blocked",
     [
-        *(*sorted(BLOCKED_SENDER), 30001, 30002, 30022, 30023, 30027, 30035, 30036),
+        *(*sorted(BLOCKED_SENDER), 30001, 30002, 30017, 30022, 30023, 30027, 30035, 30036),
         *(30018, 30037, 30040, 30041),  # a country wants the sender registered, or the account may not send
         *(30042, 30044, 30410, 30450, 30453, 30500),  # a trial's, a provider's, Twilio's own protection's: no number's
         *(21408, 21608, 21611, 21612, 21704, 30454, 30485, 63038),  # as a Messaging Service tells them
@@ -398,6 +398,9 @@ def test_segments_are_counted_by_the_tables(text: str) -> None:
     [
         ("Habits: hi {name}! Reply STOP to opt out.", "Ana", ""),
         ("Habits: hi {name}! Reply stop to opt out.", "Ana", ""),
+        ("Habits: hi {name}! Opt out: habits.example/out", "Ana", ""),  # nobody can answer a sender with a name
+        ("Habits: hi {name}! Unsubscribe\nhttps://habits.example", "Ana", ""),
+        ("Habits: hi {name}! Don't opt out of your day. Go on.", "Ana", "does not say how to opt out"),
         ("Habits: hi {name}!", "STOP", "does not say how to opt out"),
         ("Habits: hi {name}!", "Ana", 'does not say how to opt out: write "Reply STOP to opt out"'),
         ("Habits: don't be stopped, {name}!", "Ana", "does not say how to opt out"),

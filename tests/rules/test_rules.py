@@ -258,6 +258,27 @@ def test_a_refusal_for_good_is_remembered_for_refused_retry_days(
         assert str(OPTED_OUT) in told(skip)
 
 
+@pytest.mark.parametrize(
+    ("state", "final", "remembered"),
+    [
+        (State.SENT, "delivered", False),
+        (State.SENT, None, False),
+        (State.SENT, "sent", False),  # carriers that send no receipts
+        (State.SENT, "undelivered", True),
+        (State.UNCERTAIN, "unknown", True),
+        (State.REFUSED, "refused", True),
+    ],
+)
+def test_a_refusal_is_forgotten_once_the_number_took_a_text(
+    state: State, final: str | None, *, remembered: bool
+) -> None:
+    """Whoever opted in again may be tried earlier with a smaller REFUSED_RETRY_DAYS, which may then be as before."""
+    later = dataclasses.replace(refusal(2), state=state, final_status=final)
+    for rows in ([refusal(9, code=OPTED_OUT), later], [later, refusal(9, code=OPTED_OUT)]):
+        assert outcome(skipped(rows)) is (Outcome.REMEMBERED if remembered else None)
+    assert outcome(skipped([later, refusal(1, code=OPTED_OUT)])) is Outcome.REMEMBERED
+
+
 def refusal(age: int, **changes: Any) -> Row:
     at = NOW - age * DAY
     return a_row(State.REFUSED, local_day=TODAY - age * DAY, claimed_at=at, finished_at=at, **changes)

@@ -252,10 +252,14 @@ SECOND = timedelta(seconds=1)
         (99, DAY_1 + SECOND, False),
     ],
 )
-def test_when_nobody_logs_any_more_a_run_says_so(town: Town, users: int, newest: timedelta | None, told: bool) -> None:
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "a phone's clock is ahead"])
+def test_when_nobody_logs_any_more_a_run_says_so(
+    town: Town, users: int, newest: timedelta | None, told: bool, ahead: bool
+) -> None:
     ids = populate(town, users)
-    if newest:
-        town.database.insert_logs((habit, NOON - newest) for habit in town.database.insert_habits(list(ids)[:1]))
+    [habit] = town.database.insert_habits(list(ids)[:1])
+    town.database.insert_logs([(habit, NOON - newest)] if newest else [])
+    town.database.insert_logs([(habit, NOON + 900 * DAY)] if ahead and newest else [])
     for limit, code in (("50", 2), ("0", 0)):
         assert town.run(NOON, MAX_TEXTS=limit) == code
         assert bool(town.texts) == (code == 0)

@@ -618,6 +618,15 @@ BROKEN = {
             FAILS + f"the account has no sender {SERVICE['TWILIO_MESSAGING_SERVICE_SID']}", unsigned, **SERVICE
         ),
         "short code": shows(FAILS + "the account has no sender 12345", TWILIO_FROM_NUMBER="12345"),
+        "part of a number": shows(  # Twilio finds numbers by a part of them, too
+            FAILS + f"the account has no sender {FakeTwilio.FROM_NUMBER[:-1]}",
+            TWILIO_FROM_NUMBER=FakeTwilio.FROM_NUMBER[:-1],
+        ),
+        "part of a short code": shows(
+            FAILS + "the account has no sender 2345",
+            lambda _, twilio: twilio.senders.add("12345"),
+            TWILIO_FROM_NUMBER="2345",
+        ),
         "number, 401": shows(UNKNOWN + "cre", forbidden(401)),
         "number, 403": shows(UNKNOWN + "Twi", forbidden(403)),
         "service, 403": shows(UNKNOWN, forbidden(403), **SERVICE),

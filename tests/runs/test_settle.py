@@ -188,6 +188,7 @@ def test_what_the_list_lacks_is_asked_for_by_its_sid(world: World) -> None:
 def test_a_text_without_a_sid_is_never_matched_but_named_once_for_the_console(world: World, state: str) -> None:
     """Another program's login code to the same number in the same second would settle it."""
     user = world.row(state=state)
+    world.database.execute(f"UPDATE {LEDGER} SET local_day = '2026-05-13'")  # it is tomorrow there, as in Auckland
     world.message()
     assert world.settle(NOON + 30 * MINUTE) == 0
     assert world.told(user) == (state, None, None, None)
@@ -196,10 +197,10 @@ def test_a_text_without_a_sid_is_never_matched_but_named_once_for_the_console(wo
     assert world.lists == []
     assert world.fetches == []
     [warning] = (line for line in world.log if line.startswith("WARNING The text of "))
-    last = "12:30:00" if state == "sending" else "12:00:02"
+    last = "2026-05-12 12:30:00" if state == "sending" else "2026-05-12 12:00:02"
     assert warning == (
-        f"WARNING The text of 2026-05-12 to user {user}, uncertain: unknown. "
-        f"Look in Twilio's console for {ANNA}, 12:00:00 to {last} UTC"
+        f"WARNING The text of 2026-05-13 to user {user}, uncertain: unknown. "
+        f"Look in Twilio's console for {ANNA}, 2026-05-12 12:00:00 to {last} UTC"
     )
     assert world.settle(NOON + 2 * HOUR) == 0
     assert not world.said("console")

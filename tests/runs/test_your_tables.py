@@ -501,6 +501,21 @@ def test_what_the_page_says_to_write_instead(
     assert texts(application, twilio, people) == expected(people)
 
 
+def test_a_day_that_starts_later_wants_its_hours_in_the_view(application: Application, twilio: FakeTwilio) -> None:
+    said = "CAST(l.done_at - INTERVAL 3 HOUR AS DATE)"
+    assert f"`{said}` for `03:00`" in PAGE
+    application.use(Recipe("Log", [f"{said} AS created_at"]))
+    people = [
+        Person("Yesterday, after midnight", NOTHING, EAST, logs=on(TODAY.replace(hour=2, minute=59))),
+        Person("Today", NO_LOGS, WEST, logs=on(TODAY.replace(hour=3))),
+        Person("Day 1, after midnight", MISSED, WEST, logs=on(YESTERDAY.replace(hour=2, minute=59))),
+    ]
+    for n, person in enumerate(people):
+        application.take_in(person, f"+1202555{n:04}")
+    assert program.run(application.environ(twilio) | {"DAY_STARTS_AT": "03:00"}, at=NOON) == Exit.DONE
+    assert sorted((message.to, message.body) for message in twilio.book) == expected(people)
+
+
 def test_consent_and_counts_may_be_enums(application: Application, twilio: FakeTwilio) -> None:
     """To MySQL a number beside an ENUM is a place in its list: 1 is the first value."""
     application.run("ALTER TABLE users MODIFY sms_consent ENUM('0', '1')")
