@@ -771,7 +771,8 @@ class Report:
         self.counts: Counter[Outcome] = Counter()
         self.learned_ends: Counter[tuple[str, int | None]] = Counter()
         self.error: str | None = None
-        self._looked_at = self._at_night = 0
+        self._looked_at = self._at_night = self._out_of_reach = 0
+        self._sent_before = False  # to somebody, today, by an earlier run
         self._longest_name = self._set_up = ""
         self._began = self._told = time.monotonic()
 
@@ -806,6 +807,7 @@ class Report:
         """Count and name a user who gets no text, and why."""
         outcome, words = skip.outcome, f"User %s gets no text, %s: {skip.reason}"
         self.counts[outcome] += 1
+        self._sent_before |= outcome is Outcome.ALREADY and State.SENT in skip.args
         log.log(outcome.level, words, user, outcome.words, *skip.args, extra=event("skipped", user.id, outcome))
 
     def not_tried(self, reminders: Iterable[Reminder]) -> None:
@@ -824,6 +826,7 @@ class Report:
         for reminder, answer in answers.items():
             user, outcome = reminder.user, answer.action.outcome
             self.counts[outcome] += 1
+            self._out_of_reach += answer.action is Action.SKIP
             details = event("text", user.id, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
             if outcome is Outcome.SENT:
                 self._longest_name = max(self._longest_name, user.name, key=len)
@@ -860,6 +863,8 @@ class Report:
     def verdict(self, shards: int) -> NotifierError | None:
         """What the counts say of the whole run. For a few people no shard ends with 2, which would stop all others."""
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
+        if self._sent_before:  # a country that is off is tried by each run of a day, also when it alone is left
+            setup -= self._out_of_reach
         if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
             for_all = self.counts[Outcome.TRIAL] or shards == 1 or setup >= STREAK
             kind = FixFirst if for_all else RetryLater

@@ -386,6 +386,26 @@ def test_too_few_refusals_or_a_text_that_was_sent_beside_them_blame_the_people(
     assert not town.said("ERROR")
 
 
+@pytest.mark.parametrize(
+    ("code", "first", "codes"),
+    [
+        (21408, ACCEPT, [0, 0, 0]),
+        (21408, refuse(21610), [2, 2, 2]),  # nobody was sent anything that day
+        (21606, ACCEPT, [0, 2, 2]),  # a sender that is gone since
+    ],
+)
+def test_a_country_that_is_off_does_not_fail_each_run_of_a_day_on_which_others_were_texted(
+    town: Town, code: int, first: Answer, codes: list[int]
+) -> None:
+    """As the hourly runs after the one that served all others, or the pod after one that was drained."""
+    served, *off = town.people(4)
+    town.twilio.script(first, to=served)
+    town.twilio.script(then=refuse(code))
+    assert [town.run(NOON + timedelta(hours=n)) for n in range(3)] == codes
+    assert town.totals == (0, 3)
+    assert Counter(town.posted) == {served: 1} | dict.fromkeys(off, 3)
+
+
 def test_what_was_in_flight_when_a_streak_stopped_the_run_is_recorded_or_released_too(town: Town) -> None:
     town.people(20)
     town.twilio.script(*[refuse(21999)] * 9, slow(0.2), *[refuse(21999)] * 2, then=refuse(21999))
