@@ -1549,7 +1549,7 @@ class Twilio:
         answer, _ = self.ask(keep)
         if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
             kind = FixFirst if answer.action is Action.STOP else RetryLater
-            raise kind(f"Twilio's list of messages could not be read: {answer.words}")
+            raise kind(f"Twilio's list of messages could not be read: {answer.words}{answer.remedy}")
         return found
 
     def find_sender(self) -> Iterator[str]:
@@ -1565,7 +1565,7 @@ class Twilio:
         else:
             answer, found = self.ask(lambda client: client.short_codes.list(short_code=number, limit=1))
         if answer.action is not Action.ACCEPT and not (service and answer.code == NO_SUCH):
-            yield f"whether the sender is the account's could not be told: {answer.words}"
+            yield f"whether the sender is the account's could not be told: {answer.words}{answer.remedy}"
         elif not found:
             raise FixFirst(f"the account has no sender {number or service}: see its console")
 
