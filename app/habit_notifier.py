@@ -863,7 +863,7 @@ class Report:
     def verdict(self, shards: int) -> NotifierError | None:
         """What the counts say of the whole run. For a few people no shard ends with 2, which would stop all others."""
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
-        if self._sent_before:  # a country that is off is tried by each run of a day, also when it alone is left
+        if self._sent_before and setup < STREAK:  # each run of a day tries a country that is off, when it alone is left
             setup -= self._out_of_reach
         if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
             for_all = self.counts[Outcome.TRIAL] or shards == 1 or setup >= STREAK

@@ -387,22 +387,23 @@ def test_too_few_refusals_or_a_text_that_was_sent_beside_them_blame_the_people(
 
 
 @pytest.mark.parametrize(
-    ("code", "first", "codes"),
+    ("code", "first", "people", "codes"),
     [
-        (21408, ACCEPT, [0, 0, 0]),
-        (21408, refuse(21610), [2, 2, 2]),  # nobody was sent anything that day
-        (21606, ACCEPT, [0, 2, 2]),  # a sender that is gone since
+        (21408, ACCEPT, 3, [0, 0, 0]),
+        (21408, ACCEPT, 10, [0, 2, 2]),  # so many are worth a look
+        (21408, refuse(21610), 3, [2, 2, 2]),  # nobody was sent anything that day
+        (21606, ACCEPT, 3, [0, 2, 2]),  # a sender that is gone since
     ],
 )
 def test_a_country_that_is_off_does_not_fail_each_run_of_a_day_on_which_others_were_texted(
-    town: Town, code: int, first: Answer, codes: list[int]
+    town: Town, code: int, first: Answer, people: int, codes: list[int]
 ) -> None:
     """As the hourly runs after the one that served all others, or the pod after one that was drained."""
-    served, *off = town.people(4)
+    served, *off = town.people(1 + people)
     town.twilio.script(first, to=served)
     town.twilio.script(then=refuse(code))
     assert [town.run(NOON + timedelta(hours=n)) for n in range(3)] == codes
-    assert town.totals == (0, 3)
+    assert town.totals == (0, people)
     assert Counter(town.posted) == {served: 1} | dict.fromkeys(off, 3)
 
 
