@@ -773,7 +773,8 @@ class Report:
         self.counts: Counter[Outcome] = Counter()
         self.learned_ends: Counter[tuple[str, int | None]] = Counter()
         self.error: str | None = None
-        self._looked_at = self._at_night = 0
+        self._looked_at = self._at_night = self._out_of_reach = 0
+        self._sent_before = False  # to somebody, today, by an earlier run
         self._longest_name = self._set_up = ""
         self._began = self._told = time.monotonic()
 
@@ -808,6 +809,7 @@ class Report:
         """Count and name a user who gets no text, and why."""
         outcome, words = skip.outcome, f"User %s gets no text, %s: {skip.reason}"
         self.counts[outcome] += 1
+        self._sent_before |= outcome is Outcome.ALREADY and State.SENT in skip.args
         log.log(outcome.level, words, user, outcome.words, *skip.args, extra=event("skipped", user.id, outcome))
 
     def not_tried(self, reminders: Iterable[Reminder]) -> None:
@@ -826,6 +828,7 @@ class Report:
         for reminder, answer in answers.items():
             user, outcome = reminder.user, answer.action.outcome
             self.counts[outcome] += 1
+            self._out_of_reach += answer.action is Action.SKIP
             details = event("text", user.id, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
             if outcome is Outcome.SENT:
                 self._longest_name = max(self._longest_name, user.name, key=len)
@@ -862,6 +865,8 @@ class Report:
     def verdict(self, shards: int) -> NotifierError | None:
         """What the counts say of the whole run. For a few people no shard ends with 2, which would stop all others."""
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
+        if self._sent_before and setup < STREAK:  # a country that is off is what each later run of a day has left
+            setup -= self._out_of_reach
         if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
             for_all = self.counts[Outcome.TRIAL] or shards == 1 or setup >= STREAK
             kind = FixFirst if for_all else RetryLater
@@ -1555,7 +1560,7 @@ class Twilio:
         answer, _ = self.ask(find)
         if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
             kind = FixFirst if answer.action is Action.STOP else RetryLater
-            raise kind(f"Twilio's list of messages could not be read: {answer.words}")
+            raise kind(f"Twilio's list of messages could not be read: {answer.words}{answer.remedy}")
 
     def find_sender(self) -> Iterator[str]:
         """Look for the sender in the account, where a part of a number finds it, too; why that could not be told.
@@ -1574,7 +1579,7 @@ class Twilio:
                 lambda client: [own.short_code for own in client.short_codes.list(short_code=number)]
             )
         if answer.action is not Action.ACCEPT and not (service and answer.code == NO_SUCH):
-            yield f"whether the sender is the account's could not be told: {answer.words}"
+            yield f"whether the sender is the account's could not be told: {answer.words}{answer.remedy}"
         elif not (found if service else number in found):
             raise FixFirst(f"the account has no sender {number or service}: see its console")
 

@@ -355,6 +355,13 @@ def test_settling_alone_tells_a_twilio_that_fails_in_the_middle_by_its_exit_code
     assert world.log[-1].startswith("ERROR Twilio's list of messages could not be read: ")
 
 
+def test_a_look_up_without_twilios_answer_is_told_with_where_to_look(world: World) -> None:
+    world.row(ANNA, "sent", sid=world.message(ANNA))
+    fail_on(world, "2026-05-12", server_error(503))
+    assert world.settle() == 1
+    assert world.log[-1].endswith(": check https://status.twilio.com, DNS, the proxy and the NetworkPolicy")
+
+
 def test_when_a_later_page_fails_the_day_stays_open(world: World) -> None:
     user = world.row(state="sent", sid=world.message())
     for n in range(1_000):
