@@ -863,7 +863,10 @@ class Report:
                 log.warning(words, *which, row.state, Personal(row.phone), *times, extra=details)
 
     def verdict(self, shards: int) -> NotifierError | None:
-        """What the counts say of the whole run. For a few people no shard ends with 2, which would stop all others."""
+        """What the counts say of the whole run.
+
+        For a few people no shard ends with 2, which would stop all others, unless the account is a trial's.
+        """
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
         if self._sent_before and setup < STREAK:  # a country that is off is what each later run of a day has left
             setup -= self._out_of_reach
