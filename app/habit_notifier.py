@@ -915,6 +915,9 @@ class Report:
                 "%d texts are uncertain: they may have been sent, and are not sent again today: see Twilio's console",
                 uncertain,
             )
+        alone, may = self.counts[Outcome.UNDELIVERED], (Outcome.SENT, Outcome.ALREADY, Outcome.LATER)
+        if alone >= max(STREAK, sum(self.counts[outcome] for outcome in may)):
+            log.warning("%d users, most of those due, are left alone: no text of theirs arrived lately", alone)
         if self.learned_ends:
             log.info("What became of earlier texts%s", told(self.learned_ends))
         self.tell_totals()

@@ -139,6 +139,28 @@ def test_three_losses_in_a_row_leave_a_number_alone_until_it_is_another(town: To
     assert town.texted == ["+12025550177"]
 
 
+@pytest.mark.parametrize(("lost", "told"), [(10, True), (9, False)])
+def test_when_most_of_those_due_are_left_alone_a_run_says_so_and_the_remedy_of_the_runbook_works(
+    town: Town, lost: int, told: bool
+) -> None:
+    """A carrier's bad week, or a code that we do not know, would else end a month of runs without a word."""
+    numbers = sorted(populate(town, 19).values())
+    for day in range(3):
+        assert town.run(NOON + day * DAY) == 0
+        for n, number in enumerate(numbers):
+            town.twilio.settle(number, *(("undelivered", 30999) if n < lost else ("delivered",)))
+    for hour in range(2):
+        assert town.run(NOON + 3 * DAY + hour * HOUR) == 0
+        assert town.texted == ([] if hour else numbers[lost:])
+        assert town.said(f"WARNING {lost} users, most of those due, are left alone") == told
+    assert town.run(NOON + 4 * DAY, UNDELIVERED_LIMIT="0") == 0
+    for number in town.texted:
+        town.twilio.settle(town.texts[numbers.index(number)].sid, "delivered")
+    assert town.run(NOON + 5 * DAY) == 0
+    assert town.texted == numbers
+    assert not town.said("are left alone")
+
+
 def test_a_text_that_fails_at_once_counts_like_one_that_fails_later(town: Town) -> None:
     town.user(PHONE)
     body = f'{{"sid": "SM{"0" * 32}", "status": "failed", "error_code": 30005, "num_segments": "1"}}'
