@@ -917,7 +917,7 @@ class Report:
             )
         alone, may = self.counts[Outcome.UNDELIVERED], (Outcome.SENT, Outcome.ALREADY, Outcome.LATER)
         if alone >= max(STREAK, sum(self.counts[outcome] for outcome in may)):
-            log.warning("%d users, most of those due, are left alone: no text of theirs arrived lately", alone)
+            log.warning("%d users, most of those due, are left alone: their last texts did not arrive", alone)
         if self.learned_ends:
             log.info("What became of earlier texts%s", told(self.learned_ends))
         self.tell_totals()
