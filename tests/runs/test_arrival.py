@@ -162,6 +162,17 @@ def test_when_most_of_those_due_are_left_alone_a_run_says_so_and_the_remedy_of_t
     assert not town.said("are left alone")
 
 
+def test_a_number_that_was_refused_and_is_corrected_is_texted_from_the_next_day_on(town: Town) -> None:
+    """As the runbook says of `make test` on the same day: the ledger has one row a day."""
+    user = town.user(PHONE)
+    town.twilio.script(refuse(21211))
+    assert town.run() == 0
+    town.sql("UPDATE User SET phone_number = '+12025550177' WHERE id = %s", (user,))
+    for hours, served in ((1, []), (24, ["+12025550177"])):
+        assert town.run(NOON + hours * HOUR) == 0
+        assert town.texted == served
+
+
 def test_a_text_that_fails_at_once_counts_like_one_that_fails_later(town: Town) -> None:
     town.user(PHONE)
     body = f'{{"sid": "SM{"0" * 32}", "status": "failed", "error_code": 30005, "num_segments": "1"}}'
