@@ -122,7 +122,9 @@ def deploy(cluster: Cluster) -> None:
     warn(cluster, cronjob.spec.schedule)
     cluster.make_namespace()
     refused = "nothing was applied, as the cluster would refuse a part"
-    cluster.ask("apply", "--dry-run=server", "-f", "-", send=cluster.files, otherwise=refused)
+    # Who may not bind every Role, as the admin of one namespace, may bind one only once it is there.
+    asked = [found for found in cluster.files if found.kind != "RoleBinding"]
+    cluster.ask("apply", "--dry-run=server", "-f", "-", send=asked, otherwise=refused)
     say(f"Deploying {cluster.overlay} to {cluster.where}.")
     if given("SUSPEND") == "yes":
         suspend_first(cluster, cronjob, running)

@@ -132,6 +132,12 @@ def ready(cluster: Cluster, tmp_path: Path) -> Cluster:
     return cluster
 
 
+def edit(cluster: Cluster, file: str, before: str, after: str) -> None:
+    path = cluster.root / file
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+
+
 def configure(cluster: Cluster, line: str) -> None:
     """One more value in the project's ConfigMap."""
     config = cluster.root / "k8s/configmap.yaml"
@@ -408,6 +414,15 @@ def test_deploy_says_that_the_files_name_another_image(ready: Cluster) -> None:
     assert "The files name r/n@sha256:abc; the cluster's image was kept." in done.out
     again = dict(each.split("=") for each in re.findall(r"IMAGE_\w+=\S+", done.out))
     assert "r/n:v2 -> r/n@sha256:abc" in ready.operate("update-image", **again).out
+
+
+def test_deploy_asks_for_no_binding_of_a_role_that_is_still_to_come(ready: Cluster) -> None:
+    """The server refuses that to everybody but administrators of the whole cluster."""
+    edit(ready, "k8s/kustomization.yaml", "# components:", "components:\n  - components/viewers")
+    ready.objects.append(secret(SECRETS))
+    ready.does("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    asked, applied = ({each["kind"] for each in it["items"]} for it in ready.sent if "items" in it)
+    assert applied - asked == {"RoleBinding"}
 
 
 def test_deploy_asks_the_server_first_and_applies_nothing_by_halves(ready: Cluster) -> None:
