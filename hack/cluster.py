@@ -198,7 +198,7 @@ def print_log(cluster: Cluster, pod: str) -> None:
         found = cluster.get("pod", pod)
         ended = "running" not in state_of(found)
         for line in islice(lines(*cluster.here("logs", "-f", pod, "-c", CRONJOB), quiet=printed > 0), printed, None):
-            say(line, end="")
+            print(line, end="", flush=True)
             printed += 1
         time.sleep(0 if ended else 1)
     if why := killed(found):

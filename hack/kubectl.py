@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 CRONJOB, SECRET, APP = "habit-notifier", "habit-notifier-secrets", "app=habit-notifier"
@@ -33,7 +33,7 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
     "": "make events",
 }
-say = partial(print, flush=True)
+COMMAND = re.compile("make (secret|deploy|explain|test|logs|status|events|resume|stop|update-image|undeploy)(?!:)")
 
 
 class Stop(Exception):  # noqa: N818 - named by what it does
@@ -50,6 +50,12 @@ class Object(dict[str, Any]):
 def given(name: str, default: str = "") -> str:
     """A variable of the environment. Set but empty is not set."""
     return os.environ.get(name) or default
+
+
+def say(text: str, **options: Any) -> None:
+    """A command that the text names is for the same cluster and environment: it may be pasted."""
+    same = "".join(f" {name}={given(name)}" for name in ("CONTEXT", "NAMESPACE", "OVERLAY") if given(name))
+    print(COMMAND.sub(lambda command: command[0] + same, text), flush=True, **options)
 
 
 def run(*arguments: str, text: str = "", offline: bool = False) -> subprocess.CompletedProcess[str]:

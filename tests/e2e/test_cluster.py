@@ -61,8 +61,9 @@ def test_1_deploy_tells_all_that_is_missing_and_applies_nothing(user: User, clus
 @pytest.mark.usefixtures("configured")
 def test_1_deploy_refuses_as_long_as_only_the_secret_is_missing(user: User, cluster: Cluster) -> None:
     said = user.does("make deploy", code=2)
+    remedy = "make secret OVERLAY=tests/e2e/overlay"
     assert re.findall(r"^  - (.*)$", said, flags=re.MULTILINE) == [
-        f"There is no Secret habit-notifier-secrets in namespace {NAMESPACE}. Make it: make secret"
+        f"There is no Secret habit-notifier-secrets in namespace {NAMESPACE}. Make it: {remedy}"
     ]
     assert f"namespace/{NAMESPACE}" not in cluster.names("namespaces")
 

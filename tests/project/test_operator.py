@@ -1105,6 +1105,17 @@ def test_purge_leaves_a_namespace_that_others_use(cluster: Cluster) -> None:
     assert "somebody-else" in out
 
 
+def test_a_command_that_is_told_is_for_the_same_environment(cluster: Cluster) -> None:
+    cluster.objects.append(cronjob())
+    staging = {"CONTEXT": "elsewhere", "OVERLAY": "overlays/staging"}
+    same = "CONTEXT=elsewhere OVERLAY=overlays/staging"
+    assert f"A run right now: make test {same}" in cluster.does("status", **staging)
+    assert f"Make it: make secret {same}" in cluster.refuses("deploy", **staging)
+    assert f"make update-image {same} IMAGE_NAME=r/n IMAGE_TAG=v1" in cluster.does(
+        "update-image", IMAGE_TAG="v2", **staging
+    )
+
+
 def test_clean_jobs_deletes_finished_runs_only(cluster: Cluster) -> None:
     job(cluster, "done", status=condition("Complete"))
     job(cluster, "failed", status=condition("Failed"))
