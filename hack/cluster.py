@@ -172,17 +172,18 @@ def update_image(cluster: Cluster) -> None:
 
 
 def undeploy(cluster: Cluster) -> None:
-    name, everything = cluster.namespace, "deployments,statefulsets,daemonsets,cronjobs,jobs,pods,services,pvc"
+    name, all_kinds = cluster.namespace, "deployments,statefulsets,daemonsets,cronjobs,jobs,pods,services,pvc,secrets"
     cluster.tell("delete", "cronjob", CRONJOB, "--ignore-not-found")
     cluster.tell("delete", "jobs,pods", "-l", APP, "--ignore-not-found")
-    rest = [found for found in cluster.files if found.kind not in ("Namespace", "Secret", "CronJob")]
-    cluster.tell("delete", "--ignore-not-found", "-f", "-", send=rest)
+    cluster.delete(found for found in cluster.files if found.kind not in ("Namespace", "Secret", "CronJob"))
     if given("PURGE") != "yes":
         say(f"The namespace {name} and the Secret {SECRET} stay. To remove them, too: make undeploy PURGE=yes")
     else:
         cluster.tell("delete", "secret", SECRET, "--ignore-not-found")
-        if others := " ".join(cluster.ask("get", everything, "-o", "name").split()[:3]):
-            say(f"The namespace {name} stays, as it holds {others}. To remove all: kubectl delete namespace {name}")
+        others = " ".join(cluster.ask("get", all_kinds, "-o", "name").split()[:3])
+        if others or not cluster.file("Namespace", name):
+            why = f"it holds {others}" if others else f"{cluster.overlay} does not make it"
+            say(f"The namespace {name} stays, as {why}. To remove all: kubectl delete namespace {name}")
         else:
             cluster.tell("delete", "namespace", name, "--ignore-not-found")
     say("The ledger stays in the database. It is what keeps people from a second text.")

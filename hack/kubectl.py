@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -30,6 +30,8 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "OOMKilled": "raise limits.memory in k8s/cronjob.yaml, or lower SEND_CONCURRENCY, and make deploy.",
     "istio-|linkerd-|keeps the pod": "switch the sidecar off for this pod, as k8s/cronjob.yaml tells, and make deploy.",
     "should have ended": "is that node off? Then delete it, or the pod: kubectl delete pod NAME --force.",
+    "no matches for kind": "install the operator that has it, or take the component out of the kustomization: see "
+    "k8s/README.md.",
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
     "": "make events",
 }
@@ -124,12 +126,22 @@ class Cluster:
         """What kubectl says; its input is what is sent. Warnings are shown."""
         send = {"apiVersion": "v1", "kind": "List", "items": send} if isinstance(send, list) else send
         if (done := run(*self.here(*arguments), text=json.dumps(send) if send else "")).returncode:
-            raise Stop(f"{otherwise}: {done.stderr.strip()}")
+            why = done.stderr.strip()
+            raise Stop(f"{otherwise}: {with_remedy(why) if 'no matches for kind' in why else why}")
         sys.stderr.write(done.stderr)
         return done.stdout
 
     def tell(self, *arguments: str, send: object = None) -> None:
         say(self.ask(*arguments, send=send), end="")
+
+    def delete(self, files: Iterable[Object]) -> None:
+        """One by one: of a kind that the cluster does not know (any more) there is nothing to delete."""
+        for found in files:
+            try:
+                self.tell("delete", "--ignore-not-found", "-f", "-", send=found)
+            except Stop as why:
+                if "no matches for kind" not in str(why):
+                    raise
 
     def get(self, *what: str) -> Object:
         text = self.ask("get", *what, "--ignore-not-found", "-o", "json")

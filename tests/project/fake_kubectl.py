@@ -20,7 +20,7 @@ from tests.project.manifests import kubectl
 
 Object = dict[str, Any]
 KINDS = {"cronjob": "CronJob", "cronjobs": "CronJob", "job": "Job", "jobs": "Job", "pod": "Pod", "pods": "Pod"}
-KINDS |= {"secret": "Secret", "namespace": "Namespace", "events": "Event"}
+KINDS |= {"secret": "Secret", "secrets": "Secret", "namespace": "Namespace", "events": "Event"}
 START = datetime(2026, 5, 9, 9, 0, tzinfo=UTC)
 
 
@@ -35,6 +35,8 @@ class FakeKubectl:
     objects: list[Object] = field(default_factory=list)
     refusals: dict[str, str] = field(default_factory=dict)
     """Commands that hold this text fail with this message."""
+    unknown: str = ""
+    """A kind that the cluster does not know."""
     logs: dict[str, list[Iterable[str]]] = field(default_factory=dict)
     """What each call of `kubectl logs` prints, by pod; the last one is printed again."""
     then: list[Callable[[], object]] = field(default_factory=list)
@@ -60,6 +62,8 @@ class FakeKubectl:
         sent = json.loads(text) if text else {}
         if text:
             self.sent.append(sent)
+        if self.unknown and f'"kind": "{self.unknown}"' in text:
+            return subprocess.CompletedProcess(arguments, 1, "", f'no matches for kind "{self.unknown}"')
         answer = getattr(self, f"_{command[0]}", lambda *_: "")(command[1:], sent)
         return subprocess.CompletedProcess(arguments, 0, answer, "")
 

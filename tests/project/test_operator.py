@@ -1082,11 +1082,7 @@ def test_undeploy_keeps_namespace_and_secret(cluster: Cluster) -> None:
     job(cluster)
     pod(cluster, "p", ended(0))
     out = cluster.does("undeploy")
-    assert sorted(each["kind"] for each in cluster.sent[-1]["items"]) == [
-        "ConfigMap",
-        "NetworkPolicy",
-        "ServiceAccount",
-    ]
+    assert sorted(each["kind"] for each in cluster.sent) == ["ConfigMap", "NetworkPolicy", "ServiceAccount"]
     assert [each["kind"] for each in cluster.objects] == ["Namespace", "Secret"]
     assert "PURGE=yes" in out
 
@@ -1097,12 +1093,32 @@ def test_purge_takes_the_secret_and_an_empty_namespace(cluster: Cluster) -> None
     assert cluster.objects == []
 
 
-def test_purge_leaves_a_namespace_that_others_use(cluster: Cluster) -> None:
-    cluster.objects += [secret(SECRETS), {"kind": "deployments", "metadata": {"name": "somebody-else"}}]
+@pytest.mark.parametrize("kind", ["deployments", "Secret"])
+def test_purge_leaves_a_namespace_that_others_use(cluster: Cluster, kind: str) -> None:
+    cluster.objects += [secret(SECRETS), {"kind": kind, "metadata": {"name": "somebody-else"}}]
     out = cluster.does("undeploy", PURGE="yes")
-    assert not cluster.of("Secret")
+    assert not cluster.of("Secret", "habit-notifier-secrets")
     assert cluster.of("Namespace")
     assert "somebody-else" in out
+
+
+def test_purge_leaves_a_namespace_that_the_files_do_not_make(ready: Cluster) -> None:
+    edit(ready, "k8s/kustomization.yaml", "  - namespace.yaml\n", "")
+    ready.objects.append(secret(SECRETS))
+    out = ready.does("undeploy", PURGE="yes")
+    assert [each["kind"] for each in ready.objects] == ["Namespace"]
+    assert "stays, as k8s does not make it" in out
+
+
+def test_an_operator_that_is_not_there_stops_a_deploy_with_the_remedy_and_no_undeploy(ready: Cluster) -> None:
+    edit(ready, "k8s/kustomization.yaml", "# components:", "components:\n  - components/monitoring")
+    ready.objects.append(secret(SECRETS))
+    ready.unknown = "PrometheusRule"
+    err = ready.refuses("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert "nothing was applied" in err
+    assert "take the component out" in err
+    ready.does("undeploy", PURGE="yes")
+    assert ready.objects == []
 
 
 def test_a_command_that_is_told_is_for_the_same_environment(cluster: Cluster) -> None:
