@@ -127,7 +127,8 @@ class Cluster:
         send = {"apiVersion": "v1", "kind": "List", "items": send} if isinstance(send, list) else send
         if (done := run(*self.here(*arguments), text=json.dumps(send) if send else "")).returncode:
             why = done.stderr.strip()
-            raise Stop(f"{otherwise}: {with_remedy(why) if 'no matches for kind' in why else why}")
+            known = re.search("no matches for kind|quota|usage per|PodSecurity", why)
+            raise Stop(f"{otherwise}: {with_remedy(why) if known else why}")
         sys.stderr.write(done.stderr)
         return done.stdout
 

@@ -1022,6 +1022,21 @@ def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Clu
     assert not cluster.of("Pod")
 
 
+@pytest.mark.parametrize(
+    ("why", "remedy"),
+    [
+        ('pods "p" is forbidden: exceeded quota: q, requested: cpu=100m', "raise the namespace's ResourceQuota"),
+        ('pods "p" is forbidden: maximum cpu usage per Container is 50m', "raise the namespace's ResourceQuota"),
+        ('pods "p" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot', "an overlay or a component"),
+    ],
+)
+def test_a_question_whose_pod_the_cluster_refuses_has_the_remedy(cluster: Cluster, why: str, remedy: str) -> None:
+    cluster.objects.append(cronjob())
+    cluster.refusals["create -f -"] = why
+    err = cluster.refuses("preflight")
+    assert f"the cluster takes no pod: {why}\nRemedy: {remedy}" in err
+
+
 def test_a_question_whose_pod_is_evicted_does_not_end_well(cluster: Cluster) -> None:
     cluster.objects.append(cronjob())
     asked_pod(cluster, {"phase": "Failed", "reason": "Evicted", "message": "disk"}, [])
