@@ -112,8 +112,7 @@ def secret_problems(cluster: Cluster, elsewhere: dict[str, str]) -> Iterator[str
 def deploy(cluster: Cluster) -> None:
     """All of the files, with the image that runs; nothing as long as something stands in the way."""
     cronjob, running = cluster.file("CronJob", CRONJOB), cluster.get("cronjob", CRONJOB)
-    if cluster.namespace != (meant := cronjob.metadata.namespace):
-        raise Stop(f"{cluster.overlay} is for namespace {meant}. Make an overlay: overlays/staging is an example.")
+    cluster.agree()
     container, before = container_of(cronjob), container_of(running).image or ""
     in_file, before = container.image, "" if PLACEHOLDER.match(before) else before
     container["image"] = after = chosen_image(cluster, before or in_file)
@@ -173,6 +172,7 @@ def update_image(cluster: Cluster) -> None:
 
 def undeploy(cluster: Cluster) -> None:
     name, all_kinds = cluster.namespace, "deployments,statefulsets,daemonsets,cronjobs,jobs,pods,services,pvc,secrets"
+    cluster.agree()
     cluster.tell("delete", "cronjob", CRONJOB, "--ignore-not-found")
     cluster.tell("delete", "jobs,pods", "-l", APP, "--ignore-not-found")
     cluster.delete(found for found in cluster.files if found.kind not in ("Namespace", "Secret", "CronJob"))

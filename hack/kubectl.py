@@ -119,6 +119,12 @@ class Cluster:
     def file(self, kind: str, name: str) -> Object:
         return next((each for each in self.files if (each.kind, each.metadata.name) == (kind, name)), Object())
 
+    def agree(self) -> None:
+        """NAMESPACE alone changes no file."""
+        if self.namespace != (meant := self.file("CronJob", CRONJOB).metadata.namespace):
+            other = "Another namespace has an overlay: OVERLAY=overlays/staging is an example."
+            raise Stop(f"{self.overlay} is for namespace {meant}. {other}")
+
     def here(self, *arguments: str) -> list[str]:
         return [*self.context, "--namespace", self.namespace, *arguments]
 

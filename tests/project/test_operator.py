@@ -1108,6 +1108,13 @@ def test_purge_takes_the_secret_and_an_empty_namespace(cluster: Cluster) -> None
     assert cluster.objects == []
 
 
+@pytest.mark.parametrize("target", ["deploy", "undeploy"])
+def test_a_namespace_that_the_files_are_not_for_is_left_alone(cluster: Cluster, target: str) -> None:
+    cluster.objects.append(cronjob())
+    assert "k8s is for namespace habit-tracker. Another" in cluster.refuses(target, NAMESPACE="habit-tracker-staging")
+    assert cluster.of("CronJob")
+
+
 @pytest.mark.parametrize("kind", ["deployments", "Secret"])
 def test_purge_leaves_a_namespace_that_others_use(cluster: Cluster, kind: str) -> None:
     cluster.objects += [secret(SECRETS), {"kind": kind, "metadata": {"name": "somebody-else"}}]
