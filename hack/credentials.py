@@ -24,6 +24,8 @@ def fault(name: str, value: object) -> str:
         return f"Put quotes around {name}, which YAML takes for a number."
     if PLACEHOLDER.fullmatch(value):
         return f"{name} is still the placeholder {value}."
+    if name == "HEARTBEAT_URL" and not re.fullmatch(r"https://[^\s?#]+", value):
+        return f"{name} is no https:// URL without ? and #."
     right = not (begin := SHOWN.get(name)) or re.fullmatch(f"{begin}[0-9a-fA-F]{{32}}", value)
     return "" if right else f"{name} is not {begin} and 32 hexadecimal digits."
 

@@ -257,6 +257,8 @@ def test_secret_has_nothing_to_change(cluster: Cluster) -> None:
         ("TWILIO_ACCOUNT_SID", "AC123", "TWILIO_ACCOUNT_SID is not AC and 32 hexadecimal digits"),
         ("TWILIO_ACCOUNT_SID", "SK" + "0" * 32, "TWILIO_ACCOUNT_SID is not AC and 32 hexadecimal digits"),
         ("TWILIO_API_KEY_SID", "AC" + "0" * 32, "TWILIO_API_KEY_SID is not SK and 32 hexadecimal digits"),
+        ("HEARTBEAT_URL", "https://hc-ping.com/key/slug?create=1", "HEARTBEAT_URL is no https:// URL"),
+        ("HEARTBEAT_URL", "http://hc.example.com/abc", "HEARTBEAT_URL is no https:// URL"),
     ],
 )
 def test_secret_checks_formats_as_the_program_does(cluster: Cluster, name: str, value: str, told: str) -> None:
