@@ -439,14 +439,15 @@ def test_5_a_run_that_waits_says_why_and_goes_on_by_itself(
     cluster.here("delete", "secret", "habit-notifier-secrets")
     try:
         user.does("kubectl create job --from=cronjob/habit-notifier habit-notifier-waits -n habit-tracker")
-        remedy = r"habit-notifier-waits  waits: CreateContainerConfigError: .* not found\nRemedy: make secret$"
-        eventually(lambda: re.search(remedy, user.does("make status"), re.MULTILINE), 60, "status says why it waits")
+        remedy = r".* not found\nRemedy: make secret OVERLAY=tests/e2e/overlay$"
+        waits = rf"habit-notifier-waits  waits: CreateContainerConfigError: {remedy}"
+        eventually(lambda: re.search(waits, user.does("make status"), re.MULTILINE), 60, "status says why it waits")
         run = user.start("make logs JOB=habit-notifier-waits")
         time.sleep(6)
     finally:
         user.does("make secret", environ=CREDENTIALS)
     done = user.ends(run)
-    assert re.search(r"^The pod waits: .* not found\nRemedy: make secret$", done.said, re.MULTILINE), done.said
+    assert re.search(f"^The pod waits: {remedy}", done.said, re.MULTILINE), done.said
     assert "The Job habit-notifier-waits is complete." in done.said
     assert outside.texts() == due
 
@@ -608,7 +609,7 @@ def test_6_stop_ends_a_run_in_order_and_the_next_one_goes_on(
     run = user.start("make test")
     in_the_middle(outside, slow)
     (job,) = working(cluster)
-    assert "make stop YES=yes" in user.does("make stop", code=2)
+    assert "make stop OVERLAY=tests/e2e/overlay YES=yes" in user.does("make stop", code=2)
     said = user.does("make stop YES=yes")
     assert "nothing is at work" in said
     assert (cluster.get("job", job), cluster.cronjob()["suspend"]) == (None, True)
