@@ -2200,20 +2200,10 @@ class Tracker:
                 yield f"no index of {table} begins with {columns[0]}: {statement}"
 
     def log_doubts(self, limit: datetime, users: int) -> Iterator[str]:
-        """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more.
-
-        That is asked of the logs that were inserted last, as far as their ids tell.
-        """
+        """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more."""
         bound: object = (limit + EARLIEST_ZONE).date() if self._dates else naive(limit)
         try:
-            [(count, newest, ahead, people, past)] = self._database.run(
-                f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(ahead, 1, NULL)),
-                           COUNT(DISTINCT IF(ahead, (SELECT user_id FROM `Habit` WHERE id = l.habit_id), NULL)),
-                           MAX(IF(ahead, NULL, created_at))
-                    FROM (SELECT habit_id, created_at, created_at > %s AS ahead
-                          FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
-                [bound],
-            )
+            count, newest, ahead, people, past = self._newest_logs(bound)
         except DatabaseError as failure:
             if failure.remedy is not Remedy.SMALLER:
                 raise
@@ -2231,6 +2221,21 @@ class Tracker:
         dated = isinstance(newest, date)  # else there is none, or it is a zero date
         if users >= MANY and (not dated or newest < min(first_days, default=newest)):
             yield "there is no log of the last days at all: is what writes them broken? MAX_TEXTS guards against that"
+
+    def _newest_logs(self, bound: object) -> tuple[Any, ...]:
+        """What can be said of the logs that were inserted last, as far as their ids tell.
+
+        How many and the latest; of those after the bound how many, and of how many people; the latest of the others.
+        """
+        [found] = self._database.run(
+            f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(ahead, 1, NULL)),
+                       COUNT(DISTINCT IF(ahead, (SELECT user_id FROM `Habit` WHERE id = l.habit_id), NULL)),
+                       MAX(IF(ahead, NULL, created_at))
+                FROM (SELECT habit_id, created_at, created_at > %s AS ahead
+                      FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
+            [bound],
+        )
+        return found
 
     def zones(self) -> list[Zone]:
         """The zones that this run's users with a phone number have."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -101,6 +103,20 @@ def test_each_heading_of_the_first_readme_is_still_found(heading: str) -> None:
 
 def test_the_documents_are_short() -> None:
     assert sum(len((ROOT / name).read_text().split()) for name in FOUR) <= 4_500
+
+
+def test_the_program_is_read_top_to_bottom_and_in_short_functions() -> None:
+    tree = ast.parse((ROOT / "app/habit_notifier.py").read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    lengths = [((node.end_lineno or 0) - node.lineno + 1, node.name) for node in functions]
+    job = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Job")
+    run = next(node for node in job.body if isinstance(node, ast.FunctionDef) and node.name == "run")
+    assert run.lineno < 450
+    assert [found for found in lengths if found[0] > 30] == []
+    assert median(length for length, _ in lengths) <= 8
+    for node in functions:
+        own = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        assert len([name for name in own if name not in ("self", "cls")]) <= 5, node.name
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
