@@ -690,7 +690,8 @@ def test_a_twilio_whose_answer_never_ends_does_not_hold_up_a_check(
         twilio.hook = lambda request, on=operation, late=late: late if request.operation == on else None
         code, found = verdicts(ready)
         assert code == 2
-        assert found[name][0].startswith("ERROR Twilio does not answer, or its answer does not end: check http")
+        where = "check https://status.twilio.com, DNS, the proxy and the NetworkPolicy"
+        assert found[name] == [f"ERROR Twilio does not answer, or its answer does not end: {where}"]
 
 
 def test_wrong_settings_are_all_that_a_check_tells(ready: dict[str, str]) -> None:
