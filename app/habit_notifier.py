@@ -1534,33 +1534,32 @@ class Twilio:
             if time.monotonic() > until:
                 raise RetryLater("looking up texts takes too long, the rest waits")
 
-        missing = {row.sid for row in rows if row.sid}
-        read = partial(self._read, missing, found, go_on)
+        sids = {row.sid for row in rows if row.sid}
+        read = partial(self._read, sids, found, go_on)
         sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
             search = {"date_sent": str(day), "page_size": 1_000, **sender}
             read(lambda client, search=search: client.messages.stream(**search))  # type: ignore[misc]
-        for sid in sorted(missing):
+        for sid in sorted(sids - found.keys()):
             read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
 
     def _read(
         self,
-        missing: set[str],
+        sids: Collection[str],
         found: dict[str, Message],
         go_on: Callable[[], None],
         question: Callable[[Client], Iterable[Any]],
     ) -> None:
-        """Find what is missing in Twilio's answer; what else the account has sent may go on for very long."""
+        """Find texts in Twilio's answer, up to the last of them: the account's others may go on for very long."""
 
         def find(client: Client) -> None:
-            messages = iter(question(client) if missing else ())
-            while missing and (message := next(messages, None)):
+            messages = iter(question(client) if len(found) < len(sids) else ())
+            while len(found) < len(sids) and (message := next(messages, None)):
                 go_on()
-                if message.sid in missing:
+                if message.sid in sids:
                     status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
                     found[message.sid] = Message(message.sid, status, message.error_code, message.num_segments)
-                    missing.remove(message.sid)
 
         go_on()
         answer, _ = self.ask(find)
