@@ -192,7 +192,7 @@ def test_another_environment_is_made_as_the_manifests_readme_says(tmp_path: Path
         "make deploy OVERLAY=overlays/staging IMAGE_NAME=registry.example.com/habit-notifier IMAGE_TAG=v1.0.0",
         "make status OVERLAY=overlays/staging",
     ):
-        done = cluster.make(*command.split()[1:], root=project, environ=SECRETS)
+        done = cluster.make(*command.split()[1:], root=project, **SECRETS)
         assert done.returncode == 0, f"{command}: {done.stderr}"
     applied = cluster.recorded("input").splitlines()[-1]
     metadata = [each["metadata"] for each in json.loads(applied)["items"]]
