@@ -31,7 +31,8 @@ from tests.project.shell import ROOT, ran
 
 OLDEST = "1.29.0"
 VERSIONS = [OLDEST, "newest"]
-BUILDS = ["base", *(f"with {folder.name}" for folder in COMPONENTS), "with everything", *(f.name for f in OVERLAYS)]
+BUILDS: dict[str, Path | list[Path]] = {"base": K8S, "with everything": COMPONENTS}  # a folder, or components
+BUILDS |= {f"with {folder.name}": [folder] for folder in COMPONENTS} | {folder.name: folder for folder in OVERLAYS}
 ALERTS = Path(__file__).with_name("alerts.yaml")
 SCHEMAS = Path(__file__).with_name("schemas")
 CRDS = {
@@ -42,9 +43,7 @@ WAIVERS = {"CKV_K8S_15", "CKV_K8S_35", "CKV_K8S_40", "CKV_K8S_43"}
 EXAMPLES = {"MESSAGE_NO_LOGS", "MESSAGE_MISSED_YESTERDAY", "SEND_WINDOW", "MAX_TEXTS", "LOG_FORMAT", "LOG_PII"}
 STANDARD = {"HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE"}  # the program's libraries read these
 
-DECLARED: dict[str, Mapping[str, Any]] = {
-    declared.name.upper(): declared.metadata for declared in fields(program.Settings)
-}
+DECLARED: dict[str, Mapping[str, Any]] = {it.name.upper(): it.metadata for it in fields(program.Settings)}
 SECRETS = {name for name, metadata in DECLARED.items() if metadata["secret"]}
 LABELS = {
     "app": "habit-notifier",
@@ -59,15 +58,8 @@ BY_THE_JOB = {"SHARD_COUNT", "JOB_COMPLETION_INDEX"}
 @pytest.fixture(scope="module", params=BUILDS)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The base, each component, all of them, and each overlay, as kustomize builds them."""
-    name: str = request.param
-    scratch = tmp_path_factory.mktemp("build")
-    if name == "base":
-        return build(K8S)
-    if name == "with everything":
-        return build_with(COMPONENTS, scratch)
-    if name.startswith("with "):
-        return build_with([K8S / "components" / name.removeprefix("with ")], scratch)
-    return build(ROOT / "overlays" / name)
+    what = BUILDS[request.param]
+    return build(what) if isinstance(what, Path) else build_with(what, tmp_path_factory.mktemp("build"))
 
 
 def of_kind(documents: list[Document], kind: str) -> Document:
@@ -81,21 +73,18 @@ def cronjob() -> Document:
 
 
 @pytest.fixture
-def job(cronjob: Document) -> Document:
-    spec: Document = cronjob["spec"]["jobTemplate"]["spec"]
-    return spec
+def job(cronjob: Document) -> Any:
+    return cronjob["spec"]["jobTemplate"]["spec"]
 
 
 @pytest.fixture
-def pod(job: Document) -> Document:
-    spec: Document = job["template"]["spec"]
-    return spec
+def pod(job: Document) -> Any:
+    return job["template"]["spec"]
 
 
 @pytest.fixture
-def container(pod: Document) -> Document:
+def container(pod: Document) -> Any:
     (found,) = pod["containers"]
-    assert isinstance(found, dict)
     return found
 
 
@@ -105,9 +94,8 @@ def config() -> Document:
 
 
 @pytest.fixture
-def policy() -> Document:
-    spec: Document = read(K8S / "networkpolicy.yaml")["spec"]
-    return spec
+def policy() -> Any:
+    return read(K8S / "networkpolicy.yaml")["spec"]
 
 
 # --- valid ------------------------------------------------------------------------------------------------------------
@@ -165,17 +153,8 @@ def test_checkov_finds_exactly_what_we_waived(tmp_path: Path) -> None:
     for name, text in (("base", build(K8S)), ("everything", build_with(COMPONENTS, tmp_path))):
         file = tmp_path / f"{name}.yaml"
         file.write_text(text)
-        done = ran(
-            scanner("checkov"),
-            "--framework",
-            "kubernetes",
-            "--skip-download",
-            "-o",
-            "json",
-            "-f",
-            str(file),
-            seconds=200,
-        )
+        options = ["--framework", "kubernetes", "--skip-download", "-o", "json", "-f", str(file)]
+        done = ran(scanner("checkov"), *options, seconds=200)
         report = json.loads(done.stdout)
         assert report["summary"]["passed"] > 50, done.stderr
         assert {check["check_id"] for check in report["results"]["failed_checks"]} == WAIVERS
@@ -308,11 +287,8 @@ def test_the_kustomization_offers_every_component() -> None:
 def test_exit_codes_and_failure_policy_fit(job: Document, pod: Document, container: Document) -> None:
     act, disrupted = job["podFailurePolicy"]["rules"]
     assert act["action"] == "FailJob"
-    assert act["onExitCodes"] == {
-        "containerName": container["name"],
-        "operator": "In",
-        "values": [program.Exit.ACT.value],
-    }
+    codes = [program.Exit.ACT.value]
+    assert act["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": codes}
     # Without status: "True" the API server sees a change at every apply.
     assert disrupted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert pod["restartPolicy"] == "Never"  # what a podFailurePolicy needs
@@ -368,14 +344,13 @@ def test_a_local_morning_is_an_hourly_run_and_a_window_that_it_meets(tmp_path: P
 
 
 @pytest.fixture(params=[4, 16])
-def shards(request: pytest.FixtureRequest) -> int:
+def shards(request: pytest.FixtureRequest) -> Any:
     """How many: the component's own number, and another one that somebody writes into its file."""
-    number: int = request.param
-    return number
+    return request.param
 
 
 @pytest.fixture
-def sharded(shards: int, tmp_path: Path) -> Document:
+def sharded(shards: int, tmp_path: Path) -> Any:
     """The job with that many shards, as an overlay builds it that patches something else."""
     build_with([K8S / "components/sharded"], tmp_path)
     component = tmp_path / "k8s/components/sharded/kustomization.yaml"
@@ -385,8 +360,7 @@ def sharded(shards: int, tmp_path: Path) -> Document:
     patch = {"target": {"kind": "CronJob"}, "patch": '[{"op": "remove", "path": "/spec/timeZone"}]'}
     overlay = {"resources": ["../k8s"], "patches": [patch]}
     (tmp_path / "overlay/kustomization.yaml").write_text(json.dumps(overlay))
-    spec: Document = of_kind(load(build(tmp_path / "overlay")), "CronJob")["spec"]["jobTemplate"]["spec"]
-    return spec
+    return of_kind(load(build(tmp_path / "overlay")), "CronJob")["spec"]["jobTemplate"]["spec"]
 
 
 def test_the_number_of_shards_is_written_once(sharded: Document, shards: int) -> None:
