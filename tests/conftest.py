@@ -24,10 +24,12 @@ from tests.sandbox.fake_twilio import FakeTwilio, self_signed_certificate
 from tests.sandbox.proxy import Proxy
 
 NAMED = os.environ.get("TEST_MYSQL_URL", "")
+IMPATIENT = {"OUTAGE_PATIENCE": 2.0, "OTHERS_ANSWER": 0.0}
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Under FULL=1 hypothesis draws new examples each time, else always the same."""
+    config.addinivalue_line("markers", "constants(NAME=value, ...): constants of the program that the test changes")
     hypothesis.settings.register_profile("sample", derandomize=True)
     if not FULL:
         hypothesis.settings.load_profile("sample")
@@ -40,10 +42,20 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is away at the start of a run, or in another run's hands, is waited for as long as a test can wait."""
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 2.0)
-    monkeypatch.setattr(habit_notifier, "OTHERS_ANSWER", 0.0)
+def constants(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is away at the start of a run, or in another run's hands, is waited for as long as a test can wait.
+
+    Other constants of the program are what `@pytest.mark.constants` says; a test's own mark outweighs its file's.
+    """
+    marks = [mark.kwargs for mark in request.node.iter_markers("constants")]
+    for name, value in [each for kwargs in [IMPATIENT, *reversed(marks)] for each in kwargs.items()]:
+        monkeypatch.setattr(habit_notifier, name, value)
+
+
+@pytest.fixture
+def from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pages begin is drawn: let them begin at the table's first user."""
+    monkeypatch.setattr("random.randrange", lambda total: total - 1)
 
 
 @pytest.fixture

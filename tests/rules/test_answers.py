@@ -82,12 +82,7 @@ ACTION_OF_CODE = [(code, action) for action, codes in CODES.items() for code in 
 ACTION_OF_STATUS = [(status, action) for action, statuses in STATUSES.items() for status in sorted(statuses)]
 
 
-pytestmark = pytest.mark.usefixtures("no_proxy")
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (0.5, 0.5))
+pytestmark = [pytest.mark.usefixtures("no_proxy"), pytest.mark.constants(HTTP_TIMEOUT=(0.5, 0.5))]
 
 
 def client_of(url: str) -> Twilio:
@@ -333,8 +328,8 @@ def test_an_answer_that_drips_byte_by_byte_is_uncertain_as_soon_as_one_that_neve
     assert len(server.requests) == 1
 
 
-def test_an_answer_without_end_is_given_up_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (5.0, 60.0))
+@pytest.mark.constants(HTTP_TIMEOUT=(5.0, 60.0))
+def test_an_answer_without_end_is_given_up_before_it_fills_the_memory() -> None:
     body = gzip.compress(bytes(200_000_000))
     head = b"HTTP/1.1 201 Created\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
     tracemalloc.start()
@@ -424,13 +419,11 @@ def test_retry_after_is_kept_in_seconds_and_none_when_it_is_absurd(
     assert (answer.action, answer.retry_after) == (Action.PAUSE, seconds)
 
 
+@pytest.mark.constants(PAUSE_BUDGET=5.0)
 @pytest.mark.parametrize(
     "text", ["86400", "9" * 400, "Wed, 21 Oct 2665 07:28:00 GMT", f"Wed, 21 Oct 2015 07:28:00 -{'9' * 20}"]
 )
-def test_a_retry_after_of_ages_ends_the_run_instead_of_hanging_it(
-    twilio: FakeTwilio, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 5.0)
+def test_a_retry_after_of_ages_ends_the_run_instead_of_hanging_it(twilio: FakeTwilio, text: str) -> None:
     twilio.script(replace(throttle(), retry_after=text))
     brake = a_brake()
     Pause(brake).begin(post(twilio.url))
@@ -464,10 +457,8 @@ def test_pauses_double_up_to_two_minutes_until_a_text_gets_through(
     assert pauses([asked] * 3, caplog, then=lambda _: None) == [7, 7, 7]
 
 
-def test_pauses_are_jittered_upwards_so_that_runs_do_not_come_back_together(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 1e9)
+@pytest.mark.constants(PAUSE_BUDGET=1e9)
+def test_pauses_are_jittered_upwards_so_that_runs_do_not_come_back_together(caplog: pytest.LogCaptureFixture) -> None:
     asked = Answer(Action.PAUSE, retry_after=1000.0)
     found = pauses([asked] * 50, caplog, then=lambda _: None)
     assert min(found) >= 1000
@@ -489,8 +480,8 @@ def test_many_workers_who_are_told_the_same_make_one_pause_and_one_line(
     assert not brake.pulled
 
 
-def test_a_thousand_pauses_in_a_row_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 1e9)
+@pytest.mark.constants(PAUSE_BUDGET=1e9)
+def test_a_thousand_pauses_in_a_row_do_not_overflow() -> None:
     pause = Pause(a_brake())
     for _ in range(1_100):
         pause._ends = 0.0  # the last of them is over
@@ -690,8 +681,8 @@ def test_a_deadline_that_is_over_stays_over_when_the_clock_is_set_back() -> None
     assert brake.pulled
 
 
-def test_sigterm_ends_the_wait_for_an_answer_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habit_notifier, "TERM_LIMIT", 0.1)
+@pytest.mark.constants(TERM_LIMIT=0.1)
+def test_sigterm_ends_the_wait_for_an_answer_that_does_not_end() -> None:
     stop, start = Stop(), time.monotonic()
     stop.request()
     with pytest.raises(habit_notifier.Outage, match="does not end"):

@@ -34,6 +34,8 @@ from tests.sandbox.sockets import wait_for
 USERS = 10
 PEOPLE = numbers(USERS)
 MOST_IN_FLIGHT = 6  # four threads, and two texts ahead
+curt = pytest.mark.constants(DATABASE_PATIENCE=0.5, DATABASE_TIMEOUT=1, DATABASE_CONNECT_TIMEOUT=1)
+"""Waits that a test can afford."""
 
 
 @pytest.fixture
@@ -44,14 +46,6 @@ def far(town: Town, proxy: Proxy) -> Town:
     return town
 
 
-@pytest.fixture
-def curt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits that a test can afford."""
-    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 0.5)
-    monkeypatch.setattr(habit_notifier, "DATABASE_TIMEOUT", 1)
-    monkeypatch.setattr(habit_notifier, "DATABASE_CONNECT_TIMEOUT", 1)
-
-
 def shows_no_secret(output: str, environ: dict[str, str]) -> bool:
     secrets = ("DB_USER", "DB_PASSWORD", "TWILIO_AUTH_TOKEN", "TWILIO_ACCOUNT_SID")
     return not any(environ[name] in output for name in secrets)
@@ -60,7 +54,7 @@ def shows_no_secret(output: str, environ: dict[str, str]) -> bool:
 # --- not there
 
 
-@pytest.mark.usefixtures("curt")
+@curt
 def test_a_refused_connection_is_one_line_with_the_remedy(far: Town, proxy: Proxy) -> None:
     proxy.refuse()
     assert far.run() == Exit.RETRY
@@ -69,7 +63,7 @@ def test_a_refused_connection_is_one_line_with_the_remedy(far: Town, proxy: Prox
     assert not far.twilio.requests
 
 
-@pytest.mark.usefixtures("curt")
+@curt
 @pytest.mark.parametrize("number", [socket.EAI_NONAME, socket.EAI_AGAIN], ids=["no such name", "nobody answers"])
 def test_a_host_that_has_no_address_is_one_line_with_the_remedy(
     town: Town, monkeypatch: pytest.MonkeyPatch, number: int
@@ -85,7 +79,7 @@ def test_a_host_that_has_no_address_is_one_line_with_the_remedy(
     assert ("NetworkPolicy" in town.problem) == (number == socket.EAI_AGAIN)  # which may bar the way to the DNS
 
 
-@pytest.mark.usefixtures("curt")
+@curt
 def test_a_server_that_accepts_and_says_nothing_is_given_up(town: Town) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
@@ -94,11 +88,9 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(town: Town) -> None:
     assert "not in time: check DB_HOST, DB_PORT and the server" in town.problem
 
 
-@pytest.mark.usefixtures("curt")
-def test_a_server_that_falls_silent_in_mid_run_is_not_taken_for_something_else(
-    far: Town, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 2.0)  # a new connection is tried, too
+@curt
+@pytest.mark.constants(DATABASE_PATIENCE=2.0)  # a new connection is tried, too
+def test_a_server_that_falls_silent_in_mid_run_is_not_taken_for_something_else(far: Town, proxy: Proxy) -> None:
     far.twilio.hook = at_send(4, proxy.silence)
     assert far.run() == Exit.RETRY
     assert far.said("ERROR MySQL: the connection was lost, or it did not answer in time")
@@ -111,7 +103,7 @@ def test_a_server_that_falls_silent_in_mid_run_is_not_taken_for_something_else(
 PLACES = [COLUMNS, LEDGER_IS_THERE, NEWEST_LOGS, ZONES, START, SLICE, PAGE]
 
 
-@pytest.mark.usefixtures("curt")
+@curt
 @pytest.mark.parametrize("place", PLACES)
 def test_a_database_that_is_gone_before_the_first_claim_sends_nothing_and_loses_nobody(
     far: Town, proxy: Proxy, place: str
@@ -137,7 +129,7 @@ def test_a_lost_connection_is_made_again_wherever_the_run_is(far: Town, proxy: P
     assert far.served == PEOPLE
 
 
-@pytest.mark.usefixtures("curt")
+@curt
 @pytest.mark.parametrize("place", [CLAIM, RECORD])
 @pytest.mark.parametrize("verdict", [Verdict.CUT_BEFORE, Verdict.HANG_BEFORE])
 def test_a_database_that_is_gone_during_the_sends_ends_the_run_and_the_next_serves_exactly_the_rest(
@@ -158,18 +150,16 @@ def test_a_database_that_is_gone_during_the_sends_ends_the_run_and_the_next_serv
     assert far.served == sorted({*first} | rest)
 
 
-@pytest.mark.usefixtures("curt")
-def test_what_is_in_flight_when_the_database_fails_is_waited_for_and_recorded(
-    far: Town, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("random.randrange", lambda total: total - 1)  # all of them in one page
+@pytest.mark.usefixtures("from_the_first")
+@curt
+def test_what_is_in_flight_when_the_database_fails_is_waited_for_and_recorded(far: Town, proxy: Proxy) -> None:
     far.twilio.script(ACCEPT, then=ACCEPT.delayed(after=1.0))  # the second claim follows the first answer
     proxy.on_query(CLAIM, Verdict.CUT_BEFORE, nth=2, forever=True)
     assert far.run() == Exit.RETRY
     assert far.counts == {"sent": len(far.twilio.book)}
 
 
-@pytest.mark.usefixtures("curt")
+@curt
 def test_a_database_that_is_gone_after_the_sends_fails_nobody(far: Town, proxy: Proxy) -> None:
     proxy.on_query(PURGE, Verdict.CUT_BEFORE, forever=True)
     assert far.run() == 0
@@ -181,7 +171,7 @@ def test_a_database_that_is_gone_after_the_sends_fails_nobody(far: Town, proxy: 
 # --- who could not be served is named and counted
 
 
-@pytest.mark.usefixtures("curt")
+@curt
 @pytest.mark.parametrize(("place", "page"), [(CLAIM, 5_000), (CLAIM, 3), (PAGE, 3), (HISTORY, 3)])
 def test_whoever_is_not_served_is_counted_as_not_tried_or_as_not_looked_at(
     far: Town, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, place: str, page: int

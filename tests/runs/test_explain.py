@@ -121,12 +121,10 @@ def test_logs_are_looked_up_by_habit_and_habits_by_user(plans: Plans) -> None:
         assert (step.type, step.key) == ("ref", "user_id"), step
 
 
+@pytest.mark.constants(NEWEST_LOGS=100)
 @pytest.mark.usefixtures("plans")
-def test_the_newest_logs_are_found_without_reading_all_logs(
-    filled: tuple[Database, FakeTwilio], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_newest_logs_are_found_without_reading_all_logs(filled: tuple[Database, FakeTwilio]) -> None:
     """Measured, not explained: MariaDB's plan does not show that the reading ends after so many rows."""
-    monkeypatch.setattr(habit_notifier, "NEWEST_LOGS", 100)
     database, twilio = filled
     with opened(database.environ() | twilio.environ()) as job:
         before = rows_read(job)

@@ -408,8 +408,8 @@ def test_whoever_another_run_texts_after_their_page_was_read_is_texted_once(
     assert town.served == PEOPLE
 
 
-def test_a_run_has_three_connections_and_leaves_none(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 2)
+@pytest.mark.constants(PAGE_USERS=2)
+def test_a_run_has_three_connections_and_leaves_none(town: Town) -> None:
     seen: list[int] = []
     mine = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = %s"
 
@@ -486,10 +486,8 @@ def test_a_server_that_is_killed_and_started_again_costs_nobody_a_text(
         assert town.served == PEOPLE
 
 
-def test_a_database_that_is_gone_for_good_strands_what_is_in_flight_and_no_more(
-    town: Town, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 0.3)
+@pytest.mark.constants(DATABASE_PATIENCE=0.3)
+def test_a_database_that_is_gone_for_good_strands_what_is_in_flight_and_no_more(town: Town, proxy: Proxy) -> None:
     town.twilio.latency = 0.1
 
     def lose_it() -> None:
@@ -516,11 +514,9 @@ def test_what_was_in_flight_is_recorded_when_the_database_comes_back_in_time(tow
     assert town.served == town.numbers("sent") == PEOPLE
 
 
-def test_a_text_that_was_not_posted_when_the_database_went_is_released(
-    town: Town, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.constants(DATABASE_PATIENCE=0.1)
+def test_a_text_that_was_not_posted_when_the_database_went_is_released(town: Town, proxy: Proxy) -> None:
     """The claim's check is lost, for longer than the program is patient: nothing was posted, the row goes."""
-    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 0.1)
     proxy.on_query(CLAIM_CHECK, Verdict.CUT_BEFORE, nth=2)
     proxy.on_query(CLAIM_CHECK, Verdict.CUT_BEFORE, nth=3)
     assert town.run(**proxy.environ()) == Exit.RETRY

@@ -43,7 +43,7 @@ BAD_PHONES = (
     "+1٤155550123",
 )
 NO_PHONES = (None, "", "   ")
-PAGE = 89  # users: many pages, and a last one that is not full
+pytestmark = pytest.mark.constants(PAGE_USERS=89)  # many pages, and a last one that is not full
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,6 @@ class Run:
         counts = {words: int(count) for words, count in re.findall(r", ([^,]+?) (\d+)(?=,|$)", line)}
         looked, of = re.findall(r"\d+", line)[:2]
         return counts | {"looked at": int(looked), "of": int(of)}
-
-
-@pytest.fixture(autouse=True)
-def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habit_notifier, "PAGE_USERS", PAGE)
 
 
 def job(environ: dict[str, str], now: datetime, stop: Stop | None = None) -> Run:
@@ -286,12 +281,12 @@ def test_a_run_before_and_one_after_midnight_text_nobody_twice(database: Databas
     assert run.totals()["already handled today"] == len(before & after - aucklanders)
 
 
+@pytest.mark.constants(PAGE_USERS=40)
 @pytest.mark.parametrize("day", range(1, 6))
 def test_when_a_run_is_stopped_everybody_is_still_accounted_for(
-    day: int, database: Database, twilio: FakeTwilio, monkeypatch: pytest.MonkeyPatch
+    day: int, database: Database, twilio: FakeTwilio
 ) -> None:
     """Texted, not sent, not tried or not looked at: these add up wherever the pages begin that day."""
-    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 40)
     stop = Stop()
 
     def on_request(request: Request) -> None:

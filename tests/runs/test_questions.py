@@ -17,7 +17,6 @@ from zlib import crc32
 import pymysql
 import pytest
 
-import habit_notifier
 from habit_notifier import CHECKS, GATES, Exit, Stop
 from tests.runs import program
 from tests.runs.test_population import population, settle_in
@@ -151,10 +150,8 @@ def test_a_question_that_cannot_be_read_ends_as_a_run_would(
     assert said(database.environ() | wrong, *question)[0] == code
 
 
-def test_a_dry_run_that_is_cut_short_does_not_pass_for_a_whole_one(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "FIRST_PAGE", 1)
+@pytest.mark.constants(FIRST_PAGE=1)
+def test_a_dry_run_that_is_cut_short_does_not_pass_for_a_whole_one(database: Database) -> None:
     database.insert_users([("Ana", ANA, "UTC")] * 9)
     stop, seconds = Stop(), count(step=2)
     short = database.environ() | {"RUN_DEADLINE": "1"}
@@ -681,10 +678,8 @@ def test_other_senders_are_found_in_the_account(
     assert verdicts(ready | sender)[1]["sender"] == ["INFO ok"]
 
 
-def test_a_twilio_whose_answer_never_ends_does_not_hold_up_a_check(
-    ready: dict[str, str], twilio: FakeTwilio, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "PROBE_LIMIT", 0.4)
+@pytest.mark.constants(PROBE_LIMIT=0.4)
+def test_a_twilio_whose_answer_never_ends_does_not_hold_up_a_check(ready: dict[str, str], twilio: FakeTwilio) -> None:
     for operation, name in (("list", "Twilio"), ("numbers", "sender")):
         late = ACCEPT.delayed(after=4)
         twilio.hook = lambda request, on=operation, late=late: late if request.operation == on else None

@@ -99,11 +99,8 @@ def test_ids_that_are_one_to_the_ledger_free_no_claim_of_each_other(town: Town) 
 # --- somebody lost
 
 
-def test_who_signs_up_or_leaves_during_a_run_hides_nobody(
-    town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 3)
-
+@pytest.mark.constants(PAGE_USERS=3)
+def test_who_signs_up_or_leaves_during_a_run_hides_nobody(town: Town, people: list[str]) -> None:
     def come_and_go() -> None:
         town.sql("DELETE FROM User WHERE id IN (4, 8)")
         town.database.insert_users((f"New {n}", f"+1303555{n:04}", "UTC") for n in range(4))
@@ -115,11 +112,9 @@ def test_who_signs_up_or_leaves_during_a_run_hides_nobody(
     assert max(Counter(town.served).values()) == 1
 
 
-def test_a_deadline_between_two_pages_ends_with_a_retry_though_the_counts_agree(
-    town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 3)
-    monkeypatch.setattr("random.randrange", lambda _: USERS - 1)
+@pytest.mark.usefixtures("from_the_first")
+@pytest.mark.constants(PAGE_USERS=3)
+def test_a_deadline_between_two_pages_ends_with_a_retry_though_the_counts_agree(town: Town, people: list[str]) -> None:
     now = [NOON]
 
     def be_late() -> None:
@@ -293,11 +288,9 @@ def test_a_switch_over_in_mid_run_is_waited_for_and_asks_for_a_retry_at_worst(
         assert town.counts == {"sent": USERS} if in_time else set(town.counts) <= {"sent", "sending"}
 
 
-def test_a_table_that_is_locked_in_mid_run_is_waited_for(
-    town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.constants(STATEMENT_LIMIT=" /*M!100101 , max_statement_time = 0.3 */")
+def test_a_table_that_is_locked_in_mid_run_is_waited_for(town: Town, people: list[str]) -> None:
     """As by a backup. MariaDB ends a write that takes too long, too."""
-    monkeypatch.setattr(habit_notifier, "STATEMENT_LIMIT", " /*M!100101 , max_statement_time = 0.3 */")
     with town.database.connect() as backup, backup.cursor() as cursor:
 
         def lock() -> None:
@@ -357,11 +350,10 @@ def away_after_the_probe(proxy: Proxy, then: Callable[[], object] = lambda: None
     return away
 
 
+@pytest.mark.constants(OUTAGE_PATIENCE=20.0, DATABASE_PATIENCE=0.5)
 def test_an_outage_before_anybody_is_claimed_is_waited_for_as_at_the_start(
-    town: Town, people: list[str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    town: Town, people: list[str], proxy: Proxy
 ) -> None:
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 20.0)
-    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 0.5)
     restored = threading.Timer(1.5, proxy.restore)
     town.twilio.hook = away_after_the_probe(proxy, restored.start)
     assert town.run(**proxy.environ()) == 0
@@ -369,10 +361,10 @@ def test_an_outage_before_anybody_is_claimed_is_waited_for_as_at_the_start(
     assert town.served == people
 
 
+@pytest.mark.constants(OUTAGE_PATIENCE=60.0)
 def test_an_outage_before_anybody_is_claimed_is_waited_for_until_the_deadline_and_told(
-    town: Town, people: list[str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    town: Town, people: list[str], proxy: Proxy
 ) -> None:
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 60.0)
     town.twilio.hook = away_after_the_probe(proxy)
     began = time.monotonic()
     assert town.run(**proxy.environ(), RUN_DEADLINE=2) == 1
@@ -382,11 +374,9 @@ def test_an_outage_before_anybody_is_claimed_is_waited_for_until_the_deadline_an
     assert len(people) == USERS
 
 
-def test_an_outage_at_the_start_is_waited_for(
-    town: Town, people: list[str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.constants(OUTAGE_PATIENCE=20.0)
+def test_an_outage_at_the_start_is_waited_for(town: Town, people: list[str], proxy: Proxy) -> None:
     """Three minutes of it are no more than this with other constants."""
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 20.0)
     proxy.refuse()
     restored = threading.Timer(2.5, proxy.restore)
     restored.start()
@@ -396,14 +386,14 @@ def test_an_outage_at_the_start_is_waited_for(
     assert town.served == people
 
 
+@pytest.mark.constants(OUTAGE_PATIENCE=60.0)
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [("DB_PORT", "MySQL: it cannot be reached"), ("TWILIO_API_URL", "Twilio cannot be used: Twilio")],
 )
 def test_an_outage_that_outlasts_a_short_deadline_is_what_the_run_is_said_to_have_ended_for(
-    town: Town, wrong: str, words: str, monkeypatch: pytest.MonkeyPatch
+    town: Town, wrong: str, words: str
 ) -> None:
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 60.0)
     away = {"DB_PORT": "1", "TWILIO_API_URL": "http://127.0.0.1:1"}[wrong]
     assert town.run(**{wrong: away}, RUN_DEADLINE=1) == 1
     assert town.problem.startswith(words)

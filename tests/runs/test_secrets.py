@@ -88,12 +88,10 @@ def test_whatever_mysql_says_of_the_account_is_told_without_it(number: int) -> N
     assert PASSWORD not in words
 
 
+@pytest.mark.constants(OUTAGE_PATIENCE=0.0)
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_librarys_warning_of_an_odd_header_does_not_tell_the_account(
-    town: Town, log_format: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_librarys_warning_of_an_odd_header_does_not_tell_the_account(town: Town, log_format: str) -> None:
     """urllib3 names the URL then, and with it the Account SID."""
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 0.0)
     answer = b"HTTP/1.1 200 OK\r\nDate: x\r\nno header at all\r\nContent-Length: 2\r\n\r\n{}"
     with Canned(answer) as odd:
         assert town.run(TWILIO_API_URL=odd.url, LOG_FORMAT=log_format) == 1

@@ -45,6 +45,7 @@ from tests.sandbox.sockets import Canned, ConnectProxy, SocketServer
 pytestmark = [
     pytest.mark.parametrize("server", ["throwaway"], indirect=True, scope="session"),
     pytest.mark.usefixtures("no_proxy"),
+    pytest.mark.constants(OUTAGE_PAUSES=(0.01, 0.02), OUTAGE_PATIENCE=0.2),
 ]
 
 
@@ -56,12 +57,6 @@ DAY = timedelta(days=1)
 def town(town: Town) -> Town:
     town.environ |= {"SEND_CONCURRENCY": "4", "LOG_LEVEL": "DEBUG"}
     return town
-
-
-@pytest.fixture(autouse=True)
-def _short_outages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PAUSES", (0.01, 0.02))
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 0.2)
 
 
 # --- the probe --------------------------------------------------------------------------------------------------------
@@ -105,16 +100,13 @@ def test_an_account_that_may_not_send_stops_the_run_before_the_first_claim(town:
         assert town.said(f"ERROR Twilio: {TWILIO_CODES[code][1]} (error {code}, ")
 
 
+@pytest.mark.constants(OUTAGE_PATIENCE=1.0, OUTAGE_PAUSES=(0.1,))
 @pytest.mark.parametrize(
     "answer",
     [server_error(500), server_error(503), throttle(600), refuse(99999, 400), BROKEN_JSON, RESET_AFTER_ACCEPTING],
     ids=lambda answer: f"{answer.kind}-{answer.status}",
 )
-def test_a_twilio_that_does_not_work_is_waited_for_and_then_left_for_a_retry(
-    town: Town, answer: Answer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 1.0)
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PAUSES", (0.1,))
+def test_a_twilio_that_does_not_work_is_waited_for_and_then_left_for_a_retry(town: Town, answer: Answer) -> None:
     town.people(3)
     town.twilio.script(on="list", then=answer)
     assert town.run() == 1
@@ -223,11 +215,9 @@ def test_after_a_text_that_got_through_the_next_pause_is_short_again(town: Town)
     assert town.said("WARNING All texts wait for 1 s: ") == 2
 
 
-def test_when_twilio_asks_for_too_much_patience_what_was_not_sent_is_released_for_the_retry(
-    town: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.constants(PAUSE_BUDGET=5.0)
+def test_when_twilio_asks_for_too_much_patience_what_was_not_sent_is_released_for_the_retry(town: Town) -> None:
     numbers = town.people(12)
-    monkeypatch.setattr(habit_notifier, "PAUSE_BUDGET", 5.0)
     town.twilio.script(ACCEPT, ACCEPT, then=throttle(3600))
     assert town.run() == 1
     assert len(town.twilio.book) == 2
@@ -300,10 +290,8 @@ def test_credentials_that_turn_wrong_in_the_middle_stop_the_run(town: Town) -> N
     assert town.totals[0] == 5
 
 
-def test_a_failure_is_told_before_the_users_whom_it_leaves_untried_and_once_more_at_the_end(
-    town: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("random.randrange", lambda _: 11)  # all of them in one page
+@pytest.mark.usefixtures("from_the_first")
+def test_a_failure_is_told_before_the_users_whom_it_leaves_untried_and_once_more_at_the_end(town: Town) -> None:
     town.people(12)
     town.twilio.script(ACCEPT, then=refuse(63038, 429))
     assert town.run(SEND_CONCURRENCY=1) == 2
@@ -674,11 +662,9 @@ def test_a_text_that_failed_as_it_was_taken_is_told_as_refused_and_not_sent_agai
 # --- the end of time --------------------------------------------------------------------------------------------------
 
 
-def test_the_deadline_ends_a_run_and_says_how_many_were_not_looked_at(
-    town: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.constants(PAGE_USERS=3)
+def test_the_deadline_ends_a_run_and_says_how_many_were_not_looked_at(town: Town) -> None:
     numbers = town.people(12)
-    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 3)
     town.twilio.script(then=slow(0.4))
     assert town.run(RUN_DEADLINE=1, SEND_CONCURRENCY=1) == 1
     sent, failed = town.totals
@@ -971,14 +957,11 @@ def test_a_pause_that_carries_a_text_over_midnight_leaves_it_to_the_next_run(tow
 # --- outages ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.constants(OUTAGE_PATIENCE=6.0, OUTAGE_PAUSES=tuple(pause / 100 for pause in OUTAGE_PAUSES))
 @pytest.mark.parametrize("away", [Door.SHUT, Door.RESET])
-def test_an_outage_at_the_start_is_waited_for_and_nobody_is_lost(
-    town: Town, away: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outage_at_the_start_is_waited_for_and_nobody_is_lost(town: Town, away: Door) -> None:
     """Eighty seconds of it, a hundred times faster."""
     assert ORIGINAL_PATIENCE == 600
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 6.0)
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PAUSES", tuple(pause / 100 for pause in OUTAGE_PAUSES))
     numbers = town.people(3)
     town.twilio.door(away)
     back = threading.Timer(0.8, lambda: town.twilio.door(Door.OPEN))
@@ -989,10 +972,8 @@ def test_an_outage_at_the_start_is_waited_for_and_nobody_is_lost(
     assert town.totals == (3, 0)
 
 
-def test_idle_connections_that_a_gateway_forgot_make_nobody_uncertain(
-    town: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "HTTP_IDLE", 0.5)
+@pytest.mark.constants(HTTP_IDLE=0.5)
+def test_idle_connections_that_a_gateway_forgot_make_nobody_uncertain(town: Town) -> None:
     numbers = town.people(8)
     town.twilio.script(*[ACCEPT] * 4, *[throttle(1)] * 4)  # all wait; meanwhile the gateway forgets
     forget = threading.Timer(0.9, town.twilio.drop_connections)
@@ -1006,10 +987,8 @@ def test_idle_connections_that_a_gateway_forgot_make_nobody_uncertain(
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 
-def test_no_secret_is_in_a_log_however_loud_it_is_and_whatever_goes_wrong(
-    town: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (0.2, 0.2))
+@pytest.mark.constants(HTTP_TIMEOUT=(0.2, 0.2))
+def test_no_secret_is_in_a_log_however_loud_it_is_and_whatever_goes_wrong(town: Town) -> None:
     secrets = [town.environ[name] for name in ("DB_USER", "DB_PASSWORD", "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN")]
     wrong: dict[str, Any] = {"TWILIO_AUTH_TOKEN": "wrong-token", "DB_PASSWORD": "wrong-password"}
     town.people(8)

@@ -34,6 +34,8 @@ from tests.sandbox.fake_twilio import (
     throttle,
 )
 
+pytestmark = pytest.mark.constants(OUTAGE_PATIENCE=0.1, OUTAGE_PAUSES=(0.05,))
+
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 ANNA, BERT, CARA = "+12025550101", "+12025550102", "+12025550103"
 
@@ -104,12 +106,6 @@ def world(database: Database, twilio: FakeTwilio, caplog: pytest.LogCaptureFixtu
     assert made.run(NOON - 300 * DAY) == 0  # makes the ledger
     twilio.requests.clear()
     return made
-
-
-@pytest.fixture(autouse=True)
-def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", 0.1)
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PAUSES", (0.05,))
 
 
 SERVICE: dict[str, str | None] = {
@@ -371,10 +367,8 @@ def test_when_a_later_page_fails_the_day_stays_open(world: World) -> None:
     assert world.told(user)[3] is None
 
 
-def test_what_was_found_among_very_many_other_texts_is_kept_when_the_budget_ends(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "SETTLE_BUDGET", 0.5)
+@pytest.mark.constants(SETTLE_BUDGET=0.5)
+def test_what_was_found_among_very_many_other_texts_is_kept_when_the_budget_ends(world: World) -> None:
     early, late = world.message(ANNA, from_=None), "SM" + "0" * 32
     for n in range(1_000):
         world.message(f"+1303555{n:04}", from_=None)
@@ -414,8 +408,8 @@ def slow_lists(world: World, seconds: float) -> None:
     world.twilio.hook = lambda request: late if request.params.get("PageSize") == "1000" else None
 
 
-def test_the_look_up_of_a_run_has_a_budget_of_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habit_notifier, "SETTLE_BUDGET", 0.5)
+@pytest.mark.constants(SETTLE_BUDGET=0.5)
+def test_the_look_up_of_a_run_has_a_budget_of_time(world: World) -> None:
     days = [NOON - n * DAY for n in range(40, 0, -2)]
     users = [world.row(state="sent", claimed=day, sid=world.message(at=day)) for day in days]
     slow_lists(world, 0.15)
@@ -485,10 +479,8 @@ def test_what_another_run_recorded_during_a_look_up_stays(
     assert [world.told(user) for user in users] == [told, ("uncertain", None, None, "unknown")]
 
 
-def test_of_more_rows_than_one_run_looks_up_the_oldest_come_first(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(habit_notifier, "SETTLE_ROWS", 1)
+@pytest.mark.constants(SETTLE_ROWS=1)
+def test_of_more_rows_than_one_run_looks_up_the_oldest_come_first(world: World) -> None:
     days = [NOON - n * DAY for n in (2, 4, 3)]
     users = [world.row(state="sent", claimed=day, sid=world.message(at=day)) for day in days]
     ends = []
@@ -498,8 +490,8 @@ def test_of_more_rows_than_one_run_looks_up_the_oldest_come_first(
     assert ends == [[users[1]], users[1:], users]
 
 
-def test_the_budget_holds_when_nothing_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habit_notifier, "SETTLE_BUDGET", 0.3)
+@pytest.mark.constants(SETTLE_BUDGET=0.3)
+def test_the_budget_holds_when_nothing_is_found(world: World) -> None:
     for n in range(20, 0, -1):
         world.row(f"+1202555{n:04}", "sent", NOON - 2 * n * DAY, sid=f"SM{n:032}")
     slow_lists(world, 0.1)

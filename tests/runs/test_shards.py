@@ -43,9 +43,9 @@ def own_of(user: object, index: int, count: int) -> bool:
     return crc32(str(user).encode()) % count == index
 
 
+@pytest.mark.constants(PAGE_USERS=4)
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 1_000])
-def test_every_user_is_in_exactly_one_shard(town: Town, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 4)
+def test_every_user_is_in_exactly_one_shard(town: Town, count: int) -> None:
     expected: dict[int, list[Any]] = {index: [] for index in range(count)}
     for user in ids(town):
         expected[crc32(str(user).encode()) % count].append(user)
@@ -80,8 +80,8 @@ def test_shards_side_by_side_text_everybody_once(town: Town) -> None:
     assert town.served == town.numbers("sent") == EVERYBODY
 
 
-def test_a_shard_that_fails_is_made_up_for_by_itself(town: Town, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", 0.1)
+@pytest.mark.constants(DATABASE_PATIENCE=0.1)
+def test_a_shard_that_fails_is_made_up_for_by_itself(town: Town, proxy: Proxy) -> None:
     own = sum(own_of(user, 1, 3) for user in ids(town))
     lost = proxy.on_query(CLAIM, Verdict.CUT_BEFORE, nth=4, forever=True)
     weak = proxy.environ() | {"SEND_CONCURRENCY": "1"}

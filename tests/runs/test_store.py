@@ -419,11 +419,9 @@ def add_rows(town: Town, state: str, final_status: str | None, *keys: tuple[Any,
         town.database.insert_row(user, datetime.combine(day, time()), **said)
 
 
-def test_the_purge_deletes_whatever_is_older_a_few_rows_at_a_time(
-    town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.constants(KEYS=2)
+def test_the_purge_deletes_whatever_is_older_a_few_rows_at_a_time(town: Town, job: Job) -> None:
     """Refusals, too: no gate looks further back."""
-    monkeypatch.setattr(habit_notifier, "KEYS", 2)
     before = date(2026, 2, 1)
     old, older = before - timedelta(days=1), before - timedelta(days=2)
     add_rows(town, "sent", "delivered", (1, old), (1, before), (2, older))
@@ -517,11 +515,11 @@ def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
     assert not job.ledger._recorded  # nor is it kept in memory
 
 
+@pytest.mark.constants(DATABASE_MEMORY=0.2)
 def test_what_may_be_lost_is_told_by_when_the_server_last_answered_not_by_when_that_is_noticed(
-    town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
+    town: Town, job: Job
 ) -> None:
     """While Twilio asks for a pause of minutes, nothing is asked of a server that may be gone since the last text."""
-    monkeypatch.setattr(habit_notifier, "DATABASE_MEMORY", 0.2)
     [anna] = reminders("+12025550101")
     job.ledger.claim([anna], NOON)
     job.ledger.record({anna: ACCEPTED}, NOON)
