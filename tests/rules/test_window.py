@@ -25,7 +25,7 @@ from tests.environ import settings_of
 from tests.full import FULL, sample
 from tests.runs.town import Town
 from tests.sandbox import oracle
-from tests.sandbox.fake_twilio import Answer, Request, throttle
+from tests.sandbox.fake_twilio import throttle
 from tests.sandbox.oracle import SECOND
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -255,18 +255,10 @@ def test_a_text_that_could_wait_for_less_than_a_minute_is_later(town: Town, left
 def test_the_window_is_asked_again_before_each_text_is_posted(town: Town, wait: int, texted: int) -> None:
     """Twilio asks for a pause, after which it is so many seconds later."""
     town.user(PHONE)
-    now = [EIGHT_PM - 120 * SECOND]
-
-    def pause(_request: Request) -> Answer:
-        town.twilio.hook = None
-        now[0] += wait * SECOND
-        return throttle(retry_after=0)
-
-    def on_send(request: Request) -> Answer | None:
-        return pause(request) if request.operation == "send" else None
-
-    town.twilio.hook = on_send
-    assert town.run(lambda: now[0], SEND_WINDOW="09:00-20:00", RUN_DEADLINE="80000") == int(wait > 4 * 3_600)
+    town.twilio.script(throttle(retry_after=0))
+    before, window = EIGHT_PM - 120 * SECOND, {"SEND_WINDOW": "09:00-20:00", "RUN_DEADLINE": "80000"}
+    code = town.run(lambda: before + wait * SECOND if town.sends else before, **window)
+    assert code == int(wait > 4 * 3_600)
     assert len(town.texts) == len(town.ledger) == texted
     if wait < 3_600:
         assert town.said("later 1") == 1 - texted
