@@ -25,9 +25,10 @@ import habit_notifier
 from habit_notifier import Stop
 from tests.full import sample
 from tests.runs import program
+from tests.runs.town import at_send
 from tests.sandbox import oracle
 from tests.sandbox.database import Database, Id, Server
-from tests.sandbox.fake_twilio import FakeTwilio, Request
+from tests.sandbox.fake_twilio import FakeTwilio
 from tests.sandbox.oracle import MICROSECOND, MISSED_YESTERDAY, NO_LOGS, SECOND
 
 ZONES = sorted(pytz.all_timezones)
@@ -288,12 +289,7 @@ def test_when_a_run_is_stopped_everybody_is_still_accounted_for(
 ) -> None:
     """Texted, not sent, not tried or not looked at: these add up wherever the pages begin that day."""
     stop = Stop()
-
-    def on_request(request: Request) -> None:
-        if request.operation == "send":
-            stop.request()
-
-    twilio.hook = on_request
+    twilio.hook = at_send(1, stop.request)
     database.insert_users((f"Resident {n}", f"+1999{n:07d}", "UTC") for n in range(100))
     run = job(database.environ() | twilio.environ(), datetime(2026, 6, day, 9, tzinfo=UTC), stop)
     told = run.totals()
