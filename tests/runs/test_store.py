@@ -110,17 +110,12 @@ def test_a_ledger_whose_user_id_is_of_another_type_is_told_with_the_statement_th
 # --- grants
 
 
-def test_an_account_that_may_create_just_the_ledger_needs_no_administrator(town: Town) -> None:
+@pytest.mark.parametrize("create", [True, False], ids=["may create just the ledger", "a ledger made for it"])
+def test_the_least_account_needs_no_administrator(town: Town, create: bool) -> None:
     town.people(3)
-    least = town.database.least_account(create=True)
-    assert [town.run(**least), town.run(**least)] == [0, 0]
-    assert len(town.twilio.book) == 3
-
-
-def test_an_account_that_may_not_create_works_with_a_ledger_made_for_it(town: Town) -> None:
-    town.people(3)
-    create_ledger(town.database)
-    least = town.database.least_account()
+    if not create:
+        create_ledger(town.database)
+    least = town.database.least_account(create=create)
     assert [town.run(**least), town.run(**least)] == [0, 0]
     assert len(town.twilio.book) == 3
 
@@ -451,8 +446,7 @@ def test_sigterm_ends_the_purge_between_two_statements(town: Town, monkeypatch: 
 @pytest.mark.parametrize("ours", [Action.ACCEPT, Action.UNCERTAIN, Action.REFUSE, Action.UNREACHED])
 def test_what_became_of_a_text_is_never_written_into_another_runs_row(town: Town, job: Job, ours: Action) -> None:
     """Neither by recording it nor by writing it again on a new connection."""
-    days = habit_notifier.days_of(NOON, pytz.utc)
-    anna = Reminder(User(1, "Anna", "+12025550101", "UTC", days, logged_day1=False), NO_LOGS, days)
+    [anna] = reminders("+12025550101")
     late = NOON + timedelta(hours=1)
     columns = f"SELECT state, message_sid, error_code, final_status, finished_at, segments FROM {LEDGER}"
     answer = Answer(ours, code=21610, sid="SM" + "a" * 32, segments=2)
@@ -472,7 +466,8 @@ def test_what_became_of_a_text_is_never_written_into_another_runs_row(town: Town
     ledger.record({anna: answer}, late)
     ledger.claims[anna] = mine
     job.database.close()
-    assert list(ledger._rows([1])) == [replace_state(theirs)]
+    sent = replace(theirs, state=State.SENT, finished_at=NOON, sid="SM" + "b" * 32, segments=1)
+    assert list(ledger._rows([1])) == [sent]
     assert town.sql(columns) == told
 
 
@@ -593,11 +588,6 @@ def test_a_value_that_its_column_cannot_hold_is_refused_and_not_cut(town: Town, 
     with pytest.raises(habit_notifier.DatabaseError, match="Data too long"):
         job.ledger.claim(reminders("+120255501010000000"), NOON)
     assert town.rows("*") == []
-
-
-def replace_state(claim: Row) -> Row:
-    """The row of a claim whose text was sent at NOON."""
-    return replace(claim, state=State.SENT, finished_at=NOON, sid="SM" + "b" * 32, segments=1)
 
 
 @pytest.mark.usefixtures("job")
