@@ -248,7 +248,10 @@ BAD: dict[str, tuple[str, ...]] = {
     "LOG_LEVEL": ("debug", "TRACE", "20", "CRITICAL"),
     "LOG_FORMAT": ("xml", "JSON", "text,json"),
     "LOG_PII": ("none", "OFF", "false"),
-    "HEARTBEAT_URL": ("hc.example/ping", "http://hc.example/ping", "https://hc.example/?to=x", "https://", "your-url"),
+    "HEARTBEAT_URL": (
+        *("hc.example/ping", "http://hc.example/ping", "https://hc.example/?to=x", "https://", "your-url", "x"),
+        *("http://localhost.example.com/x", "http://127.0.0.1@example.com/x", "https://a b"),
+    ),
 }
 
 
@@ -257,6 +260,7 @@ TO_WRITE = {
     "DAY_STARTS_AT": "a time from 00:00 to 06:00",
     "UNDELIVERED_LIMIT": "a whole number from 0 to 10",
     "ONLY_USERS": "at most 100 ids without blanks, separated by commas",
+    "HEARTBEAT_URL": "an https:// URL",
 }
 """What each kind of value asks for, to the letter."""
 
@@ -284,9 +288,8 @@ def test_a_bad_value_is_refused_with_its_name_and_what_to_write(name: str, text:
     [problem] = problems(around(name) | {name: text})
     assert re.match(rf"{name} (is|has a value that cannot be right|is still the placeholder)\b.*: write \S", problem)
     assert f": write {TO_WRITE.get(name, '')}" in problem
-    if name not in SECRETS:
-        secret = "@" in text or text.startswith("SK")  # it may be the password of a URL, or what belongs elsewhere
-        assert (repr(text) in problem) is not secret
+    secret = name in SECRETS or "@" in text or text.startswith("SK")  # a URL's password, or what belongs elsewhere
+    assert (repr(text) in problem) is not secret
     assert "hunter2" not in problem
 
 
