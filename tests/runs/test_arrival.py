@@ -10,16 +10,12 @@ from zlib import crc32
 import pytest
 
 from tests.rules.peace import Model, story
-from tests.runs.town import Town, variants
+from tests.runs.town import NOON, Town, senders, variants
 from tests.sandbox.database import Id
-from tests.sandbox.fake_twilio import ACCEPT, Answer, FakeTwilio, refuse, server_error
+from tests.sandbox.fake_twilio import ACCEPT, Answer, refuse, server_error
 
-NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 PHONE = "+12025550100"
-NUMBER: dict[str, str] = {}
-SERVICE = {"TWILIO_FROM_NUMBER": "", "TWILIO_MESSAGING_SERVICE_SID": FakeTwilio.MESSAGING_SERVICE_SID}
-senders = pytest.mark.parametrize("sender", [NUMBER, SERVICE], ids=["number", "service"])
 
 
 def populate(town: Town, count: int) -> dict[Id, str]:

@@ -20,7 +20,7 @@ import pytest
 from habit_notifier import CHECKS, GATES, Exit, Stop
 from tests.runs import program
 from tests.runs.test_population import population, settle_in
-from tests.runs.town import create_ledger, variants
+from tests.runs.town import SERVICE, create_ledger, variants
 from tests.sandbox import oracle
 from tests.sandbox.database import LEDGER, Database, Server, make_certificates
 from tests.sandbox.fake_twilio import ACCEPT, FakeTwilio, Operation, Request, refuse
@@ -523,7 +523,6 @@ def forbidden(status: int) -> Break:
 
 
 LOOKING: list[Operation] = ["numbers", "service"]
-SERVICE = {"TWILIO_FROM_NUMBER": "", "TWILIO_MESSAGING_SERVICE_SID": FakeTwilio.MESSAGING_SERVICE_SID}
 HOW = "WARNING "
 FAILS = "ERROR "
 

@@ -21,6 +21,8 @@ from tests.sandbox.fake_twilio import FakeTwilio, Message, Request
 
 NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
 FORM = OneLine("%(levelname)s %(message)s")
+SERVICE = {"TWILIO_FROM_NUMBER": "", "TWILIO_MESSAGING_SERVICE_SID": FakeTwilio.MESSAGING_SERVICE_SID}
+senders = pytest.mark.parametrize("sender", [{}, SERVICE], ids=["number", "service"])
 
 
 def numbers(count: int) -> list[str]:
