@@ -395,16 +395,12 @@ def application(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[App
         yield fresh
 
 
-def texts(application: Application, twilio: FakeTwilio, people: Sequence[Person]) -> list[tuple[str, str]]:
-    """Who was texted what by a run for these people, and that nobody else was."""
+def serves(application: Application, twilio: FakeTwilio, people: Sequence[Person], **settings: str) -> None:
+    """A run texts each of these people what they are to get, and nobody else."""
     for n, person in enumerate(people):
         application.take_in(person, f"+1202555{n:04}")
-    assert program.run(application.environ(twilio), at=NOON) == Exit.DONE
-    return sorted((message.to, message.body) for message in twilio.book)
-
-
-def expected(people: Sequence[Person]) -> list[tuple[str, str]]:
-    return sorted(
+    assert program.run(application.environ(twilio) | settings, at=NOON) == Exit.DONE
+    assert sorted((message.to, message.body) for message in twilio.book) == sorted(
         (person.number or f"+1202555{n:04}", f"{person.name}: {person.gets}. STOP")
         for n, person in enumerate(people)
         if person.gets
@@ -414,7 +410,7 @@ def expected(people: Sequence[Person]) -> list[tuple[str, str]]:
 def test_the_three_views_serve_as_they_stand(
     application: Application, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert texts(application, twilio, BASE) == expected(BASE)
+    serves(application, twilio, BASE)
     assert "no index of" not in caplog.text  # which a view cannot have
     assert len(application.run(f"SELECT * FROM {application.schema}.{LEDGER}")) == len(twilio.book)
 
@@ -422,7 +418,7 @@ def test_the_three_views_serve_as_they_stand(
 @pytest.mark.parametrize("title", [title for title in CASES if "BINARY" not in title])
 def test_each_recipe_serves_its_cases(application: Application, twilio: FakeTwilio, title: str) -> None:
     application.use(RECIPES[title])
-    assert texts(application, twilio, CASES[title]) == expected(CASES[title])
+    serves(application, twilio, CASES[title])
 
 
 def due(name: str, gets: str | None, weekdays: str | None) -> Person:
@@ -498,7 +494,7 @@ def test_what_the_page_says_to_write_instead(
     assert places > 0
     assert said in PAGE
     application.use(Recipe(RECIPES[title].view, [changed]))
-    assert texts(application, twilio, people) == expected(people)
+    serves(application, twilio, people)
 
 
 def test_a_day_that_starts_later_wants_its_hours_in_the_view(application: Application, twilio: FakeTwilio) -> None:
@@ -510,10 +506,7 @@ def test_a_day_that_starts_later_wants_its_hours_in_the_view(application: Applic
         Person("Today", NO_LOGS, WEST, logs=on(TODAY.replace(hour=3))),
         Person("Day 1, after midnight", MISSED, WEST, logs=on(YESTERDAY.replace(hour=2, minute=59))),
     ]
-    for n, person in enumerate(people):
-        application.take_in(person, f"+1202555{n:04}")
-    assert program.run(application.environ(twilio) | {"DAY_STARTS_AT": "03:00"}, at=NOON) == Exit.DONE
-    assert sorted((message.to, message.body) for message in twilio.book) == expected(people)
+    serves(application, twilio, people, DAY_STARTS_AT="03:00")
 
 
 def test_consent_and_counts_may_be_enums(application: Application, twilio: FakeTwilio) -> None:
@@ -526,25 +519,15 @@ def test_consent_and_counts_may_be_enums(application: Application, twilio: FakeT
         Person("Consents, planned", NO_LOGS, {"sms_consent": "1"}, logs=on(YESTERDAY, completed="0")),
         Person("Consents, done", NOTHING, {"sms_consent": "1"}, logs=on(YESTERDAY, completed="1")),
     ]
-    assert texts(application, twilio, people) == expected(people)
+    serves(application, twilio, people)
 
 
-@pytest.fixture
-def bytes_application(server: Server) -> Iterator[Application]:
-    with Application(server, BYTES) as fresh:
-        yield fresh
-
-
-def test_ids_of_sixteen_bytes_need_nothing(bytes_application: Application, twilio: FakeTwilio) -> None:
-    application = bytes_application
-    application.use(RECIPES["Ids are `BINARY(16)`"])
-    assert texts(application, twilio, BASE) == expected(BASE)
-    [(column,)] = application.run(
-        "SELECT column_type FROM information_schema.columns"
-        " WHERE table_schema = %s AND table_name = %s AND column_name = 'user_id'",
-        [application.schema, LEDGER],
-    )
-    assert column == "binary(16)"
+def test_ids_of_sixteen_bytes_need_nothing(server: Server, twilio: FakeTwilio) -> None:
+    with Application(server, BYTES) as application:
+        application.use(RECIPES["Ids are `BINARY(16)`"])
+        serves(application, twilio, BASE)
+        [column] = application.run(f"SHOW COLUMNS FROM {application.schema}.{LEDGER} LIKE 'user_id'")
+        assert column[1] == "binary(16)"
 
 
 # --- the plans --------------------------------------------------------------------------------------------------------
@@ -743,7 +726,7 @@ def test_nobody_can_log_in_as_the_definer(application: Application) -> None:
 def test_a_ledger_that_moves_along_keeps_people_from_a_second_text(
     application: Application, twilio: FakeTwilio
 ) -> None:
-    assert len(texts(application, twilio, [Person("Due", NO_LOGS)])) == 1
+    serves(application, twilio, [Person("Due", NO_LOGS)])
     tables = re.findall(r"habit_\w+\.`HabitNotification`", MOVE_LEDGER)
     application.page(f"RENAME TABLE {tables[1]} TO {tables[0]}")  # as if the run had been on the tables
     application.page(MOVE_LEDGER)
@@ -781,7 +764,7 @@ def test_yesterday_is_that_of_the_zone_if_the_server_knows_zones(
         Person("Due on Mondays", NOTHING if auckland_known else NO_LOGS, there, habits=[{"weekdays": "0"}]),
         Person("Due on Tuesdays", NO_LOGS if auckland_known else NOTHING, there, habits=[{"weekdays": "1"}]),
     ]
-    assert texts(application, twilio, people) == expected(people)
+    serves(application, twilio, people)
 
 
 def test_local_times_become_utc_if_the_server_knows_zones(
@@ -792,5 +775,4 @@ def test_local_times_become_utc_if_the_server_knows_zones(
     [line] = RECIPES[title].lines
     application.use(Recipe("Log", [line.replace("Europe/Berlin", "Pacific/Auckland")]))
     last = TODAY - timedelta(seconds=1)
-    people = [Person("Last of day 2 in UTC", NOTHING if auckland_known else NO_LOGS, logs=on(last))]
-    assert texts(application, twilio, people) == expected(people)
+    serves(application, twilio, [Person("Last of day 2", NOTHING if auckland_known else NO_LOGS, logs=on(last))])
