@@ -19,7 +19,7 @@ import habit_notifier
 from habit_notifier import Exit, Ledger, Row
 from tests.runs.program import started, starting_at
 from tests.runs.statements import CLAIM, CLAIM_CHECK, RECORD, RELEASE
-from tests.runs.town import NOON, Town, at_send, create_ledger, numbers, opened, variants
+from tests.runs.town import NOON, Town, at_send, create_ledger, numbers, variants
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse, slow
 from tests.sandbox.proxy import Proxy, Verdict
@@ -87,8 +87,7 @@ def test_what_another_run_has_on_its_way_is_waited_for_until_it_is_answered_or_r
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(habit_notifier, "OTHERS_ANSWER", 15.0)
-    with opened(town.environ):  # that run made the ledger
-        pass
+    create_ledger(town.database)
     for user in town.ids:
         town.sql(ANOTHER_ROW, (NOON.date(), "sending", NOON.replace(tzinfo=None), user))
 
@@ -376,8 +375,7 @@ def transaction(database: Database) -> Iterator[Any]:
 def first_batch(town: Town, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The ids that a run claims first, its pages beginning at the table's; the ledger is there."""
     monkeypatch.setattr("random.randrange", lambda _: USERS - 1)  # all, up to the last one
-    with opened(town.environ):
-        pass
+    create_ledger(town.database)
     return town.ids[:CLAIMED]
 
 
