@@ -248,9 +248,9 @@ def test_pages_that_take_too_long_are_halved_until_whom_nobody_can_read_is_named
     assert town.sql(mine, (town.environ["DB_USER"],)) == [(0,)]
 
 
-def test_a_log_without_an_index_is_warned_of_with_the_statement_to_paste(town: Town, people: list[str]) -> None:
+def test_a_log_without_an_index_is_warned_of_with_the_statement_to_paste(town: Town) -> None:
     """As some ORMs make it: no foreign key."""
-    assert people
+    town.people(1)
     town.sql("DROP TABLE Log")
     town.sql("CREATE TABLE Log (id INT PRIMARY KEY, habit_id INT, created_at DATETIME)")
     assert town.run() == 0
@@ -363,15 +363,15 @@ def test_an_outage_before_anybody_is_claimed_is_waited_for_as_at_the_start(
 
 @pytest.mark.constants(OUTAGE_PATIENCE=60.0)
 def test_an_outage_before_anybody_is_claimed_is_waited_for_until_the_deadline_and_told(
-    town: Town, people: list[str], proxy: Proxy
+    town: Town, proxy: Proxy
 ) -> None:
+    town.people(1)
     town.twilio.hook = away_after_the_probe(proxy)
     began = time.monotonic()
     assert town.run(**proxy.environ(), RUN_DEADLINE=2) == 1
     assert time.monotonic() - began < 8
     assert town.problem.startswith("MySQL: it cannot be reached: check DB_HOST")
     assert not town.twilio.book
-    assert len(people) == USERS
 
 
 @pytest.mark.constants(OUTAGE_PATIENCE=20.0)
@@ -485,12 +485,6 @@ def test_a_state_that_is_not_known_reads_as_uncertain(town: Town, people: list[s
     assert town.said("User Due 0 (ID: 1) gets no text, uncertain earlier today: it may have been sent")
 
 
-def drop_keys(database: Database) -> None:
-    """Log and Habit without foreign keys."""
-    for table in ("Log", "Habit"):
-        database.execute(f"ALTER TABLE {table} DROP FOREIGN KEY {table}_ibfk_1")
-
-
 def orphan_view(database: Database) -> None:
     """Log is a view whose definer is gone."""
     with database.server.connect() as connection, connection.cursor() as cursor:
@@ -505,7 +499,8 @@ def orphan_view(database: Database) -> None:
 
 def other_collation(database: Database) -> None:
     """Habit refers to User in another collation."""
-    drop_keys(database)
+    for table in ("Log", "Habit"):
+        database.execute(f"ALTER TABLE {table} DROP FOREIGN KEY {table}_ibfk_1")
     database.execute("ALTER TABLE Habit MODIFY user_id CHAR(36) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci")
 
 
@@ -540,9 +535,9 @@ FAULTS: dict[int, tuple[Callable[[Database], object] | None, str, str]] = {
 @variants({"id_type": "CHAR(36)", "collation": "utf8mb4_unicode_ci"})
 @pytest.mark.parametrize("number", FAULTS)
 def test_what_no_retry_can_mend_is_told_with_what_to_alter(
-    town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch, number: int
+    town: Town, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    assert people
+    town.people(1)
     fault, session, words = FAULTS[number]
     monkeypatch.setattr(habit_notifier, "STATEMENT_LIMIT", habit_notifier.STATEMENT_LIMIT + session)
     if fault:
@@ -707,8 +702,7 @@ def test_a_day_that_starts_late_takes_the_small_hours_along(town: Town, starts: 
 
 
 @pytest.mark.parametrize(("hour", "day"), [(2, 11), (3, 12)])
-def test_the_ledgers_day_starts_as_late(town: Town, people: list[str], hour: int, day: int) -> None:
+def test_the_ledgers_day_starts_as_late(town: Town, hour: int, day: int) -> None:
+    town.people(1)
     assert town.run(NOON.replace(hour=hour), DAY_STARTS_AT="03:00") == 0
-    days = town.sql(f"SELECT DISTINCT local_day FROM {LEDGER}")
-    assert days == [(NOON.date().replace(day=day),)]
-    assert len(people) == USERS
+    assert town.rows("local_day") == [(NOON.date().replace(day=day),)]
