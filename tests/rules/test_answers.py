@@ -67,17 +67,11 @@ CODES = {
     Action.REFUSE: {21211, 21265, 21266, 21268, 21610, 21614, 21635},
     Action.SKIP: {21408, 21612},
     Action.TRIAL: {21608},
-    Action.FAIL: {
-        *(20008, 21212, 21602, 21606, 21617, 21659, 21660, 21661, 21703, 21704, 30485, 30489, 90010, 572006),
-    },
+    Action.FAIL: {20008, 21212, 21602, 21606, 21617, 21659, 21660, 21661, 21703, 21704, 30485, 30489, 90010, 572006},
     Action.PAUSE: {20429, 21611},
     Action.STOP: {10001, 20003, 20005, 20403, 20404, 21603, 21701, 21705, 30454, 35118, 63038, 70051},
 }
-STATUSES = {
-    Action.STOP: {401, 403, 404},
-    Action.PAUSE: {429},
-    Action.UNCERTAIN: {408},
-}
+STATUSES = {Action.STOP: {401, 403, 404}, Action.PAUSE: {429}, Action.UNCERTAIN: {408}}
 ACTION_OF_CODE = [(code, action) for action, codes in CODES.items() for code in sorted(codes)]
 ACTION_OF_STATUS = [(status, action) for action, statuses in STATUSES.items() for status in sorted(statuses)]
 
@@ -604,20 +598,15 @@ def test_a_server_that_speaks_no_tls_is_uncertain(twilio: FakeTwilio) -> None:
     assert post(twilio.url.replace("http:", "https:")).action is Action.UNCERTAIN
 
 
-# Through a proxy urllib3 gives the first of them the look of a refused proxy.
-CUT = [RESET, RESET_AFTER_ACCEPTING, CLOSE_AFTER_ACCEPTING]
-DISTURBED = [
-    BAD_TLS_RECORD,
-    TRUNCATED,
-    slow(1.0),
-    slow(1.0, accepted_first=False),
-    server_error(accepted=True),
+LOST = [
+    *(RESET, RESET_AFTER_ACCEPTING, CLOSE_AFTER_ACCEPTING),  # through a proxy they look like a refused one to urllib3
+    *(BAD_TLS_RECORD, TRUNCATED, slow(1.0), slow(1.0, accepted_first=False), server_error(accepted=True)),
 ]
 
 
 @pytest.mark.parametrize("proxied", [False, True], ids=["straight", "behind a proxy"])
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-@pytest.mark.parametrize("answer", [*CUT, *DISTURBED], ids=lambda answer: answer.kind)
+@pytest.mark.parametrize("answer", LOST, ids=lambda answer: answer.kind)
 def test_an_accepted_text_whose_answer_is_lost_is_uncertain(
     secure: FakeTwilio, answer: fake_twilio.Answer, warm: bool, proxied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

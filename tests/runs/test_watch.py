@@ -99,15 +99,12 @@ def populate(town: Town, seed: int) -> Population:
     return people
 
 
-def body_and_number(request: Request) -> str:
-    return f"{request.to} cannot get '{request.params['Body']}'"
-
-
 def quoting(code: int, *, rfc9457: bool = False) -> Callable[[Request], Answer | None]:
     """Twilio refuses, and quotes whom and what."""
 
     def hook(request: Request) -> Answer | None:
-        return refuse(code, 400, body_and_number(request), rfc9457=rfc9457) if request.operation == "send" else None
+        words = f"{request.to} cannot get '{request.params.get('Body')}'"
+        return refuse(code, 400, words, rfc9457=rfc9457) if request.operation == "send" else None
 
     return hook
 
@@ -417,20 +414,13 @@ def test_after_a_run_that_is_done_the_switch_gets_the_counts(town: Town, switch:
     assert told.keys() == {"run", "exit_code", "seconds", "users", "sent", "failed", "uncertain", "counts", "learned"}
 
 
-Ends = Callable[[pytest.MonkeyPatch], Stop | None]
+def fault(_town: Town, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Job, "prove", lambda _job: 1 // 0)
 
 
-def fault(patch: pytest.MonkeyPatch) -> None:
-    def fail(_job: Job) -> None:
-        raise ZeroDivisionError
-
-    patch.setattr(Job, "prove", fail)
-
-
-def sigterm(_patch: pytest.MonkeyPatch) -> Stop:
-    stop = Stop()
-    stop.request()
-    return stop
+def sigterm(town: Town, _patch: pytest.MonkeyPatch) -> None:
+    town.stop = Stop()
+    town.stop.request()
 
 
 TWO_SETTINGS = "DB_NAME is missing: write the database that holds User, Habit and Log | SEND_WINDOW is 'x': write two"
@@ -458,7 +448,7 @@ def test_every_end_leaves_its_exit_code_and_first_error_and_of_runs_the_switch_i
     town: Town,
     wrong: dict[str, str],
     argv: list[str],
-    ends: Ends | None,
+    ends: Break | None,
     code: int,
     error: str | None,
     pings: list[str],
@@ -467,7 +457,8 @@ def test_every_end_leaves_its_exit_code_and_first_error_and_of_runs_the_switch_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After exit codes 1 and 143 a Job tries again: the switch's own patience decides. Shard 0 speaks for all."""
-    town.stop = ends(monkeypatch) if ends else None
+    if ends:
+        ends(town, monkeypatch)
     assert town.run(NOW, *argv, HEARTBEAT_URL=switch.url, **wrong) == code
     found = read(summary)
     assert found["exit_code"] == code
