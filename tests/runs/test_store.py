@@ -396,15 +396,6 @@ def test_zero_dates_among_the_newest_logs_are_no_logs_and_no_fault(town: Town) -
     assert not town.lines("ERROR")
 
 
-@variants({"created_at": "DATETIME"}, {"created_at": "TIMESTAMP"})
-def test_the_servers_own_zone_moves_no_day(own: Town) -> None:
-    midnight = NOON.replace(hour=0)
-    own.database.insert_user("In time", "+12025550001", "UTC", logs=[midnight - timedelta(seconds=1)])
-    own.database.insert_user("Too late", "+12025550002", "UTC", logs=[midnight])
-    assert own.run() == 0
-    assert own.posted == ["+12025550002"]
-
-
 # --- what the ledger remembers
 
 
