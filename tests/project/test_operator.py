@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -705,10 +706,7 @@ def test_a_log_that_is_left_goes_on_in_the_cluster(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, ending: BaseException, code: int
 ) -> None:
 
-    def leave(_: float) -> None:
-        raise ending
-
-    monkeypatch.setattr(time, "sleep", leave)
+    monkeypatch.setattr(time, "sleep", Mock(side_effect=ending))
     done = cluster.operate("test")
     told = "The Job, if it is still there, goes on in the cluster: make logs"
     assert (done.code, done.out.splitlines()[-1]) == (code, told)
@@ -1021,10 +1019,7 @@ def test_the_pod_of_a_question_goes_whatever_happens(
 ) -> None:
     made = asked_pod(cluster, container({"running": {}}), [])
 
-    def interrupt(_: float) -> None:
-        raise error
-
-    monkeypatch.setattr(time, "sleep", interrupt)
+    monkeypatch.setattr(time, "sleep", Mock(side_effect=error))
     if error is SystemExit:
         with pytest.raises(SystemExit):
             cluster.operate("dry-run")

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from datetime import UTC, datetime, timedelta
+from unittest.mock import Mock
 
 import pytest
 
@@ -68,11 +69,8 @@ def test_a_refused_connection_is_one_line_with_the_remedy(far: Town, proxy: Prox
 def test_a_host_that_has_no_address_is_one_line_with_the_remedy(
     town: Town, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def resolve(*_: object) -> None:
-        raise socket.gaierror(number, "as the C library says it")
-
     with monkeypatch.context() as patch:
-        patch.setattr(socket, "getaddrinfo", resolve)
+        patch.setattr(socket, "getaddrinfo", Mock(side_effect=socket.gaierror(number, "as the C library says it")))
         assert town.run(DB_HOST="mysql.invalid") == Exit.RETRY
     assert "the name DB_HOST does not resolve: check it" in town.problem
     assert "mysql.invalid" in town.problem

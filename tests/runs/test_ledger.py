@@ -6,7 +6,7 @@ import re
 import subprocess
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 import habit_notifier
-from habit_notifier import Exit, Ledger, Row
+from habit_notifier import Exit, Ledger
 from tests.runs.program import started, starting_at
 from tests.runs.statements import CLAIM, CLAIM_CHECK, RECORD, RELEASE
-from tests.runs.town import NOON, Town, at_send, create_ledger, numbers, variants
+from tests.runs.town import NOON, Town, also, at_send, create_ledger, numbers, variants
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse, slow
 from tests.sandbox.proxy import Proxy, Verdict
@@ -95,13 +95,8 @@ def test_what_another_run_has_on_its_way_is_waited_for_until_it_is_answered_or_r
         town.sql(f"DELETE FROM {LEDGER} WHERE user_id = 1")
         town.sql(f"UPDATE {LEDGER} SET state = 'sent', finished_at = claimed_at")
 
-    history, asked = Ledger.history, deque[float]()
-
-    def count(ledger: Ledger, *whom: Any) -> dict[Any, list[Row]]:
-        asked.append(time.monotonic())
-        return history(ledger, *whom)
-
-    monkeypatch.setattr(Ledger, "history", count)
+    asked: list[float] = []
+    monkeypatch.setattr(Ledger, "history", also(Ledger.history, before=lambda: asked.append(time.monotonic())))
     threading.Timer(1.6, answer).start()
     assert town.run() == Exit.DONE
     assert len(asked) < 8  # not without a pause
@@ -264,14 +259,10 @@ def test_what_another_run_wrote_after_this_one_began_is_not_of_the_future(
     create_ledger(islands.database)
     for user in islands.ids:
         islands.database.insert_row(user, midnight + timedelta(minutes=2))
-    clock, history = [midnight - timedelta(minutes=4)], Ledger.history
-
-    def later(ledger: Ledger, *whom: Any) -> dict[Any, list[Row]]:
-        clock[0] = midnight + timedelta(minutes=3)
-        return history(ledger, *whom)
-
+    clock = [midnight - timedelta(minutes=4)]
+    later = also(Ledger.history, before=lambda: clock.append(midnight + timedelta(minutes=3)))
     monkeypatch.setattr(Ledger, "history", later)
-    assert islands.run(lambda: clock[0]) == 0
+    assert islands.run(lambda: clock[-1]) == 0
     assert islands.said(f"deferred {USERS}")
     assert not islands.served
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 from zoneinfo import ZoneInfo
 
 import pymysql
@@ -329,10 +330,8 @@ def test_a_node_that_is_not_ready_for_a_while_is_waited_for(
 def test_a_proxy_that_splits_reads_from_writes_is_told_to_be_passed_by(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise pymysql.err.OperationalError(9006, "ProxySQL Error: connection is locked to hostgroup 0")  # by our SET
-
-    monkeypatch.setattr(habit_notifier.Database, "_execute", refuse)
+    error = pymysql.err.OperationalError(9006, "ProxySQL Error: connection is locked to hostgroup 0")  # by our SET
+    monkeypatch.setattr(habit_notifier.Database, "_execute", Mock(side_effect=error))
     assert town.run() == Exit.ACT
     assert "its proxy reads elsewhere than it writes: set DB_HOST to the primary" in town.problem
     assert "locked to hostgroup 0" in town.problem
@@ -466,11 +465,8 @@ def test_an_account_with_a_password_of_old_is_told_to_be_made_anew(town: Town) -
 def test_an_account_with_a_way_in_that_is_not_here_is_told_to_be_made_anew(
     town: Town, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def connect(**_: object) -> None:
-        raise error
-
     with monkeypatch.context() as patch:
-        patch.setattr(pymysql, "connect", connect)
+        patch.setattr(pymysql, "connect", Mock(side_effect=error))
         assert town.run() == Exit.ACT
     assert "lacks: use caching_sha2_password, in MariaDB mysql_native_password (" in town.problem
 

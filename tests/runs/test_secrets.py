@@ -9,11 +9,12 @@ import logging
 import re
 import socket
 import struct
+from unittest.mock import Mock
 
+import pymysql
 import pytest
 
-import habit_notifier
-from habit_notifier import DatabaseError
+from habit_notifier import DatabaseError, Tracker
 from tests.environ import settings_of
 from tests.runs.town import FORM, Town
 from tests.sandbox.fake_twilio import FakeTwilio
@@ -78,8 +79,6 @@ def test_a_server_that_is_not_verified_is_told_at_the_start(town: Town) -> None:
 @pytest.mark.usefixtures("server")  # as all tests here do
 @pytest.mark.parametrize("number", [1044, 1045, 1130, 1142, 1143, 1370, 1698, 1820, 3118, 3159, 4151, 1, 65_535])
 def test_whatever_mysql_says_of_the_account_is_told_without_it(number: int) -> None:
-    import pymysql
-
     told = settings_of(DB_USER="habit-app", DB_PASSWORD=PASSWORD)
     said = f"Access denied for user 'habit-app'@'10.1.2.3' (using password: {PASSWORD})"
     error = pymysql.err.OperationalError(number, said)
@@ -102,10 +101,8 @@ def test_a_librarys_warning_of_an_odd_header_does_not_tell_the_account(town: Tow
 
 
 def test_a_traceback_does_not_tell_what_an_exception_holds(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_tracker: object) -> None:
-        raise LookupError(f"GET /2010-04-01/Accounts/{FakeTwilio.ACCOUNT_SID} {FakeTwilio.AUTH_TOKEN}")
-
-    monkeypatch.setattr(habit_notifier.Tracker, "zones", fail)
+    fault = LookupError(f"GET /2010-04-01/Accounts/{FakeTwilio.ACCOUNT_SID} {FakeTwilio.AUTH_TOKEN}")
+    monkeypatch.setattr(Tracker, "zones", Mock(side_effect=fault))
     assert town.run() == 1
     assert re.search(r"please report it.*LookupError: GET /2010-04-01/Accounts/\*{3} \*{3}", said(town))
     assert FakeTwilio.ACCOUNT_SID not in said(town)

@@ -23,8 +23,8 @@ import pytest
 import urllib3
 
 import habit_notifier
-from habit_notifier import TWILIO_CODES, Action
-from tests.runs.town import NOON, Town
+from habit_notifier import TWILIO_CODES, Action, Tracker
+from tests.runs.town import NOON, Town, also
 from tests.sandbox.fake_twilio import (
     ACCEPT,
     BROKEN_JSON,
@@ -683,14 +683,8 @@ def test_users_who_left_during_the_run_are_not_told_as_not_looked_at(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     town.people(3)
-    count = habit_notifier.Tracker.zones
-
-    def count_and_delete(tracker: habit_notifier.Tracker) -> list[habit_notifier.Zone]:
-        zones = count(tracker)
-        town.sql("DELETE FROM User WHERE id = 2")
-        return zones
-
-    monkeypatch.setattr(habit_notifier.Tracker, "zones", count_and_delete)
+    count_and_delete = also(Tracker.zones, after=lambda: town.sql("DELETE FROM User WHERE id = 2"))
+    monkeypatch.setattr(Tracker, "zones", count_and_delete)
     assert town.run() == 0
     assert town.totals == (2, 0)
     assert not town.said("before the last page")

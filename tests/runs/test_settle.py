@@ -18,7 +18,7 @@ import pytest
 import habit_notifier
 from habit_notifier import Brake, Job, Ledger, Report, Row, Settings, State, Stop, utc_now
 from tests.environ import settings_of
-from tests.runs.town import NOON, SERVICE, Town, senders
+from tests.runs.town import NOON, SERVICE, Town, also, senders
 from tests.sandbox.database import LEDGER, Database
 from tests.sandbox.fake_twilio import (
     ACCEPT,
@@ -448,14 +448,8 @@ def test_what_another_run_recorded_during_a_look_up_stays(
 ) -> None:
     """A run that was suspended wakes, and records a text that this one has taken for lost."""
     users = [world.row(phone, "sending", NOON - HOUR) for phone in (ANNA, BERT)]
-    unsettled = Ledger.unsettled
-
-    def wake(ledger: Ledger, now: datetime) -> list[Row]:
-        rows = unsettled(ledger, now)
-        world.database.execute(f"UPDATE {LEDGER} SET {recorded} WHERE user_id = %s", (users[0],))
-        return rows
-
-    monkeypatch.setattr(Ledger, "unsettled", wake)
+    wake = f"UPDATE {LEDGER} SET {recorded} WHERE user_id = {users[0]}"
+    monkeypatch.setattr(Ledger, "unsettled", also(Ledger.unsettled, after=lambda: world.sql(wake)))
     assert world.settle(NOON) == 0
     assert [world.told(user) for user in users] == [told, ("uncertain", None, None, "unknown")]
 

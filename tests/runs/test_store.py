@@ -33,7 +33,7 @@ from habit_notifier import (
     utc_now,
 )
 from tests.runs.statements import HISTORY
-from tests.runs.town import NOON, Town, create_ledger, judging, opened, variants
+from tests.runs.town import NOON, Town, also, create_ledger, judging, opened, variants
 from tests.sandbox.database import LEDGER, Server, make_certificates
 from tests.sandbox.fake_twilio import FakeTwilio
 from tests.sandbox.proxy import Proxy, Verdict
@@ -422,14 +422,8 @@ def test_the_purge_deletes_whatever_is_older_a_few_rows_at_a_time(town: Town, jo
 def test_sigterm_ends_the_purge_between_two_statements(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(habit_notifier, "KEYS", 2)
     add_rows(town, "sent", "delivered", *((user, NOON.date() - timedelta(days=91 + user)) for user in range(6)))
-    town.stop = stop = Stop()
-    purge = Ledger.purge
-
-    def purge_and_terminate(ledger: Ledger, before: date) -> int:
-        stop.request()
-        return purge(ledger, before)
-
-    monkeypatch.setattr(Ledger, "purge", purge_and_terminate)
+    town.stop = Stop()
+    monkeypatch.setattr(Ledger, "purge", also(Ledger.purge, before=town.stop.request))
     assert town.run() == Exit.TERMINATED
     assert sorted(town.rows("user_id")) == [(0,), (1,), (2,), (3,)]  # the oldest go first
 
@@ -686,15 +680,9 @@ def test_a_zone_that_came_in_use_during_the_run_is_not_called_unknown(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     town.people(3)
-    count = Tracker.zones
-
-    def count_and_move(tracker: Tracker) -> list[habit_notifier.Zone]:
-        zones = count(tracker)
-        town.sql("UPDATE User SET time_zone = 'Asia/Tokyo' WHERE id = 2")
-        return zones
-
+    move = "UPDATE User SET time_zone = 'Asia/Tokyo' WHERE id = 2"
     with monkeypatch.context() as patch:
-        patch.setattr(Tracker, "zones", count_and_move)
+        patch.setattr(Tracker, "zones", also(Tracker.zones, after=lambda: town.sql(move)))
         assert town.run() == 0
     [told] = [line for line in town.lines("WARNING") if line.startswith("User ")]
     assert told.endswith("time zone 'Asia/Tokyo' came in use during this run: the next one serves")

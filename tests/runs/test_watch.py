@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import requests
@@ -238,10 +239,7 @@ def test_each_line_is_an_object_whatever_it_holds(town: Town, monkeypatch: pytes
         town.database.insert_user(name, f"+1202555{n:04}", "UTC")
         town.database.insert_user(name, f"+1303555{n:04}", name[:60])
 
-    def post(*_: object) -> None:
-        raise ValueError("".join(NASTY))
-
-    monkeypatch.setattr(Twilio, "post", post)
+    monkeypatch.setattr(Twilio, "post", Mock(side_effect=ValueError("".join(NASTY))))
     code, found = lines(town.environ)
     assert code == 1
     assert all({"time", "level", "message", "run"} <= line.keys() for line in found)
@@ -415,7 +413,7 @@ def test_after_a_run_that_is_done_the_switch_gets_the_counts(town: Town, switch:
 
 
 def fault(_town: Town, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Job, "prove", lambda _job: 1 // 0)
+    patch.setattr(Job, "prove", Mock(side_effect=ZeroDivisionError))
 
 
 def sigterm(town: Town, _patch: pytest.MonkeyPatch) -> None:

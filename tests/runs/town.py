@@ -41,6 +41,22 @@ def at_send(number: int, action: Callable[[], object]) -> Callable[[Request], No
     return hook
 
 
+def also(
+    function: Callable[..., Any],
+    before: Callable[[], object] = lambda: None,
+    after: Callable[[], object] = lambda: None,
+) -> Callable[..., Any]:
+    """The function, before or after which something happens."""
+
+    def both(*args: Any) -> Any:
+        before()
+        result = function(*args)
+        after()
+        return result
+
+    return both
+
+
 def variants(*options: dict[str, Any]) -> pytest.MarkDecorator:
     """A test on a database that is made with each of these options in turn."""
     return pytest.mark.parametrize("variant", options, ids=lambda chosen: "-".join(map(str, chosen.values())))
