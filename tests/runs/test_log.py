@@ -187,12 +187,7 @@ def test_progress_is_told_while_texts_are_sent(town: Town, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("level", "shown"),
-    [
-        ("DEBUG", {"INFO", "WARNING"}),
-        ("WARNING", {"WARNING"}),
-        ("ERROR", set()),
-    ],
+    ("level", "shown"), [("DEBUG", {"INFO", "WARNING"}), ("WARNING", {"WARNING"}), ("ERROR", set())]
 )
 def test_a_log_level_hides_what_is_below_it(town: Town, level: str, shown: set[str]) -> None:
     town.database.insert_users([("Due", JOHN, "UTC"), ("Bad Zone", MARY, "Mars/Base")])

@@ -113,10 +113,15 @@ def world(database: Database, twilio: FakeTwilio, caplog: pytest.LogCaptureFixtu
 
 @senders
 @pytest.mark.parametrize("state", ["sending", "sent", "uncertain"])
-def test_a_text_is_found_by_its_sid_whatever_its_row_says(world: World, sender: dict[str, str], state: str) -> None:
+def test_a_text_is_found_by_its_sid_after_a_quarter_of_an_hour_whatever_its_row_says(
+    world: World, sender: dict[str, str], state: str
+) -> None:
     sid = world.message()
     user = world.row(state=state, sid=sid)
-    assert world.settle(**sender) == 0
+    assert world.settle(NOON + 15 * MINUTE, **sender) == 0
+    assert world.lists == []
+    assert world.told(user)[3] is None
+    assert world.settle(NOON + 15 * MINUTE + timedelta(seconds=1), **sender) == 0
     assert world.told(user) == ("sent", sid, None, "delivered")
 
 
@@ -252,17 +257,6 @@ def test_a_sent_text_that_twilio_does_not_know_is_unknown_after_twelve_hours_and
     assert world.told(user) == ("sent", sid, None, None)
     assert world.settle(NOON + 12 * HOUR + MINUTE) == 0
     assert world.told(user) == ("sent", sid, None, "unknown")
-
-
-@pytest.mark.parametrize("state", ["sending", "sent", "uncertain"])
-def test_rows_younger_than_a_quarter_of_an_hour_wait(world: World, state: str) -> None:
-    sid = world.message()
-    user = world.row(state=state, sid=sid)
-    assert world.settle(NOON + 15 * MINUTE) == 0
-    assert world.lists == []
-    assert world.told(user)[3] is None
-    assert world.settle(NOON + 15 * MINUTE + timedelta(seconds=1)) == 0
-    assert world.told(user) == ("sent", sid, None, "delivered")
 
 
 # --- the sender is blocked --------------------------------------------------------------------------------------------
