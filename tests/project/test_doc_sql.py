@@ -41,8 +41,7 @@ class Administrator:
 def administrator(database: Database) -> Iterator[Administrator]:
     someone = Administrator(database)
     yield someone
-    with database.server.connect() as connection, connection.cursor() as cursor:
-        cursor.execute(f"DROP USER IF EXISTS '{someone.user}'@'%'")
+    database.execute(f"DROP USER IF EXISTS '{someone.user}'@'%'")
 
 
 def test_every_statement_works_in_the_order_of_the_document(

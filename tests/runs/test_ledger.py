@@ -21,7 +21,7 @@ from tests.runs.program import started, starting_at
 from tests.runs.statements import CLAIM, CLAIM_CHECK, RECORD, RELEASE
 from tests.runs.town import NOON, Town, also, at_send, create_ledger, numbers, variants
 from tests.sandbox.database import LEDGER, Database, Server
-from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse, slow
+from tests.sandbox.fake_twilio import FakeTwilio, refuse, slow
 from tests.sandbox.proxy import Proxy, Verdict
 from tests.sandbox.sockets import wait_for
 
@@ -134,11 +134,8 @@ def holding(database: Database, table: str, waiting: int) -> Iterator[Callable[[
 
 
 def held(database: Database) -> int:
-    sql = "SELECT COUNT(*) FROM information_schema.processlist WHERE db = %s AND state LIKE '%%metadata lock'"
-    with database.server.connect() as connection, connection.cursor() as cursor:
-        cursor.execute(sql, (database.name,))
-        [count] = cursor.fetchone() or [0]
-    return int(count)
+    sql = "SELECT id FROM information_schema.processlist WHERE db = %s AND state LIKE '%%metadata lock'"
+    return len(database.rows(sql, (database.name,)))
 
 
 # --- kill -9; the fault runs kill at every other statement, and before and after each
@@ -335,7 +332,8 @@ def test_a_deadlock_is_repeated(town: Town, first_batch: list[Any]) -> None:
         other.execute("INSERT INTO Habit (user_id, name) SELECT user_id, 'Weight' FROM Habit")
         other.execute(ANOTHER_ROW, (NOON.date(), "sending", NOON.replace(tzinfo=None), last))
         running = threads.submit(town.run)
-        wait_for(lambda: lock_waits(town.database), every=0.2)  # the table behind is a copy, renewed when left alone
+        lock_waits = "SELECT 1 FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+        wait_for(lambda: town.sql(lock_waits), every=0.2)  # the table behind is a copy, renewed when left alone
         other.execute(f"SELECT * FROM {LEDGER} WHERE user_id = %s FOR UPDATE", (first,))
         other.connection.rollback()
         assert running.result() == 0
@@ -370,11 +368,6 @@ def first_batch(town: Town, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return town.ids[:CLAIMED]
 
 
-def lock_waits(database: Database) -> int:
-    sql = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
-    return int(database.rows(sql)[0][0])
-
-
 # --- pages that are read ahead
 
 
@@ -400,21 +393,16 @@ def test_whoever_another_run_texts_after_their_page_was_read_is_texted_once(
 @pytest.mark.constants(PAGE_USERS=2)
 def test_a_run_has_three_connections_and_leaves_none(town: Town) -> None:
     seen: list[int] = []
-    mine = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = %s"
-
-    def connections() -> int:
-        with town.database.server.connect() as connection, connection.cursor() as cursor:
-            cursor.execute(mine, (town.environ["DB_USER"],))
-            [(count,)] = cursor.fetchall()
-            return int(count)
-
-    def look(_request: Request) -> None:
-        seen.append(connections())
-
-    town.twilio.hook = look
+    town.twilio.hook = lambda _request: seen.append(len(connections(town)))
     assert town.run() == 0
     assert max(seen) == 3
-    wait_for(lambda: connections() == 0)
+    wait_for(lambda: not connections(town))
+
+
+def connections(town: Town) -> list[int]:
+    """Those of the program to the server."""
+    sql = "SELECT id FROM information_schema.processlist WHERE user = %s"
+    return [number for (number,) in town.sql(sql, (town.environ["DB_USER"],))]
 
 
 # --- the connection or the server goes
@@ -424,11 +412,9 @@ def test_a_killed_connection_costs_nobody_a_text(town: Town) -> None:
     killed = []
 
     def kill_connections() -> None:
-        with town.database.server.connect() as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT id FROM information_schema.processlist WHERE user = %s", (town.environ["DB_USER"],))
-            for (number,) in cursor.fetchall():
-                cursor.execute(f"KILL CONNECTION {number}")
-                killed.append(number)
+        for number in connections(town):
+            town.sql(f"KILL CONNECTION {number}")
+            killed.append(number)
 
     town.twilio.hook = at_send(6, kill_connections)
     assert town.run() == 0

@@ -483,14 +483,14 @@ def test_a_state_that_is_not_known_reads_as_uncertain(town: Town, people: list[s
 
 def orphan_view(database: Database) -> None:
     """Log is a view whose definer is gone."""
-    with database.server.connect() as connection, connection.cursor() as cursor:
-        cursor.execute(f"CREATE USER 'gone_{database.name}'@'%'")
-        cursor.execute(f"USE `{database.name}`")
-        cursor.execute("RENAME TABLE Log TO Entry")
-        cursor.execute(
-            f"CREATE DEFINER = 'gone_{database.name}'@'%' SQL SECURITY DEFINER VIEW Log AS SELECT * FROM Entry"
-        )
-        cursor.execute(f"DROP USER 'gone_{database.name}'@'%'")
+    gone = f"'gone_{database.name}'@'%'"
+    for sql in (
+        f"CREATE USER {gone}",
+        "RENAME TABLE Log TO Entry",
+        f"CREATE DEFINER = {gone} SQL SECURITY DEFINER VIEW Log AS SELECT * FROM Entry",
+        f"DROP USER {gone}",
+    ):
+        database.execute(sql)
 
 
 def other_collation(database: Database) -> None:
