@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -186,9 +185,8 @@ def test_a_run_that_ends_does_not_wait_for_a_page_that_is_read_ahead(
     town.sql("CREATE VIEW Log AS SELECT * FROM Entry WHERE SLEEP(6) = 2")
     monkeypatch.setattr(Tracker, "log_doubts", lambda *_: iter(()))
     town.twilio.script(then=refuse(20003, 401), to=people[0])
-    began = time.monotonic()
     assert town.run(SEND_CONCURRENCY=1) == Exit.ACT
-    assert time.monotonic() - began < 5
+    assert town.took < 5
     assert town.said("the credentials were refused")
 
 
@@ -366,9 +364,8 @@ def test_an_outage_before_anybody_is_claimed_is_waited_for_until_the_deadline_an
 ) -> None:
     town.people(1)
     town.twilio.hook = away_after_the_probe(proxy)
-    began = time.monotonic()
     assert town.run(**proxy.environ(), RUN_DEADLINE=2) == 1
-    assert time.monotonic() - began < 8
+    assert town.took < 8
     assert town.problem.startswith("MySQL: it cannot be reached: check DB_HOST")
     assert not town.twilio.book
 
@@ -379,9 +376,8 @@ def test_an_outage_at_the_start_is_waited_for(town: Town, people: list[str], pro
     proxy.refuse()
     restored = threading.Timer(2.5, proxy.restore)
     restored.start()
-    began = time.monotonic()
     assert town.run(**proxy.environ()) == 0
-    assert time.monotonic() - began > 2
+    assert town.took > 2
     assert town.served == people
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import time
 import tracemalloc
 import uuid
 from collections.abc import Iterator
@@ -388,9 +387,8 @@ def test_the_look_up_of_a_run_has_a_budget_of_time(world: World) -> None:
     days = [NOON - n * DAY for n in range(40, 0, -2)]
     users = [world.row(state="sent", claimed=day, sid=world.message(at=day)) for day in days]
     slow_lists(world, 0.15)
-    start = time.monotonic()
     assert world.run(NOON + HOUR) == 0
-    assert time.monotonic() - start < 3
+    assert world.took < 3
     settled = [world.told(user)[3] == "delivered" for user in users]
     assert settled == sorted(settled, reverse=True)  # the oldest first
     assert 1 <= sum(settled) < 10
@@ -404,9 +402,8 @@ def test_a_look_up_whose_answer_never_ends_holds_up_no_text(world: World, monkey
     world.row(state="sent", claimed=NOON - DAY, sid=world.message(at=NOON - DAY))
     world.user(BERT)
     slow_lists(world, 4)
-    start = time.monotonic()
     assert world.run(NOON) == 0
-    assert time.monotonic() - start < 3
+    assert world.took < 3
     assert len(world.twilio.book) == 2
     words = "WARNING Not all earlier texts were looked up, the next run goes on: Twilio does not answer, or its"
     assert any(line.startswith(words) for line in world.log)

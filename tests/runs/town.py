@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,6 +99,8 @@ class Town:
     twilios: Moment | None = None
     """Twilio's clock, when it is not the program's."""
     before: int = 0
+    took: float = 0.0
+    """The seconds of the last run."""
 
     def __post_init__(self) -> None:
         self.environ = self.database.environ() | self.twilio.environ()
@@ -116,7 +119,10 @@ class Town:
         self.caplog.clear()
         self.before = len(self.twilio.book)
         told = {name: str(value) for name, value in {**self.environ, **settings}.items() if value is not None}
-        return program.run(told, argv, at, self.stop, self.twilios)
+        began = time.monotonic()
+        code = program.run(told, argv, at, self.stop, self.twilios)
+        self.took = time.monotonic() - began
+        return code
 
     def sql(self, statement: str, args: object = None) -> list[tuple[Any, ...]]:
         """What the database's administrator does by hand; the rows."""
