@@ -427,6 +427,7 @@ TWO_SETTINGS = "DB_NAME is missing: write the database that holds User, Habit an
     ("wrong", "argv", "ends", "code", "error", "pings"),
     [
         ({"DB_NAME": "", "SEND_WINDOW": "x"}, [], None, 2, TWO_SETTINGS, ["/start", "/fail"]),
+        ({"HEARTBEAT_URL": "http://example.com/x"}, [], None, 2, "HEARTBEAT_URL has a value that cannot be right", []),
         ({"DB_PORT": "1"}, [], None, 1, "MySQL: it cannot be reached", ["/start"]),
         ({"DB_PASSWORD": "guessed"}, [], None, 2, "MySQL: it refused DB_USER or DB_PASSWORD", ["/start", "/fail"]),
         ({"TWILIO_AUTH_TOKEN": "guessed"}, [], None, 2, "Twilio: the credentials were refused", ["/start", "/fail"]),
@@ -456,7 +457,7 @@ def test_every_end_leaves_its_exit_code_and_first_error_and_of_runs_the_switch_i
     """After exit codes 1 and 143 a Job tries again: the switch's own patience decides. Shard 0 speaks for all."""
     if ends:
         ends(town, monkeypatch)
-    assert town.run(NOW, *argv, HEARTBEAT_URL=switch.url, **wrong) == code
+    assert town.run(NOW, *argv, **{"HEARTBEAT_URL": switch.url} | wrong) == code
     found = read(summary)
     assert found["exit_code"] == code
     assert found["error"] is error or found["error"].startswith(error)
