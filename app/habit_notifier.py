@@ -1375,7 +1375,10 @@ class Answer:
 # https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
 TWILIO_CODES: dict[int, tuple[Action, str]] = {
     10001: (Action.STOP, "the Twilio account is not active: see its console"),
-    20003: (Action.STOP, "the credentials were refused: correct TWILIO_ACCOUNT_SID and the auth token or API key"),
+    20003: (
+        Action.STOP,
+        "the credentials were refused: correct TWILIO_ACCOUNT_SID and the auth token or API key, or what Twilio names",
+    ),
     20005: (Action.STOP, "the Twilio account is not active: see its console"),
     20008: (Action.FAIL, "test credentials send no texts: use the live ones, in the Secret"),
     20403: (Action.STOP, "the Twilio account or key may not do this: see its console"),
@@ -1409,7 +1412,7 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     30489: (Action.FAIL, "the text was blocked by the account's own settings: see the console"),
     35118: (Action.STOP, "a Messaging Service is needed: set TWILIO_MESSAGING_SERVICE_SID"),
     63038: (Action.STOP, "the account's limit of texts a day is reached: raise it, or wait for tomorrow"),
-    70051: (Action.STOP, "the API key lacks a permission: give it Messages read and create"),
+    70051: (Action.STOP, "the API key lacks a permission: runs need Messages list, read and create"),
     90010: (Action.FAIL, "the account is not active: see its console"),
     572006: (Action.FAIL, "the account may not send this traffic yet: see the console"),
 }
@@ -1648,11 +1651,13 @@ def understand(error: Exception, response: Response | None) -> Answer:
         kind = CONTENT_TYPE.match((response.headers or {}).get("Content-Type", ""))
         return Answer(Action.UNCERTAIN, f"{what} (HTTP {status}, {kind[0] if kind else 'no content type'})")
     code = int(body["code"])
-    said = quoted(body.get("message") or body.get("title"))
-    unknown = Action.FAIL, f"Twilio answered HTTP {status} {said}".rstrip()
+    said = body.get("message") or body.get("title")
+    unknown = Action.FAIL, f"Twilio answered HTTP {status} {quoted(said)}".rstrip()
     by_status = None if code in OF_ONE_TEXT and status not in (408, 429) else HTTP_STATUSES.get(status)
     action, words = TWILIO_CODES.get(code) or by_status or unknown
     link = f"{words} (error {code}, https://www.twilio.com/docs/api/errors/{code})"
+    if said and action is Action.STOP:  # such a code has several meanings: of credentials, a key, the account
+        link += f': "{clean(said)}"'  # no quotation that LOG_PII=off would hide
     return Answer(action, link, error_code(code), retry_after=retry_after(response))
 
 

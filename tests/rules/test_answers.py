@@ -140,7 +140,8 @@ def test_every_code_has_a_sentence_and_the_address_of_twilios_page(
     twilio.script(refuse(code, message="Twilio's own words"))
     words = post(twilio.url).words
     sentence, _, link = words.rpartition(" (")
-    assert link == f"error {code}, https://www.twilio.com/docs/api/errors/{code})"
+    said = ': "Twilio\'s own words"' if action is Action.STOP else ""
+    assert link == f"error {code}, https://www.twilio.com/docs/api/errors/{code}){said}"
     assert len(sentence.split()) >= 3
     inactive = {10001, 20005}
     assert action is Action.PAUSE or code in inactive or sum(sentence == text for _, text in TWILIO_CODES.values()) == 1

@@ -520,11 +520,12 @@ def forbidden(status: int) -> Break:
 
     def refuse_to_look(_database: Database, twilio: FakeTwilio) -> None:
         for on in LOOKING:
-            twilio.script(then=refuse(20003 if status == 401 else 20403, status), on=on)
+            twilio.script(then=refuse(70051 if status == 401 else 20403, status, LACKING), on=on)
 
     return refuse_to_look
 
 
+LACKING = "Authorization Error: required permission twilio/phone-numbers/incoming/list is missing"
 LOOKING: list[Operation] = ["numbers", "service"]
 SERVICE = {"TWILIO_FROM_NUMBER": "", "TWILIO_MESSAGING_SERVICE_SID": FakeTwilio.MESSAGING_SERVICE_SID}
 HOW = "WARNING "
@@ -627,7 +628,7 @@ BROKEN = {
             lambda _, twilio: twilio.senders.add("12345"),
             TWILIO_FROM_NUMBER="2345",
         ),
-        "number, 401": shows(UNKNOWN + "cre", forbidden(401)),
+        "number, 401": shows(UNKNOWN + "API key lacks a permission", forbidden(401)),
         "number, 403": shows(UNKNOWN + "Twi", forbidden(403)),
         "service, 403": shows(UNKNOWN, forbidden(403), **SERVICE),
     },

@@ -618,6 +618,28 @@ def test_a_trial_account_serves_whom_it_may_and_ends_with_exit_2_however_few(tow
     assert "a trial account texts verified numbers only: upgrade the account" in town.log[-1]
 
 
+LACKING = "Authorization Error: required permission twilio/messaging/messages/list is missing"
+UNAPPROVED = "Primary compliance profile is not approved."
+
+
+@pytest.mark.parametrize(
+    ("on", "code", "says"),
+    [
+        ("send", 20003, UNAPPROVED),  # the credentials are right
+        ("list", 20003, "This feature is not available on a Trial account. Please upgrade your account"),
+        ("list", 70051, LACKING),
+    ],
+)
+def test_what_twilio_says_of_the_account_or_key_is_told_since_its_codes_have_several_meanings(
+    town: Town, on: Operation, code: int, says: str
+) -> None:
+    town.people(3)
+    town.twilio.script(on=on, then=refuse(code, 401, says))
+    assert town.run(LOG_PII="off") == 2
+    assert town.said(f'(error {code}, https://www.twilio.com/docs/api/errors/{code}): "{says}"')
+    assert town.rows("*") == []
+
+
 @pytest.mark.parametrize("failure", [server_error(500), server_error(500, accepted=True)], ids=lambda a: a.kind)
 @pytest.mark.parametrize("people", [1, 5, 25])
 def test_a_twilio_that_fails_everybody_never_ends_green_and_is_counted_apart_later_in_the_day(
