@@ -1393,7 +1393,7 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     21602: (Action.FAIL, "the text is empty: correct MESSAGE_NO_LOGS and MESSAGE_MISSED_YESTERDAY"),
     21603: (Action.STOP, "no sender was given: set TWILIO_FROM_NUMBER or TWILIO_MESSAGING_SERVICE_SID"),
     21606: (Action.FAIL, "TWILIO_FROM_NUMBER cannot text this recipient, or is not the account's"),
-    21608: (Action.TRIAL, "a trial account texts verified numbers only: upgrade the account"),
+    21608: (Action.TRIAL, "verified numbers only: upgrade the account, and have its compliance profile approved"),
     21610: (Action.REFUSE, "the recipient opted out (STOP); only they can opt in again, by texting START"),
     21611: (Action.PAUSE, "the sender's queue at Twilio is full"),
     21612: (Action.SKIP, "this sender cannot reach this recipient: use a sender that can"),
@@ -1414,7 +1414,10 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     63038: (Action.STOP, "the account's limit of texts a day is reached: raise it, or wait for tomorrow"),
     70051: (Action.STOP, "the API key lacks a permission: runs need Messages list, read and create"),
     90010: (Action.FAIL, "the account is not active: see its console"),
-    572006: (Action.FAIL, "the account may not send this traffic yet: see the console"),
+    572002: (Action.TRIAL, "a trial account texts from the numbers that Twilio assigned: upgrade it"),
+    572003: (Action.TRIAL, "a trial account texts from its trial number only: upgrade it"),
+    572005: (Action.TRIAL, "a trial account texts verified numbers only, and this one is not yet: upgrade it"),
+    572006: (Action.TRIAL, "a trial account sends Twilio's own texts only: upgrade it"),
 }
 HTTP_STATUSES: dict[int, tuple[Action, str]] = {
     401: TWILIO_CODES[20003],

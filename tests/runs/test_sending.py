@@ -608,14 +608,22 @@ def test_our_own_mistake_that_twilio_tells_with_a_201_is_refused_by_nobody(town:
     assert town.texted == numbers
 
 
-def test_a_trial_account_serves_whom_it_may_and_ends_with_exit_2_however_few(town: Town) -> None:
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (21608, "verified numbers only: upgrade the account, and have its compliance profile approved"),
+        (572005, "a trial account texts verified numbers only, and this one is not yet: upgrade it"),
+        (572006, "a trial account sends Twilio's own texts only: upgrade it"),
+    ],
+)
+def test_a_trial_account_serves_whom_it_may_and_ends_with_exit_2_however_few(town: Town, code: int, words: str) -> None:
     unverified, *others = town.people(5)
-    town.twilio.script(then=refuse(21608), to=unverified)
+    town.twilio.script(then=refuse(code), to=unverified)
     assert town.run() == 2
     assert town.served == others
     assert town.counts == {"sent": 4}
     assert town.totals == (4, 1)
-    assert "a trial account texts verified numbers only: upgrade the account" in town.log[-1]
+    assert f"{words} (error {code}, " in town.log[-1]
 
 
 LACKING = "Authorization Error: required permission twilio/messaging/messages/list is missing"
