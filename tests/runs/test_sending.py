@@ -648,6 +648,15 @@ def test_what_twilio_says_of_the_account_or_key_is_told_since_its_codes_have_sev
     assert town.rows("*") == []
 
 
+def test_a_messaging_service_without_a_sender_for_a_country_does_not_stop_the_others(town: Town) -> None:
+    at_home, *abroad = town.people(24)
+    for number in abroad:
+        town.twilio.script(then=refuse(21703), to=number)
+    assert town.run(SEND_CONCURRENCY=1) == 0
+    assert (town.served, town.totals) == ([at_home], (1, 23))
+    assert town.said("the Messaging Service has no sender for this recipient: add one in the console (error 21703, ")
+
+
 @pytest.mark.parametrize("failure", [server_error(500), server_error(500, accepted=True)], ids=lambda a: a.kind)
 @pytest.mark.parametrize("people", [1, 5, 25])
 def test_a_twilio_that_fails_everybody_never_ends_green_and_is_counted_apart_later_in_the_day(
