@@ -2810,7 +2810,7 @@ LOST, UNKNOWN = {"undelivered", "failed"}, "unknown"
 KNOWN_ENDS = LOST | {"delivered", "read"}
 FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any more
 GONE = {30004, 30005, 30006}  # permanent for this number
-BLOCKED_SENDER = {30007, 30024, 30032, 30033, 30034}
+BLOCKED_SENDER = {30007, 30024, 30032, 30033, 30034, 30035, 30037}
 OUR_SETUP = {code for code, (action, _) in TWILIO_CODES.items() if action is not Action.REFUSE}  # a service fails later
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
@@ -2824,6 +2824,7 @@ DELIVERY_CODES = {
     30008: "for a reason that the carrier does not tell",
     30017: "the carrier's network had too much traffic",
     30018: "the carrier there wants the sender registered",
+    30021: "Twilio failed",
     30022: "more at a time than the sender's registration allows (A2P 10DLC)",
     30023: "the registration's daily cap was reached (A2P 10DLC)",
     30024: "the sender's number is not provisioned at the carrier",
@@ -2837,11 +2838,15 @@ DELIVERY_CODES = {
     30040: "the carrier there wants the sender registered",
     30041: "the sender is not registered (United Kingdom)",
     30042: "the name of the sender is not allowed there",
+    30043: "the carrier took it for a text from abroad",
     30044: "a trial account sends short texts only",
     30410: "a provider did not answer in time",
     30450: "Twilio's protection against SMS pumping blocked it for some minutes",
     30453: "Twilio's protection against SMS pumping blocked it for some hours",
     30500: "Twilio failed",
+    30610: "the account's Compliance Toolkit lets no texts through at that hour: see SEND_WINDOW",
+    30615: "no such texts are allowed at that hour there: see SEND_WINDOW",
+    30620: "the text is not what the sender is registered for",
 }
 SENDERS_FAULT = OUR_SETUP | (DELIVERY_CODES.keys() - GONE - {30003, 30008})  # all that are not the recipient's own
 
