@@ -1410,6 +1410,8 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     30454: (Action.STOP, "the account has sent as many texts as a trial, or Twilio, lets it: upgrade the account"),
     30485: (Action.FAIL, "Twilio's protection against SMS pumping blocked it for some hours"),
     30489: (Action.FAIL, "the text was blocked by the account's own settings: see the console"),
+    30630: (Action.REFUSE, "the recipient opted out, in Twilio's list of consents; only they can opt in again"),
+    30640: (Action.REFUSE, "the account's Compliance Toolkit lets no texts through to this number: see its settings"),
     35118: (Action.STOP, "a Messaging Service is needed: set TWILIO_MESSAGING_SERVICE_SID"),
     63038: (Action.STOP, "the account's limit of texts a day is reached: raise it, or wait for tomorrow"),
     70051: (Action.STOP, "the API key lacks a permission: runs need Messages list, read and create"),

@@ -485,9 +485,10 @@ def test_less_than_a_third_of_lost_answers_stops_nothing(town: Town) -> None:
     assert town.counts == {"sent": 45, "uncertain": 15}
 
 
-def test_people_who_opted_out_are_no_streak(town: Town) -> None:
+@pytest.mark.parametrize("code", [21610, 30630, 30640])
+def test_people_who_opted_out_are_no_streak(town: Town, code: int) -> None:
     town.people(25)
-    town.twilio.script(then=refuse(21610))
+    town.twilio.script(then=refuse(code))
     assert town.run() == 0
     assert town.counts == {"refused": 25}
     assert town.totals == (0, 25)
