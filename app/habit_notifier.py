@@ -1375,10 +1375,7 @@ class Answer:
 # https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
 TWILIO_CODES: dict[int, tuple[Action, str]] = {
     10001: (Action.STOP, "the Twilio account is not active: see its console"),
-    20003: (
-        Action.STOP,
-        "the credentials were refused: correct TWILIO_ACCOUNT_SID and the auth token or API key, or what Twilio names",
-    ),
+    20003: (Action.STOP, "the credentials were refused: correct TWILIO_ACCOUNT_SID and the auth token or API key"),
     20005: (Action.STOP, "the Twilio account is not active: see its console"),
     20008: (Action.FAIL, "test credentials send no texts: use the live ones, in the Secret"),
     20403: (Action.STOP, "the Twilio account or key may not do this: see its console"),
@@ -1393,7 +1390,10 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     21602: (Action.FAIL, "the text is empty: correct MESSAGE_NO_LOGS and MESSAGE_MISSED_YESTERDAY"),
     21603: (Action.STOP, "no sender was given: set TWILIO_FROM_NUMBER or TWILIO_MESSAGING_SERVICE_SID"),
     21606: (Action.FAIL, "TWILIO_FROM_NUMBER cannot text this recipient, or is not the account's"),
-    21608: (Action.TRIAL, "verified numbers only: upgrade the account, and have its compliance profile approved"),
+    21608: (
+        Action.TRIAL,
+        "a trial, or an account without an approved compliance profile, texts verified numbers only: upgrade it",
+    ),
     21610: (Action.REFUSE, "the recipient opted out (STOP); only they can opt in again, by texting START"),
     21611: (Action.PAUSE, "the sender's queue at Twilio is full"),
     21612: (Action.SKIP, "this sender cannot reach this recipient: use a sender that can"),
@@ -1408,7 +1408,7 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     21704: (Action.FAIL, "the Messaging Service has no senders: add one in the console"),
     21705: (Action.STOP, "the Messaging Service is not valid: correct TWILIO_MESSAGING_SERVICE_SID"),
     30454: (Action.STOP, "the account has sent as many texts as a trial, or Twilio, lets it: upgrade the account"),
-    30485: (Action.FAIL, "Twilio's protection against SMS pumping blocked it for some hours"),
+    30485: (Action.FAIL, "Twilio took it for fraud, and blocks such texts for some hours: see the console"),
     30489: (Action.FAIL, "the text was blocked by the account's own settings: see the console"),
     30630: (Action.REFUSE, "the recipient opted out, in Twilio's list of consents; only they can opt in again"),
     30640: (Action.REFUSE, "the account's Compliance Toolkit lets no texts through to this number: see its settings"),
@@ -1417,9 +1417,8 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     70051: (Action.STOP, "the API key lacks a permission: runs need Messages list, read and create"),
     90010: (Action.FAIL, "the account is not active: see its console"),
     572002: (Action.TRIAL, "a trial account texts from the numbers that Twilio assigned: upgrade it"),
-    572003: (Action.TRIAL, "a trial account texts from its trial number only: upgrade it"),
     572005: (Action.TRIAL, "a trial account texts verified numbers only, and this one is not yet: upgrade it"),
-    572006: (Action.TRIAL, "a trial account sends Twilio's own texts only: upgrade it"),
+    572006: (Action.FAIL, "the account may not send this text; a trial sends Twilio's own texts only: upgrade it"),
 }
 HTTP_STATUSES: dict[int, tuple[Action, str]] = {
     401: TWILIO_CODES[20003],
@@ -1656,13 +1655,13 @@ def understand(error: Exception, response: Response | None) -> Answer:
         kind = CONTENT_TYPE.match((response.headers or {}).get("Content-Type", ""))
         return Answer(Action.UNCERTAIN, f"{what} (HTTP {status}, {kind[0] if kind else 'no content type'})")
     code = int(body["code"])
-    said = body.get("message") or body.get("title")
-    unknown = Action.FAIL, f"Twilio answered HTTP {status} {quoted(said)}".rstrip()
+    said = quoted(body.get("message") or body.get("title"))
+    unknown = Action.FAIL, f"Twilio answered HTTP {status} {said}".rstrip()
     by_status = None if code in OF_ONE_TEXT and status not in (408, 429) else HTTP_STATUSES.get(status)
     action, words = TWILIO_CODES.get(code) or by_status or unknown
     link = f"{words} (error {code}, https://www.twilio.com/docs/api/errors/{code})"
-    if said and action is Action.STOP:  # such a code has several meanings: of credentials, a key, the account
-        link += f': "{clean(said)}"'  # no quotation that LOG_PII=off would hide
+    if said and action is Action.STOP:  # 20003 and 70051 have several meanings
+        link += f": {said}"
     return Answer(action, link, error_code(code), retry_after=retry_after(response))
 
 

@@ -66,8 +66,8 @@ OTHER = replace(ANNA, user=replace(ANNA.user, phone="+15005550002"))
 CODES = {
     Action.REFUSE: {21211, 21265, 21266, 21268, 21610, 21614, 21635, 30630, 30640},
     Action.SKIP: {21408, 21612, 21703},
-    Action.TRIAL: {21608, 572002, 572003, 572005, 572006},
-    Action.FAIL: {20008, 21212, 21602, 21606, 21617, 21659, 21660, 21661, 21704, 30485, 30489, 90010},
+    Action.TRIAL: {21608, 572002, 572005},
+    Action.FAIL: {20008, 21212, 21602, 21606, 21617, 21659, 21660, 21661, 21704, 30485, 30489, 90010, 572006},
     Action.PAUSE: {20429, 21611},
     Action.STOP: {10001, 20003, 20005, 20403, 20404, 21603, 21701, 21705, 30454, 35118, 63038, 70051},
 }
@@ -138,7 +138,7 @@ def test_every_code_has_a_sentence_and_the_address_of_twilios_page(
     twilio.script(refuse(code, message="Twilio's own words"))
     words = post(twilio.url).words
     sentence, _, link = words.rpartition(" (")
-    said = ': "Twilio\'s own words"' if action is Action.STOP else ""
+    said = ": “Twilio's own words”" if action is Action.STOP else ""
     assert link == f"error {code}, https://www.twilio.com/docs/api/errors/{code}){said}"
     assert len(sentence.split()) >= 3
     inactive = {10001, 20005}
