@@ -42,7 +42,6 @@ import argparse
 import json
 import logging
 import os
-import queue
 import random
 import re
 import secrets
@@ -54,7 +53,7 @@ import time
 import traceback
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
@@ -98,8 +97,8 @@ class Exit(IntEnum):
 
     @classmethod
     def worst(cls, codes: Iterable[Exit]) -> Exit:
-        """The code that outweighs the others; DONE when there are none."""
-        return max(codes, key=list(cls).index, default=cls.DONE)
+        """The code that outweighs the others."""
+        return max(codes, key=list(cls).index)
 
 
 class NotifierError(Exception):
@@ -321,7 +320,7 @@ def handled(case: Case) -> Skip | None:
     if (last := row.last_possible_text()) < case.days.end:
         reason = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
         return Skip(Outcome.DEFERRED, reason, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
-    return Skip(Outcome.ALREADY, "%s today", (row.state,))
+    return Skip(Outcome.REMEMBERED if row.state is State.REFUSED else Outcome.ALREADY, "%s today", (row.state,))
 
 
 def of_the_past(case: Case) -> Skip | None:
@@ -434,7 +433,7 @@ class Job:
     def __init__(self, settings: Settings, report: Report, clock: Clock, stop: Stop) -> None:
         self.settings, self.report, self.clock = settings, report, clock
         self.brake = Brake(stop, clock, settings.run_deadline)
-        self.database = Database(settings, stop)
+        self.database = Database(settings, self.brake)
         self.tracker, self.ledger = Tracker(settings, self.database), Ledger(settings, self.database)
         self.twilio = Twilio(settings)
         self.sender = Sender(self.twilio, self.brake, settings, clock)
@@ -520,14 +519,18 @@ class Job:
 
     def look_around(self) -> None:
         """Read the time and the zones, and warn of what concerns everybody."""
-        warn(self.survey())
+        warn(self.doubts(self.read_zones()))
 
-    def survey(self) -> Iterator[str]:
-        """Read the time and the zones; what concerns everybody and looks wrong."""
+    def read_zones(self) -> list[Zone]:
+        """Read the time and the zones, and judge users by them from now on."""
         self.now, zones = self.clock(), self.tracker.zones()
         self.report.start(sum(zone.users for zone in zones))
         days = days_by_zone(zones, self.settings, self.now)
         self.tracker.judge_by(days, self.now, self.ledger.rows_matter)
+        return zones
+
+    def doubts(self, zones: Iterable[Zone]) -> Iterator[str]:
+        """What concerns everybody and looks wrong."""
         yield from zone_doubts(zones, self.settings)
         if not self.as_of:  # of another moment the newest logs say nothing
             users = self.report.users * self.settings.shard_count
@@ -659,7 +662,7 @@ class Job:
         now = self.clock()
         self.brake.check_clock(now)
         rows = self.ledger.claim(handful, now)
-        cases = {r: Case(r.user, rows[r.user.id], None, self.settings, now) for r in handful}
+        cases = {r: Case(r.user, rows.get(r.user.id, ()), None, self.settings, now) for r in handful}
         others = {r: skip for r, case in cases.items() if (skip := not_ours(self.ledger.claims[r], case))}
         self.ledger.release(others)
         for reminder, skip in others.items():
@@ -678,17 +681,15 @@ class Job:
 
     def record_last(self) -> None:
         """After a failure: wait for what is in flight, and try once more to record it."""
-        self.unrecorded |= self.sender.answers()
         try:
-            self.ledger.record(self.unrecorded, self.clock())
+            self.take(self.unrecorded | self.sender.answers())
         except NotifierError:
             log.error(
                 "What became of the last %d texts could not be recorded: their rows may stay at 'sending', which "
                 "keeps them from being sent again today",
                 len(self.unrecorded),
             )
-        self.report.finished(self.unrecorded, self.clock())
-        self.unrecorded = {}
+            self.report.finished(self.unrecorded, self.clock())
 
     def clean_up(self) -> None:
         """Delete old rows, a few at a time; what is left, or fails, can wait for the next run."""
@@ -774,7 +775,6 @@ class Report:
         self.learned_ends: Counter[tuple[str, int | None]] = Counter()
         self.error: str | None = None
         self._looked_at = self._at_night = self._out_of_reach = 0
-        self._sent_before = False  # to somebody, today, by an earlier run
         self._longest_name = self._set_up = ""
         self._began = self._told = time.monotonic()
 
@@ -809,7 +809,6 @@ class Report:
         """Count and name a user who gets no text, and why."""
         outcome, words = skip.outcome, f"User %s gets no text, %s: {skip.reason}"
         self.counts[outcome] += 1
-        self._sent_before |= outcome is Outcome.ALREADY and State.SENT in skip.args
         log.log(outcome.level, words, user, outcome.words, *skip.args, extra=event("skipped", user.id, outcome))
 
     def not_tried(self, reminders: Iterable[Reminder]) -> None:
@@ -868,7 +867,7 @@ class Report:
         For a few people no shard ends with 2, which would stop all others, unless the account is a trial's.
         """
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
-        if self._sent_before and setup < STREAK:  # a country that is off is what each later run of a day has left
+        if self.counts[Outcome.ALREADY] and setup < STREAK:  # a country that is off is all that later runs have left
             setup -= self._out_of_reach
         if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
             for_all = self.counts[Outcome.TRIAL] or shards == 1 or setup >= STREAK
@@ -894,7 +893,7 @@ class Report:
             brake.pull(RetryLater("Not everybody was served: the lines above name each of them, and why"))
         if early and self.started and brake.failure is early:  # its first telling may stand above thousands of lines
             tell(early)
-        return Exit.worst([*(outcome.exit_code for outcome in self.counts), *brake.exit_codes])
+        return brake.exit_code
 
     def _sum_up(self, settings: Settings) -> None:
         """What a person should know of the texts and of the run; then the totals."""
@@ -1248,10 +1247,10 @@ class Brake:
             self.pull(RetryLater(f"RUN_DEADLINE ({self._deadline:g} s) is reached: the next run goes on"))
 
     @property
-    def exit_codes(self) -> list[Exit]:
-        """The exit codes that what happened to the run asks for."""
-        codes = [self.failure.exit_code] if self.failure else []
-        return [*codes, Exit.TERMINATED] if self.stopped else codes
+    def exit_code(self) -> Exit:
+        """The one that what happened to the run asks for."""
+        code = self.failure.exit_code if self.failure else Exit.DONE
+        return Exit.worst([code, Exit.TERMINATED]) if self.stopped else code
 
     def sleep(self, seconds: float) -> bool:
         """Sleep until then or until pulled; whether the seconds were slept out."""
@@ -1280,7 +1279,7 @@ def watchdog(job: Job, mode: str) -> Iterator[None]:
             if over.wait(0.5):
                 return
         if not over.wait(WATCHDOG_LIMIT):  # counted from here: the process may have been frozen for longer than that
-            code = Exit.worst([Exit.RETRY, *job.brake.exit_codes])
+            code = Exit.worst([Exit.RETRY, job.brake.exit_code])
             wait([in_background(partial(last_words, code))], timeout=0.5)
             os._exit(code)
 
@@ -1298,16 +1297,7 @@ def watchdog(job: Job, mode: str) -> Iterator[None]:
 
 def in_background(step: Callable[[], T]) -> Future[T]:
     """What a step comes to, in a thread of its own."""
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(step())
-        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
+    return ThreadPoolExecutor(1).submit(step)
 
 
 def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
@@ -1478,7 +1468,6 @@ def read_all(answer: requests.Response) -> bytes:
 class Message:
     """A text in Twilio's list."""
 
-    sid: str
     status: str
     code: int | None
     segments: str | None
@@ -1566,7 +1555,7 @@ class Twilio:
                 go_on()
                 if message.sid in sids:
                     status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
-                    found[message.sid] = Message(message.sid, status, message.error_code, message.num_segments)
+                    found[message.sid] = Message(status, message.error_code, message.num_segments)
 
         go_on()
         answer, _ = self.ask(find)
@@ -1758,23 +1747,19 @@ class Pause:
 
 
 class Sender:
-    """Posts texts from SEND_CONCURRENCY threads. They are daemons: nobody waits for one that hangs."""
+    """Posts texts from SEND_CONCURRENCY threads. Nobody waits for one that hangs: the process ends by `os._exit`."""
 
     def __init__(self, twilio: Twilio, brake: Brake, settings: Settings, clock: Clock) -> None:
         self._twilio, self._brake, self._settings, self._clock = twilio, brake, settings, clock
         self._pause = Pause(brake)
-        self._to_post: queue.SimpleQueue[Reminder | None] = queue.SimpleQueue()
-        self._answered: queue.SimpleQueue[tuple[Reminder, Answer]] = queue.SimpleQueue()
-        self._flying: set[Reminder] = set()
+        self._pool = ThreadPoolExecutor(settings.send_concurrency)
+        self._flying: dict[Future[Answer], Reminder] = {}
 
     def __enter__(self) -> Sender:
-        for _ in range(self._settings.send_concurrency):
-            threading.Thread(target=self._work, daemon=True).start()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for _ in range(self._settings.send_concurrency):
-            self._to_post.put(None)
+        self._pool.shutdown(wait=False)
 
     @property
     def room(self) -> int:
@@ -1789,45 +1774,31 @@ class Sender:
 
     def submit(self, reminders: Iterable[Reminder]) -> None:
         """Post claimed texts as soon as they may be."""
-        for reminder in reminders:
-            self._flying.add(reminder)
-            self._to_post.put(reminder)
+        self._flying |= {self._pool.submit(self._work, reminder): reminder for reminder in reminders}
 
     def answers(self, timeout: float | None = None) -> dict[Reminder, Answer]:
         """What came back, waiting up to the timeout (seconds) for a first one; None waits for all.
 
         What is in flight for too long after SIGTERM or the deadline is uncertain.
         """
-        until, found = time.monotonic() + (timeout or 0.0), dict(self._arrived(0.0))
-        while self._flying and (timeout is None or (not found and time.monotonic() < until)):
+        until, found = time.monotonic() + (timeout or 0.0), dict[Reminder, Answer]()
+        while self._flying:
+            done, _ = wait(self._flying, 0.2 if timeout is None or time.monotonic() < until else 0.0, FIRST_COMPLETED)
+            found |= {self._flying.pop(future): future.result() for future in done}
             if self._brake.overdue():
-                found |= dict.fromkeys(self._flying, GIVEN_UP) | dict.fromkeys(self._not_taken_up(), NOT_POSTED)
-                self._flying.clear()
-            found |= self._arrived(0.2)
+                late = {self._flying.pop(future): future for future in list(self._flying)}
+                found |= {r: NOT_POSTED if future.cancel() else GIVEN_UP for r, future in late.items()}
+            if timeout is not None and (found or time.monotonic() >= until):
+                break
         return found
 
-    def _not_taken_up(self) -> Iterator[Reminder]:
-        with suppress(queue.Empty):
-            while reminder := self._to_post.get_nowait():
-                yield reminder
-
-    def _arrived(self, timeout: float) -> Iterator[tuple[Reminder, Answer]]:
-        with suppress(queue.Empty):
-            while self._flying:
-                reminder, answer = self._answered.get(timeout=timeout)
-                timeout = 0.0
-                self._flying.discard(reminder)
-                yield reminder, answer
-
-    def _work(self) -> None:
-        while (reminder := self._to_post.get()) is not None:
-            try:
-                answer = self._send(reminder)
-            except Exception:
-                log.critical("A fault of the program, please report it", exc_info=True)
-                self._brake.pull(RetryLater(OUR_FAULT))
-                answer = Answer(Action.UNCERTAIN, "the program failed")
-            self._answered.put((reminder, answer))
+    def _work(self, reminder: Reminder) -> Answer:
+        try:
+            return self._send(reminder)
+        except Exception:
+            log.critical("A fault of the program, please report it", exc_info=True)
+            self._brake.pull(RetryLater(OUR_FAULT))
+            return Answer(Action.UNCERTAIN, "the program failed")
 
     def _send(self, reminder: Reminder) -> Answer:
         while self._pause.wait():
@@ -2017,9 +1988,8 @@ class Database:
     Every statement may be repeated after a lost answer.
     """
 
-    def __init__(self, settings: Settings, stop: Stop) -> None:
-        self._settings, self._stop = settings, stop
-        self._until = time.monotonic() + settings.run_deadline  # nothing is waited for longer, before a claim
+    def __init__(self, settings: Settings, brake: Brake) -> None:
+        self._settings, self._brake = settings, brake
         self.opened = False  # all is there and could be written: what fails now may pass
         self.claimed = False  # somebody: what is away now is not waited for as long as before
         self._connection: pymysql.Connection[Any] | None = None
@@ -2038,7 +2008,7 @@ class Database:
 
     def beside(self) -> Database:
         """One more connection, to read ahead in another thread: never opened, so not patient. It ends with this one."""
-        self._others.append(Database(self._settings, self._stop))
+        self._others.append(Database(self._settings, self._brake))
         return self._others[-1]
 
     def cut(self) -> None:
@@ -2060,17 +2030,18 @@ class Database:
                 failure = DatabaseError(error, self._settings.hide, connected=connected, written=self.opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self.close()
-            patience = DATABASE_PATIENCE if self.claimed else min(OUTAGE_PATIENCE, self._until - start)
-            pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
+            over = self._brake.stopped or (self._brake.late and not self.claimed)
+            patience = LAST_PATIENCE if over else DATABASE_PATIENCE if self.claimed else OUTAGE_PATIENCE
+            pause = next(pauses)
             waits = {Remedy.RECONNECT} if sql.startswith("SELECT") else {Remedy.RECONNECT, Remedy.SMALLER}  # for a lock
             helps = failure.remedy is Remedy.REPEAT or (failure.remedy in waits and self.opened)
             if not helps or time.monotonic() + pause > start + patience:
                 raise failure
             log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
-            sleep(pause * random.uniform(0.8, 1.2), lambda: self._stop.requested)  # noqa: S311 - jitter
+            sleep(pause * random.uniform(0.8, 1.2), lambda: self._brake.stopped)  # noqa: S311 - jitter
 
     def _connect(self) -> pymysql.Connection[Any]:
-        s, timeout = self._settings, LAST_TIMEOUT if self._stop.requested else DATABASE_TIMEOUT
+        s, timeout = self._settings, LAST_TIMEOUT if self._brake.stopped else DATABASE_TIMEOUT
         tls: dict[str, Any] = {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
         if not s.db_ssl_ca:
             tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), refuse_clear_password)}
@@ -2508,27 +2479,16 @@ class Ledger:
 
         :raises FixFirst: when a type, a key or a grant is not as needed, or the server is read-only
         """
-        id_type, ddl = self._definition()
-        try:
-            self._try(id_type)
-        except DatabaseError as error:
-            if error.number not in NO_SUCH_GRANT_OR_TABLE:
-                raise
+        if ddl := self.missing(explain=""):
             try:
                 self._database.run(ddl)
-                self._try(id_type)
             except DatabaseError as refused:
-                raise self._no_ledger(ddl) if refused.number in {1044, *NO_SUCH_GRANT_OR_TABLE} else refused from None
+                raise self._no_ledger(ddl) if refused.number in {1044, 1142} else refused from None
+            self.missing(explain="")  # proves it
             log.info("Created the ledger %s", LEDGER)
         self._there = self._database.opened = True
 
-    def _definition(self) -> tuple[str, str]:
-        """The type of User.id, and the statement that makes the ledger, on one line."""
-        id_type = self._database.type_of("User", "id")
-        ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
-        return id_type, " ".join(ddl.split()) + ";"
-
-    def _try(self, id_type: str, explain: str = "") -> None:
+    def _try(self, id_type: str, explain: str) -> None:
         """Statements that touch no row, but fail when a column or a grant is missing.
 
         :raises FixFirst: when the server is read-only, which not each of them finds, or a type or the key is wrong
@@ -2552,14 +2512,15 @@ class Ledger:
                 raise
             log.warning("The ledger %s is not there, or DB_USER may not read it: taken as empty", LEDGER)
 
-    def missing(self) -> str:
-        """The statement that makes the ledger, if it is missing; else '', and it can be written.
+    def missing(self, explain: str = "EXPLAIN ") -> str:
+        """The statement that makes the ledger, on one line, if it is missing; else '', and it can be written.
 
         :raises FixFirst: when its type is not as needed, a grant is missing, or the server is read-only
         """
-        id_type, ddl = self._definition()
+        id_type = self._database.type_of("User", "id")
+        ddl = " ".join(LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type).split()) + ";"
         try:
-            self._try(id_type, "EXPLAIN ")
+            self._try(id_type, explain)
         except DatabaseError as error:
             if error.number == NO_SUCH_TABLE:
                 return ddl
@@ -2708,7 +2669,7 @@ class Ledger:
             for part in chunks(keys, KEYS):
                 self._database.run(
                     f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s, segments = %s
-                        WHERE (COALESCE(message_sid, final_status) IS NULL) = %s AND ({any_of(part)})""",
+                        WHERE final_status IS NULL AND (message_sid IS NULL) = %s AND ({any_of(part)})""",
                     [*said, *chain.from_iterable(part)],
                 )
 
@@ -2773,10 +2734,10 @@ def as_row(values: Sequence[Any]) -> Row:
     return Row(user_id, local_day, phone, rule, known, token, aware(claimed_at), aware(finished_at), *rest)
 
 
-def by_user(rows: Iterable[Row]) -> defaultdict[UserId, list[Row]]:
-    found: defaultdict[UserId, list[Row]] = defaultdict(list)
+def by_user(rows: Iterable[Row]) -> dict[UserId, list[Row]]:
+    found: dict[UserId, list[Row]] = {}
     for row in rows:
-        found[row.user_id].append(row)
+        found.setdefault(row.user_id, []).append(row)
     return found
 
 
@@ -2905,7 +2866,6 @@ def dry_run(job: Job) -> Exit:
         job.tracker.look()
         job.ledger.look()
         job.look_around()
-        job.last_call = True  # nobody is put aside
         for reminder in chain.from_iterable(job.pages()):
             user, text = reminder.user, Personal(message_for(reminder, job.settings))
             details = event("would_text", user.id, rule=reminder.rule.key)
@@ -2913,9 +2873,10 @@ def dry_run(job: Job) -> Exit:
             log.info(words, user, Personal(user.phone), reminder.rule.reason, text, extra=details)
             hours[job.now.astimezone(reminder.days.zone).hour] += 1
             rules[reminder.rule.reason] += 1
+    job.name_the_rest()
     job.brake.blame(unfinished=not job.report.walked)
     if job.brake.failure:
-        return Exit.worst(job.brake.exit_codes)
+        return job.brake.exit_code
     log.info("Texts by local hour: %s", ", ".join(f"{hour:02}:00 {n}" for hour, n in sorted(hours.items())) or "none")
     job.report.tell_totals()
     reasons = "".join(f", {reason} {count}" for reason, count in sorted(rules.items()))
@@ -2948,7 +2909,7 @@ def explain(job: Job) -> Exit:
         for row in sorted(case.rows, key=lambda row: row.local_day)[-SHOWN_ROWS:]:
             end = f"{row.final_status or 'its end is not known yet'}{f' ({meaning(row.code)})' if row.code else ''}"
             log.info("Ledger, %s: %s to %s, %s", row.local_day, row.state, Personal(row.phone), end)
-    return Exit.worst(job.brake.exit_codes)
+    return job.brake.exit_code
 
 
 def explain_days(job: Job, case: Case) -> None:
@@ -3028,7 +2989,7 @@ def check_ledger(job: Job) -> Iterator[str]:
 
 def check_users(job: Job) -> Iterator[str]:
     """Rows that would be skipped, ids that come twice, and all texts' lengths."""
-    yield from job.survey()
+    yield from job.doubts(job.read_zones())
     found: dict[str, list[int | str]] = defaultdict(list)
     longest, last = "", None
     for user in job.tracker.everybody():
@@ -3371,8 +3332,7 @@ MODES: dict[str, tuple[Callable[[Job], Exit], str]] = {
     "explain": (explain, "why a user is texted or not: days, logs, gates, ledger, the next possible text"),
     "check": (check, "say of all that a run needs whether it is there; send nothing, write nothing"),
 }
-WRITES = "run", "settle"
-READS_ONLY = "dry-run", "explain"  # they need the DB_ settings alone, and may be asked about another moment
+WITHOUT_TWILIO = "dry-run", "explain"  # they need the DB_ settings alone, and may be asked about another moment
 PINGS = {Exit.DONE: "", Exit.ACT: "/fail"}  # of HEARTBEAT_URL; after others the Job tries again
 PING_SECONDS = 5.0
 TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended: 4,096 bytes
@@ -3453,7 +3413,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--now", type=moment, help="for --dry-run and --explain: another moment, 2026-03-29T09:00:00Z")
     found = parser.parse_args(argv)
     found.mode = "explain" if found.explain is not None else found.mode
-    if found.now and found.mode not in READS_ONLY:
+    if found.now and found.mode not in WITHOUT_TWILIO:
         parser.error("--now goes with --dry-run or --explain")
     return found
 
@@ -3505,9 +3465,9 @@ def main(
 def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, str], clock: Clock, stop: Stop) -> Exit:
     """What was asked for, and the exit code; whatever goes wrong is told."""
     try:
-        not_needed = ("TWILIO_",) if asked.mode in READS_ONLY else ()
+        not_needed = ("TWILIO_",) if asked.mode in WITHOUT_TWILIO else ()
         OneLine.settings = settings = Settings.read(environ, without=not_needed)
-        if asked.mode in WRITES or settings.log_level == "DEBUG":  # the lines of the others are their answer
+        if asked.mode in ("run", "settle") or settings.log_level == "DEBUG":  # the lines of the others are their answer
             log.setLevel(settings.log_level)
         job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
         job.about, job.as_of = asked.explain or "", asked.now

@@ -434,7 +434,7 @@ def test_a_retry_after_of_ages_ends_the_run_instead_of_hanging_it(
     brake = a_brake()
     Pause(brake).begin(post(twilio.url))
     assert brake.pulled
-    assert brake.exit_codes == [habit_notifier.Exit.RETRY]
+    assert brake.exit_code is habit_notifier.Exit.RETRY
 
 
 # --- pauses ---------------------------------------------------------------------------------------------------------
@@ -706,6 +706,6 @@ def test_a_weightier_failure_outweighs_what_came_first(caplog: pytest.LogCapture
     brake.pull(habit_notifier.RetryLater("and again"))
     brake.pull(habit_notifier.FixFirst("correct the credentials"))
     brake.pull(habit_notifier.FixFirst("correct something else"))
-    assert brake.exit_codes == [habit_notifier.Exit.ACT]
+    assert brake.exit_code is habit_notifier.Exit.ACT
     told = [record.getMessage() for record in caplog.records]
     assert told == ["try again", "SIGTERM", "correct the credentials"]

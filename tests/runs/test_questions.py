@@ -211,7 +211,7 @@ def test_an_explanation_tells_days_logs_rule_gates_and_ledger(database: Database
         "Gate listed: nothing against it",
         "Gate placed: nothing against it",
         "Gate numbered: nothing against it",
-        "Gate handled: no text, already handled today: refused today",
+        "Gate handled: no text, refused earlier: refused today",
         "Gate of_the_past: nothing against it",
         f"Gate remembered: no text, refused earlier: Twilio refused {ANA} for good on 2026-03-30 (error 21610)",
         "Gate delivered: nothing against it",
