@@ -3296,7 +3296,7 @@ def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, st
         except (OSError, ValueError) as error:  # its path is not shown: it may be the secret, put there by mistake
             why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise ValueError(f"{name}_FILE names a file that cannot be read ({why}): mount it") from None
-    return text.strip("\r\n") if declared["secret"] else text.strip()
+    return text.strip("\ufeff\r\n") if declared["secret"] else text.strip()  # Windows' editors begin with U+FEFF
 
 
 def odds(values: Mapping[str, Any]) -> Iterator[str]:
