@@ -549,7 +549,8 @@ class Job:
     def judged(self) -> Iterator[list[Reminder]]:
         """The reminders of each page, while more work may be taken."""
         for page in self.tracker.pages(self.report.users):
-            reminders = self.due(page.users)
+            parts = chunks(self.once_each(page.users), IN_LIST)  # of each user there may be 90 rows: not of all at once
+            reminders = list(chain.from_iterable(map(self.due, parts)))
             self.report.page(page, self.settings.only_users)
             yield reminders
             if self.brake.pulled:
@@ -579,7 +580,6 @@ class Job:
 
     def due(self, users: Sequence[User]) -> list[Reminder]:
         """The reminders to claim; who gets none is reported, or put aside."""
-        users = self.once_each(users)
         rows, last_logs = self.history(users)
         now, reminders = self.clock(), []  # read after the rows: what another run has just written is not of the future
         for user in users:

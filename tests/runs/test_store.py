@@ -630,6 +630,23 @@ def test_rows_of_which_no_gate_has_anything_to_say_are_not_read(town: Town, prox
     assert len(town.texts) == 3
 
 
+def test_the_rows_of_a_page_are_not_all_in_memory_at_once(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are up to ninety of each user: those of 5,000 who had their text today are more than a pod may hold."""
+    town.people(5)
+    assert town.run() == 0
+    monkeypatch.setattr(habit_notifier, "IN_LIST", 2)
+    read, history = [], Ledger.history
+
+    def counted(*args: Any) -> dict[Any, list[Row]]:
+        read.append(len(found := history(*args)))
+        return found
+
+    monkeypatch.setattr(Ledger, "history", counted)
+    assert town.run(NOON + timedelta(hours=1)) == 0
+    assert read == [2, 2, 1]
+    assert town.said("already handled today 5")
+
+
 # --- pages
 
 
