@@ -2669,7 +2669,7 @@ class Ledger:
             for part in chunks(keys, KEYS):
                 self._database.run(
                     f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s, segments = %s
-                        WHERE final_status IS NULL AND (message_sid IS NULL) = %s AND ({any_of(part)})""",
+                        WHERE (COALESCE(message_sid, final_status) IS NULL) = %s AND ({any_of(part)})""",
                     [*said, *chain.from_iterable(part)],
                 )
 

@@ -643,7 +643,8 @@ def test_the_rows_of_a_page_are_not_all_in_memory_at_once(town: Town, monkeypatc
 
     monkeypatch.setattr(Ledger, "history", counted)
     assert town.run(NOON + timedelta(hours=1)) == 0
-    assert read == [2, 2, 1]
+    assert sum(read) == 5
+    assert max(read) == 2
     assert town.said("already handled today 5")
 
 
