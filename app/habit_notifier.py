@@ -172,7 +172,7 @@ class Rule:
 
     key: str
     reason: str
-    message: str
+    setting: str
 
 
 @dataclass(frozen=True)
@@ -652,12 +652,12 @@ class Job:
         room = 0 if self.brake.pulled else min(self.sender.room, len(self.waiting))
         handful = [self.waiting.popleft() for _ in range(room)]
         self.unrecorded |= dict.fromkeys(handful, NOT_POSTED)
-        ours = self.claimed(handful)
-        self.report.claimed(ours)
+        ours = self.claim(handful)
+        self.report.due(ours)
         self.unrecorded |= dict.fromkeys(ours, GIVEN_UP)  # until they are answered
         self.sender.submit(ours)
 
-    def claimed(self, handful: Sequence[Reminder]) -> list[Reminder]:
+    def claim(self, handful: Sequence[Reminder]) -> list[Reminder]:
         """Claim reminders; those that are ours. What another run has a better right to is released, and reported."""
         now = self.clock()
         self.brake.check_clock(now)
@@ -816,7 +816,7 @@ class Report:
         for reminder in reminders:
             self.skipped(reminder.user, Skip(Outcome.NOT_TRIED, "the run ended before"))
 
-    def claimed(self, reminders: Iterable[Reminder]) -> None:
+    def due(self, reminders: Iterable[Reminder]) -> None:
         """Name whose turn it is."""
         for reminder in reminders:
             details = event("due", reminder.user.id, rule=reminder.rule.key)
@@ -963,7 +963,7 @@ OPT_OUT = re.compile(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b|(?is:(opt.?ou
 
 def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
     """What carriers, or whoever pays, may dislike about the two texts."""
-    for name in (NO_LOGS.message, MISSED_YESTERDAY.message):
+    for name in (NO_LOGS.setting, MISSED_YESTERDAY.setting):
         template = getattr(settings, name)
         if not OPT_OUT.search(template):
             yield f'{name.upper()} does not say how to opt out: write "Reply STOP to opt out"'
@@ -1095,7 +1095,7 @@ def id_key(user_id: UserId) -> str:
 
 def message_for(reminder: Reminder, settings: Settings) -> str:
     """The text that a person reads."""
-    return str(getattr(settings, reminder.rule.message)).replace("{name}", reminder.user.name or "there")
+    return str(getattr(settings, reminder.rule.setting)).replace("{name}", reminder.user.name or "there")
 
 
 GSM7 = frozenset(
@@ -1991,10 +1991,10 @@ class Database:
     def __init__(self, settings: Settings, brake: Brake) -> None:
         self._settings, self._brake = settings, brake
         self.opened = False  # all is there and could be written: what fails now may pass
-        self.claimed = False  # somebody: what is away now is not waited for as long as before
+        self.somebody_claimed = False  # then what is away is not waited for as long as before
         self._connection: pymysql.Connection[Any] | None = None
         self._fresh = False
-        self.answered = 0.0  # when a statement was, the last time
+        self.last_answer = 0.0  # when a statement had one
         self._others: list[Database] = []
         self.on_connect: Callable[[Execute], object] = lambda _execute: None
 
@@ -2030,8 +2030,8 @@ class Database:
                 failure = DatabaseError(error, self._settings.hide, connected=connected, written=self.opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self.close()
-            over = self._brake.stopped or (self._brake.late and not self.claimed)
-            patience = LAST_PATIENCE if over else DATABASE_PATIENCE if self.claimed else OUTAGE_PATIENCE
+            over = self._brake.stopped or (self._brake.late and not self.somebody_claimed)
+            patience = LAST_PATIENCE if over else DATABASE_PATIENCE if self.somebody_claimed else OUTAGE_PATIENCE
             pause = next(pauses)
             waits = {Remedy.RECONNECT} if sql.startswith("SELECT") else {Remedy.RECONNECT, Remedy.SMALLER}  # for a lock
             helps = failure.remedy is Remedy.REPEAT or (failure.remedy in waits and self.opened)
@@ -2074,7 +2074,7 @@ class Database:
             self.on_connect(self._execute)
             self._fresh = False
         rows = self._execute(sql, args)
-        self.answered = time.monotonic()
+        self.last_answer = time.monotonic()
         return rows
 
     def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
@@ -2227,7 +2227,7 @@ class Tracker:
     def known(self, ids: Collection[str]) -> set[str]:
         """Those of the ids, as ONLY_USERS names them, that are in User."""
         wanted = list(chain.from_iterable(map(self._spellings, ids)))
-        found = self._database.run(f"SELECT id FROM `User` WHERE id IN ({holes(wanted)})", wanted)
+        found = self._database.run(f"SELECT id FROM `User` WHERE id IN ({placeholders(wanted)})", wanted)
         return {id_key(user_id) for (user_id,) in found}
 
     def judge_by(self, days: Mapping[bytes, Days], now: datetime, rows_matter: str = "FALSE") -> None:
@@ -2376,7 +2376,7 @@ class Tracker:
                         WHERE l.habit_id = h.id AND l.created_at <= %s
                         ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
                     FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
-                    WHERE u.id IN ({holes(part)}) GROUP BY u.id""",
+                    WHERE u.id IN ({placeholders(part)}) GROUP BY u.id""",
                 [naive(as_of) if as_of else date.max, *part],
             )
             logs |= {user_id: aware(at) for user_id, at in found if isinstance(at, date)}  # a zero date is a str
@@ -2488,7 +2488,7 @@ class Ledger:
             log.info("Created the ledger %s", LEDGER)
         self._there = self._database.opened = True
 
-    def _try(self, id_type: str, explain: str) -> None:
+    def _prove(self, id_type: str, explain: str) -> None:
         """Statements that touch no row, but fail when a column or a grant is missing.
 
         :raises FixFirst: when the server is read-only, which not each of them finds, or a type or the key is wrong
@@ -2520,7 +2520,7 @@ class Ledger:
         id_type = self._database.type_of("User", "id")
         ddl = " ".join(LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type).split()) + ";"
         try:
-            self._try(id_type, explain)
+            self._prove(id_type, explain)
         except DatabaseError as error:
             if error.number == NO_SUCH_TABLE:
                 return ddl
@@ -2588,7 +2588,7 @@ class Ledger:
         return by_user(row for row in rows if as_of is None or row.claimed_at <= as_of)
 
     def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> Iterator[Row]:
-        sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({holes(user_ids)}) AND local_day >= %s"
+        sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({placeholders(user_ids)}) AND local_day >= %s"
         exact, alike = set(user_ids), {id_key(user_id): user_id for user_id in user_ids}
         for row in map(as_row, self._database.run(sql, [*user_ids, since])):  # a UUID may have been written anew
             same = row.user_id in exact
@@ -2601,7 +2601,7 @@ class Ledger:
         """
         if not reminders:
             return {}
-        self._database.claimed = True
+        self._database.somebody_claimed = True
         self.claims |= {reminder: claim_of(reminder, now) for reminder in reminders}
         self._database.run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
         since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
@@ -2610,7 +2610,7 @@ class Ledger:
     def record(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
         """Write what became of claims: keep the row of a text that may have been sent, delete the others'."""
         kept = {
-            reminder: answered(self.claims[reminder], answer, now)
+            reminder: finished_row(self.claims[reminder], answer, now)
             for reminder, answer in answers.items()
             if answer.action.outcome in KEPT and reminder in self.claims
         }
@@ -2627,7 +2627,7 @@ class Ledger:
     @property
     def _safe_before(self) -> float:
         """What was recorded before is not lost: the server lived on for so long, whenever it was lost after that."""
-        return self._database.answered - DATABASE_MEMORY
+        return self._database.last_answer - DATABASE_MEMORY
 
     def release(self, reminders: Iterable[Reminder]) -> None:
         """Delete the rows of texts that were surely not sent, so that they may be tried again."""
@@ -2703,7 +2703,7 @@ def claim_of(reminder: Reminder, now: datetime) -> Row:
     return Row(user.id, today, user.phone, reminder.rule.key, State.SENDING, token, now)
 
 
-def answered(claim: Row, answer: Answer, now: datetime) -> Row:
+def finished_row(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
     state = KEPT[answer.action.outcome]
     refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
@@ -2714,7 +2714,7 @@ def answered(claim: Row, answer: Answer, now: datetime) -> Row:
 def insert(rows: Sequence[Row], otherwise: str) -> tuple[str, list[object]]:
     """The statement that writes rows, what happens to a day that is taken, and its arguments."""
     # Not INSERT IGNORE, which stores truncated values.
-    places = ", ".join([f"({holes(LEDGER_COLUMNS)})"] * len(rows))
+    places = ", ".join([f"({placeholders(LEDGER_COLUMNS)})"] * len(rows))
     sql = f"INSERT INTO {LEDGER} ({ROW}) VALUES {places} ON DUPLICATE KEY UPDATE {otherwise}"
     values = (getattr(row, name) for row in rows for name in Row.__slots__)
     return sql, [naive(value) if isinstance(value, datetime) else value for value in values]
@@ -2751,7 +2751,7 @@ def naive(instant: datetime) -> datetime:
     return instant.astimezone(UTC).replace(tzinfo=None)
 
 
-def holes(values: Collection[object]) -> str:
+def placeholders(values: Collection[object]) -> str:
     """Placeholders for an IN list."""
     return ", ".join(["%s"] * len(values))
 
