@@ -2608,7 +2608,10 @@ class Ledger:
         return by_user(self._rows([reminder.user.id for reminder in reminders], since))
 
     def record(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
-        """Write what became of claims: keep the row of a text that may have been sent, delete the others'."""
+        """Write what became of claims: keep the row of a text that may have been sent, delete the others'.
+
+        May be called again after a failure; what was written then is no claim any more.
+        """
         kept = {
             reminder: finished_row(self.claims[reminder], answer, now)
             for reminder, answer in answers.items()
