@@ -1774,7 +1774,8 @@ class Sender:
 
     def submit(self, reminders: Iterable[Reminder]) -> None:
         """Post claimed texts as soon as they may be."""
-        self._flying |= {self._pool.submit(self._work, reminder): reminder for reminder in reminders}
+        for reminder in reminders:
+            self._flying[self._pool.submit(self._work, reminder)] = reminder
 
     def answers(self, timeout: float | None = None) -> dict[Reminder, Answer]:
         """What came back, waiting up to the timeout (seconds) for a first one; None waits for all.
