@@ -603,7 +603,9 @@ def test_our_own_mistake_that_twilio_tells_with_a_201_is_refused_by_nobody(town:
     town.twilio.script(then=replace(ACCEPT, body=body))
     assert town.run() == 2
     assert town.rows("*") == []
-    assert (town.totals, f"error {code}, https" in town.log[-1]) == ((0, 3), True)
+    assert f"error {code}, https" in town.log[-1]
+    sent, failed = town.totals
+    assert (sent, failed + town.unseen) == (0, 3)  # 63038 stops the run, before its last page too
     town.twilio.script()
     assert town.run() == 0
     assert town.texted == numbers
