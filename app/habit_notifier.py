@@ -580,7 +580,10 @@ class Job:
 
     def due(self, users: Sequence[User]) -> list[Reminder]:
         """The reminders to claim; who gets none is reported, or put aside."""
-        rows, last_logs = self.history(users)
+        today = {user.id: user.days.today for user in users if user.rows_matter and user.days}
+        rows = self.ledger.todays(today, self.as_of)  # these are served: no gate asks for another of their rows
+        others, last_logs = self.history([user for user in users if user.id not in rows])
+        rows |= others
         now, reminders = self.clock(), []  # read after the rows: what another run has just written is not of the future
         for user in users:
             case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), self.settings, now)
@@ -2587,6 +2590,12 @@ class Ledger:
         parts = chunks(list(user_ids) if self._there else [], IN_LIST)
         rows = chain.from_iterable(map(self._rows, parts))
         return by_user(row for row in rows if as_of is None or row.claimed_at <= as_of)
+
+    def todays(self, today: Mapping[UserId, date], as_of: datetime | None) -> dict[UserId, list[Row]]:
+        """The row of today, as it is now or was at another moment, of those who have one."""
+        rows = self._rows(list(today), min(today.values())) if today and self._there else ()
+        then = (row for row in rows if as_of is None or row.claimed_at <= as_of)
+        return by_user(row for row in then if row.local_day == today.get(row.user_id))
 
     def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> Iterator[Row]:
         sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({placeholders(user_ids)}) AND local_day >= %s"
