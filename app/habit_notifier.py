@@ -42,7 +42,6 @@ import argparse
 import json
 import logging
 import os
-import queue
 import random
 import re
 import secrets
@@ -54,7 +53,7 @@ import time
 import traceback
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
@@ -98,8 +97,8 @@ class Exit(IntEnum):
 
     @classmethod
     def worst(cls, codes: Iterable[Exit]) -> Exit:
-        """The code that outweighs the others; DONE when there are none."""
-        return max(codes, key=list(cls).index, default=cls.DONE)
+        """The code that outweighs the others."""
+        return max(codes, key=list(cls).index)
 
 
 class NotifierError(Exception):
@@ -173,7 +172,7 @@ class Rule:
 
     key: str
     reason: str
-    message: str
+    setting: str
 
 
 @dataclass(frozen=True)
@@ -321,7 +320,7 @@ def handled(case: Case) -> Skip | None:
     if (last := row.last_possible_text()) < case.days.end:
         reason = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
         return Skip(Outcome.DEFERRED, reason, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))
-    return Skip(Outcome.ALREADY, "%s today", (row.state,))
+    return Skip(Outcome.REMEMBERED if row.state is State.REFUSED else Outcome.ALREADY, "%s today", (row.state,))
 
 
 def of_the_past(case: Case) -> Skip | None:
@@ -434,7 +433,7 @@ class Job:
     def __init__(self, settings: Settings, report: Report, clock: Clock, stop: Stop) -> None:
         self.settings, self.report, self.clock = settings, report, clock
         self.brake = Brake(stop, clock, settings.run_deadline)
-        self.database = Database(settings, stop)
+        self.database = Database(settings, self.brake)
         self.tracker, self.ledger = Tracker(settings, self.database), Ledger(settings, self.database)
         self.twilio = Twilio(settings)
         self.sender = Sender(self.twilio, self.brake, settings, clock)
@@ -520,14 +519,18 @@ class Job:
 
     def look_around(self) -> None:
         """Read the time and the zones, and warn of what concerns everybody."""
-        warn(self.survey())
+        warn(self.doubts(self.read_zones()))
 
-    def survey(self) -> Iterator[str]:
-        """Read the time and the zones; what concerns everybody and looks wrong."""
+    def read_zones(self) -> list[Zone]:
+        """Read the time and the zones, and judge users by them from now on."""
         self.now, zones = self.clock(), self.tracker.zones()
         self.report.start(sum(zone.users for zone in zones))
         days = days_by_zone(zones, self.settings, self.now)
         self.tracker.judge_by(days, self.now, self.ledger.rows_matter)
+        return zones
+
+    def doubts(self, zones: Iterable[Zone]) -> Iterator[str]:
+        """What concerns everybody and looks wrong."""
         yield from zone_doubts(zones, self.settings)
         if not self.as_of:  # of another moment the newest logs say nothing
             users = self.report.users * self.settings.shard_count
@@ -546,7 +549,8 @@ class Job:
     def judged(self) -> Iterator[list[Reminder]]:
         """The reminders of each page, while more work may be taken."""
         for page in self.tracker.pages(self.report.users):
-            reminders = self.due(page.users)
+            parts = chunks(self.once_each(page.users), IN_LIST)  # of each user there may be 90 rows: not of all at once
+            reminders = list(chain.from_iterable(map(self.due, parts)))
             self.report.page(page, self.settings.only_users)
             yield reminders
             if self.brake.pulled:
@@ -576,8 +580,10 @@ class Job:
 
     def due(self, users: Sequence[User]) -> list[Reminder]:
         """The reminders to claim; who gets none is reported, or put aside."""
-        users = self.once_each(users)
-        rows, last_logs = self.history(users)
+        today = {user.id: user.days.today for user in users if user.rows_matter and user.days}
+        rows = self.ledger.todays(today, self.as_of)  # these are served: no gate asks for another of their rows
+        others, last_logs = self.history([user for user in users if user.id not in rows])
+        rows |= others
         now, reminders = self.clock(), []  # read after the rows: what another run has just written is not of the future
         for user in users:
             case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), self.settings, now)
@@ -649,17 +655,17 @@ class Job:
         room = 0 if self.brake.pulled else min(self.sender.room, len(self.waiting))
         handful = [self.waiting.popleft() for _ in range(room)]
         self.unrecorded |= dict.fromkeys(handful, NOT_POSTED)
-        ours = self.claimed(handful)
-        self.report.claimed(ours)
+        ours = self.claim(handful)
+        self.report.due(ours)
         self.unrecorded |= dict.fromkeys(ours, GIVEN_UP)  # until they are answered
         self.sender.submit(ours)
 
-    def claimed(self, handful: Sequence[Reminder]) -> list[Reminder]:
+    def claim(self, handful: Sequence[Reminder]) -> list[Reminder]:
         """Claim reminders; those that are ours. What another run has a better right to is released, and reported."""
         now = self.clock()
         self.brake.check_clock(now)
         rows = self.ledger.claim(handful, now)
-        cases = {r: Case(r.user, rows[r.user.id], None, self.settings, now) for r in handful}
+        cases = {r: Case(r.user, rows.get(r.user.id, ()), None, self.settings, now) for r in handful}
         others = {r: skip for r, case in cases.items() if (skip := not_ours(self.ledger.claims[r], case))}
         self.ledger.release(others)
         for reminder, skip in others.items():
@@ -678,17 +684,15 @@ class Job:
 
     def record_last(self) -> None:
         """After a failure: wait for what is in flight, and try once more to record it."""
-        self.unrecorded |= self.sender.answers()
         try:
-            self.ledger.record(self.unrecorded, self.clock())
+            self.take(self.unrecorded | self.sender.answers())
         except NotifierError:
             log.error(
                 "What became of the last %d texts could not be recorded: their rows may stay at 'sending', which "
                 "keeps them from being sent again today",
                 len(self.unrecorded),
             )
-        self.report.finished(self.unrecorded, self.clock())
-        self.unrecorded = {}
+            self.report.finished(self.unrecorded, self.clock())
 
     def clean_up(self) -> None:
         """Delete old rows, a few at a time; what is left, or fails, can wait for the next run."""
@@ -774,7 +778,6 @@ class Report:
         self.learned_ends: Counter[tuple[str, int | None]] = Counter()
         self.error: str | None = None
         self._looked_at = self._at_night = self._out_of_reach = 0
-        self._sent_before = False  # to somebody, today, by an earlier run
         self._longest_name = self._set_up = ""
         self._began = self._told = time.monotonic()
 
@@ -809,7 +812,6 @@ class Report:
         """Count and name a user who gets no text, and why."""
         outcome, words = skip.outcome, f"User %s gets no text, %s: {skip.reason}"
         self.counts[outcome] += 1
-        self._sent_before |= outcome is Outcome.ALREADY and State.SENT in skip.args
         log.log(outcome.level, words, user, outcome.words, *skip.args, extra=event("skipped", user.id, outcome))
 
     def not_tried(self, reminders: Iterable[Reminder]) -> None:
@@ -817,7 +819,7 @@ class Report:
         for reminder in reminders:
             self.skipped(reminder.user, Skip(Outcome.NOT_TRIED, "the run ended before"))
 
-    def claimed(self, reminders: Iterable[Reminder]) -> None:
+    def due(self, reminders: Iterable[Reminder]) -> None:
         """Name whose turn it is."""
         for reminder in reminders:
             details = event("due", reminder.user.id, rule=reminder.rule.key)
@@ -868,7 +870,7 @@ class Report:
         For a few people no shard ends with 2, which would stop all others, unless the account is a trial's.
         """
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
-        if self._sent_before and setup < STREAK:  # a country that is off is what each later run of a day has left
+        if self.counts[Outcome.ALREADY] and setup < STREAK:  # a country that is off is all that later runs have left
             setup -= self._out_of_reach
         if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
             for_all = self.counts[Outcome.TRIAL] or shards == 1 or setup >= STREAK
@@ -894,7 +896,7 @@ class Report:
             brake.pull(RetryLater("Not everybody was served: the lines above name each of them, and why"))
         if early and self.started and brake.failure is early:  # its first telling may stand above thousands of lines
             tell(early)
-        return Exit.worst([*(outcome.exit_code for outcome in self.counts), *brake.exit_codes])
+        return brake.exit_code
 
     def _sum_up(self, settings: Settings) -> None:
         """What a person should know of the texts and of the run; then the totals."""
@@ -964,7 +966,7 @@ OPT_OUT = re.compile(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b|(?is:(opt.?ou
 
 def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
     """What carriers, or whoever pays, may dislike about the two texts."""
-    for name in (NO_LOGS.message, MISSED_YESTERDAY.message):
+    for name in (NO_LOGS.setting, MISSED_YESTERDAY.setting):
         template = getattr(settings, name)
         if not OPT_OUT.search(template):
             yield f'{name.upper()} does not say how to opt out: write "Reply STOP to opt out"'
@@ -1096,7 +1098,7 @@ def id_key(user_id: UserId) -> str:
 
 def message_for(reminder: Reminder, settings: Settings) -> str:
     """The text that a person reads."""
-    return str(getattr(settings, reminder.rule.message)).replace("{name}", reminder.user.name or "there")
+    return str(getattr(settings, reminder.rule.setting)).replace("{name}", reminder.user.name or "there")
 
 
 GSM7 = frozenset(
@@ -1248,10 +1250,10 @@ class Brake:
             self.pull(RetryLater(f"RUN_DEADLINE ({self._deadline:g} s) is reached: the next run goes on"))
 
     @property
-    def exit_codes(self) -> list[Exit]:
-        """The exit codes that what happened to the run asks for."""
-        codes = [self.failure.exit_code] if self.failure else []
-        return [*codes, Exit.TERMINATED] if self.stopped else codes
+    def exit_code(self) -> Exit:
+        """The one that what happened to the run asks for."""
+        code = self.failure.exit_code if self.failure else Exit.DONE
+        return Exit.worst([code, Exit.TERMINATED]) if self.stopped else code
 
     def sleep(self, seconds: float) -> bool:
         """Sleep until then or until pulled; whether the seconds were slept out."""
@@ -1280,7 +1282,7 @@ def watchdog(job: Job, mode: str) -> Iterator[None]:
             if over.wait(0.5):
                 return
         if not over.wait(WATCHDOG_LIMIT):  # counted from here: the process may have been frozen for longer than that
-            code = Exit.worst([Exit.RETRY, *job.brake.exit_codes])
+            code = Exit.worst([Exit.RETRY, job.brake.exit_code])
             wait([in_background(partial(last_words, code))], timeout=0.5)
             os._exit(code)
 
@@ -1298,16 +1300,7 @@ def watchdog(job: Job, mode: str) -> Iterator[None]:
 
 def in_background(step: Callable[[], T]) -> Future[T]:
     """What a step comes to, in a thread of its own."""
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(step())
-        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
+    return ThreadPoolExecutor(1).submit(step)
 
 
 def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
@@ -1390,7 +1383,10 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     21602: (Action.FAIL, "the text is empty: correct MESSAGE_NO_LOGS and MESSAGE_MISSED_YESTERDAY"),
     21603: (Action.STOP, "no sender was given: set TWILIO_FROM_NUMBER or TWILIO_MESSAGING_SERVICE_SID"),
     21606: (Action.FAIL, "TWILIO_FROM_NUMBER cannot text this recipient, or is not the account's"),
-    21608: (Action.TRIAL, "a trial account texts verified numbers only: upgrade the account"),
+    21608: (
+        Action.TRIAL,
+        "a trial, or an account without an approved compliance profile, texts verified numbers only: upgrade it",
+    ),
     21610: (Action.REFUSE, "the recipient opted out (STOP); only they can opt in again, by texting START"),
     21611: (Action.PAUSE, "the sender's queue at Twilio is full"),
     21612: (Action.SKIP, "this sender cannot reach this recipient: use a sender that can"),
@@ -1401,17 +1397,21 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     21660: (Action.FAIL, "TWILIO_FROM_NUMBER does not belong to this account"),
     21661: (Action.FAIL, "TWILIO_FROM_NUMBER cannot send texts"),
     21701: (Action.STOP, "the Messaging Service does not exist: correct TWILIO_MESSAGING_SERVICE_SID"),
-    21703: (Action.FAIL, "the Messaging Service has no senders: add one in the console"),
-    21704: (Action.FAIL, "the Messaging Service has no sender for this recipient: add one in the console"),
+    21703: (Action.SKIP, "the Messaging Service has no sender for this recipient: add one in the console"),
+    21704: (Action.FAIL, "the Messaging Service has no senders: add one in the console"),
     21705: (Action.STOP, "the Messaging Service is not valid: correct TWILIO_MESSAGING_SERVICE_SID"),
     30454: (Action.STOP, "the account has sent as many texts as a trial, or Twilio, lets it: upgrade the account"),
-    30485: (Action.FAIL, "the sender is not registered for this traffic: register it in the console"),
+    30485: (Action.FAIL, "Twilio took it for fraud, and blocks such texts for some hours: see the console"),
     30489: (Action.FAIL, "the text was blocked by the account's own settings: see the console"),
+    30630: (Action.REFUSE, "the recipient opted out, in Twilio's list of consents; only they can opt in again"),
+    30640: (Action.REFUSE, "the account's Compliance Toolkit lets no texts through to this number: see its settings"),
     35118: (Action.STOP, "a Messaging Service is needed: set TWILIO_MESSAGING_SERVICE_SID"),
     63038: (Action.STOP, "the account's limit of texts a day is reached: raise it, or wait for tomorrow"),
-    70051: (Action.STOP, "the API key lacks a permission: give it Messages read and create"),
+    70051: (Action.STOP, "the API key lacks a permission: runs need Messages list, read and create"),
     90010: (Action.FAIL, "the account is not active: see its console"),
-    572006: (Action.FAIL, "the account may not send this traffic yet: see the console"),
+    572002: (Action.TRIAL, "a trial account texts from the numbers that Twilio assigned: upgrade it"),
+    572005: (Action.TRIAL, "a trial account texts verified numbers only, and this one is not yet: upgrade it"),
+    572006: (Action.FAIL, "the account may not send this text; a trial sends Twilio's own texts only: upgrade it"),
 }
 HTTP_STATUSES: dict[int, tuple[Action, str]] = {
     401: TWILIO_CODES[20003],
@@ -1471,7 +1471,6 @@ def read_all(answer: requests.Response) -> bytes:
 class Message:
     """A text in Twilio's list."""
 
-    sid: str
     status: str
     code: int | None
     segments: str | None
@@ -1559,7 +1558,7 @@ class Twilio:
                 go_on()
                 if message.sid in sids:
                     status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
-                    found[message.sid] = Message(message.sid, status, message.error_code, message.num_segments)
+                    found[message.sid] = Message(status, message.error_code, message.num_segments)
 
         go_on()
         answer, _ = self.ask(find)
@@ -1653,6 +1652,8 @@ def understand(error: Exception, response: Response | None) -> Answer:
     by_status = None if code in OF_ONE_TEXT and status not in (408, 429) else HTTP_STATUSES.get(status)
     action, words = TWILIO_CODES.get(code) or by_status or unknown
     link = f"{words} (error {code}, https://www.twilio.com/docs/api/errors/{code})"
+    if said and action is Action.STOP:  # 20003 and 70051 have several meanings
+        link += f": {said}"
     return Answer(action, link, error_code(code), retry_after=retry_after(response))
 
 
@@ -1749,23 +1750,19 @@ class Pause:
 
 
 class Sender:
-    """Posts texts from SEND_CONCURRENCY threads. They are daemons: nobody waits for one that hangs."""
+    """Posts texts from SEND_CONCURRENCY threads. Nobody waits for one that hangs: the process ends by `os._exit`."""
 
     def __init__(self, twilio: Twilio, brake: Brake, settings: Settings, clock: Clock) -> None:
         self._twilio, self._brake, self._settings, self._clock = twilio, brake, settings, clock
         self._pause = Pause(brake)
-        self._to_post: queue.SimpleQueue[Reminder | None] = queue.SimpleQueue()
-        self._answered: queue.SimpleQueue[tuple[Reminder, Answer]] = queue.SimpleQueue()
-        self._flying: set[Reminder] = set()
+        self._pool = ThreadPoolExecutor(settings.send_concurrency)
+        self._flying: dict[Future[Answer], Reminder] = {}
 
     def __enter__(self) -> Sender:
-        for _ in range(self._settings.send_concurrency):
-            threading.Thread(target=self._work, daemon=True).start()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for _ in range(self._settings.send_concurrency):
-            self._to_post.put(None)
+        self._pool.shutdown(wait=False)
 
     @property
     def room(self) -> int:
@@ -1781,44 +1778,31 @@ class Sender:
     def submit(self, reminders: Iterable[Reminder]) -> None:
         """Post claimed texts as soon as they may be."""
         for reminder in reminders:
-            self._flying.add(reminder)
-            self._to_post.put(reminder)
+            self._flying[self._pool.submit(self._work, reminder)] = reminder
 
     def answers(self, timeout: float | None = None) -> dict[Reminder, Answer]:
         """What came back, waiting up to the timeout (seconds) for a first one; None waits for all.
 
         What is in flight for too long after SIGTERM or the deadline is uncertain.
         """
-        until, found = time.monotonic() + (timeout or 0.0), dict(self._arrived(0.0))
-        while self._flying and (timeout is None or (not found and time.monotonic() < until)):
+        until, found = time.monotonic() + (timeout or 0.0), dict[Reminder, Answer]()
+        while self._flying:
+            done, _ = wait(self._flying, 0.2 if timeout is None or time.monotonic() < until else 0.0, FIRST_COMPLETED)
+            found |= {self._flying.pop(future): future.result() for future in done}
             if self._brake.overdue():
-                found |= dict.fromkeys(self._flying, GIVEN_UP) | dict.fromkeys(self._not_taken_up(), NOT_POSTED)
-                self._flying.clear()
-            found |= self._arrived(0.2)
+                late = {self._flying.pop(future): future for future in list(self._flying)}
+                found |= {r: NOT_POSTED if future.cancel() else GIVEN_UP for r, future in late.items()}
+            if timeout is not None and (found or time.monotonic() >= until):
+                break
         return found
 
-    def _not_taken_up(self) -> Iterator[Reminder]:
-        with suppress(queue.Empty):
-            while reminder := self._to_post.get_nowait():
-                yield reminder
-
-    def _arrived(self, timeout: float) -> Iterator[tuple[Reminder, Answer]]:
-        with suppress(queue.Empty):
-            while self._flying:
-                reminder, answer = self._answered.get(timeout=timeout)
-                timeout = 0.0
-                self._flying.discard(reminder)
-                yield reminder, answer
-
-    def _work(self) -> None:
-        while (reminder := self._to_post.get()) is not None:
-            try:
-                answer = self._send(reminder)
-            except Exception:
-                log.critical("A fault of the program, please report it", exc_info=True)
-                self._brake.pull(RetryLater(OUR_FAULT))
-                answer = Answer(Action.UNCERTAIN, "the program failed")
-            self._answered.put((reminder, answer))
+    def _work(self, reminder: Reminder) -> Answer:
+        try:
+            return self._send(reminder)
+        except Exception:
+            log.critical("A fault of the program, please report it", exc_info=True)
+            self._brake.pull(RetryLater(OUR_FAULT))
+            return Answer(Action.UNCERTAIN, "the program failed")
 
     def _send(self, reminder: Reminder) -> Answer:
         while self._pause.wait():
@@ -2008,14 +1992,13 @@ class Database:
     Every statement may be repeated after a lost answer.
     """
 
-    def __init__(self, settings: Settings, stop: Stop) -> None:
-        self._settings, self._stop = settings, stop
-        self._until = time.monotonic() + settings.run_deadline  # nothing is waited for longer, before a claim
+    def __init__(self, settings: Settings, brake: Brake) -> None:
+        self._settings, self._brake = settings, brake
         self.opened = False  # all is there and could be written: what fails now may pass
-        self.claimed = False  # somebody: what is away now is not waited for as long as before
+        self.somebody_claimed = False  # then what is away is not waited for as long as before
         self._connection: pymysql.Connection[Any] | None = None
         self._fresh = False
-        self.answered = 0.0  # when a statement was, the last time
+        self.last_answer = 0.0  # when a statement had one
         self._others: list[Database] = []
         self.on_connect: Callable[[Execute], object] = lambda _execute: None
 
@@ -2029,7 +2012,7 @@ class Database:
 
     def beside(self) -> Database:
         """One more connection, to read ahead in another thread: never opened, so not patient. It ends with this one."""
-        self._others.append(Database(self._settings, self._stop))
+        self._others.append(Database(self._settings, self._brake))
         return self._others[-1]
 
     def cut(self) -> None:
@@ -2051,17 +2034,18 @@ class Database:
                 failure = DatabaseError(error, self._settings.hide, connected=connected, written=self.opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self.close()
-            patience = DATABASE_PATIENCE if self.claimed else min(OUTAGE_PATIENCE, self._until - start)
-            pause, patience = next(pauses), LAST_PATIENCE if self._stop.requested else patience
+            over = self._brake.stopped or (self._brake.late and not self.somebody_claimed)
+            patience = LAST_PATIENCE if over else DATABASE_PATIENCE if self.somebody_claimed else OUTAGE_PATIENCE
+            pause = next(pauses)
             waits = {Remedy.RECONNECT} if sql.startswith("SELECT") else {Remedy.RECONNECT, Remedy.SMALLER}  # for a lock
             helps = failure.remedy is Remedy.REPEAT or (failure.remedy in waits and self.opened)
             if not helps or time.monotonic() + pause > start + patience:
                 raise failure
             log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
-            sleep(pause * random.uniform(0.8, 1.2), lambda: self._stop.requested)  # noqa: S311 - jitter
+            sleep(pause * random.uniform(0.8, 1.2), lambda: self._brake.stopped)  # noqa: S311 - jitter
 
     def _connect(self) -> pymysql.Connection[Any]:
-        s, timeout = self._settings, LAST_TIMEOUT if self._stop.requested else DATABASE_TIMEOUT
+        s, timeout = self._settings, LAST_TIMEOUT if self._brake.stopped else DATABASE_TIMEOUT
         tls: dict[str, Any] = {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
         if not s.db_ssl_ca:
             tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), refuse_clear_password)}
@@ -2094,7 +2078,7 @@ class Database:
             self.on_connect(self._execute)
             self._fresh = False
         rows = self._execute(sql, args)
-        self.answered = time.monotonic()
+        self.last_answer = time.monotonic()
         return rows
 
     def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
@@ -2247,7 +2231,7 @@ class Tracker:
     def known(self, ids: Collection[str]) -> set[str]:
         """Those of the ids, as ONLY_USERS names them, that are in User."""
         wanted = list(chain.from_iterable(map(self._spellings, ids)))
-        found = self._database.run(f"SELECT id FROM `User` WHERE id IN ({holes(wanted)})", wanted)
+        found = self._database.run(f"SELECT id FROM `User` WHERE id IN ({placeholders(wanted)})", wanted)
         return {id_key(user_id) for (user_id,) in found}
 
     def judge_by(self, days: Mapping[bytes, Days], now: datetime, rows_matter: str = "FALSE") -> None:
@@ -2396,7 +2380,7 @@ class Tracker:
                         WHERE l.habit_id = h.id AND l.created_at <= %s
                         ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
                     FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
-                    WHERE u.id IN ({holes(part)}) GROUP BY u.id""",
+                    WHERE u.id IN ({placeholders(part)}) GROUP BY u.id""",
                 [naive(as_of) if as_of else date.max, *part],
             )
             logs |= {user_id: aware(at) for user_id, at in found if isinstance(at, date)}  # a zero date is a str
@@ -2499,27 +2483,16 @@ class Ledger:
 
         :raises FixFirst: when a type, a key or a grant is not as needed, or the server is read-only
         """
-        id_type, ddl = self._definition()
-        try:
-            self._try(id_type)
-        except DatabaseError as error:
-            if error.number not in NO_SUCH_GRANT_OR_TABLE:
-                raise
+        if ddl := self.missing(explain=""):
             try:
                 self._database.run(ddl)
-                self._try(id_type)
             except DatabaseError as refused:
-                raise self._no_ledger(ddl) if refused.number in {1044, *NO_SUCH_GRANT_OR_TABLE} else refused from None
+                raise self._no_ledger(ddl) if refused.number in {1044, 1142} else refused from None
+            self.missing(explain="")  # proves it
             log.info("Created the ledger %s", LEDGER)
         self._there = self._database.opened = True
 
-    def _definition(self) -> tuple[str, str]:
-        """The type of User.id, and the statement that makes the ledger, on one line."""
-        id_type = self._database.type_of("User", "id")
-        ddl = LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type)
-        return id_type, " ".join(ddl.split()) + ";"
-
-    def _try(self, id_type: str, explain: str = "") -> None:
+    def _prove(self, id_type: str, explain: str) -> None:
         """Statements that touch no row, but fail when a column or a grant is missing.
 
         :raises FixFirst: when the server is read-only, which not each of them finds, or a type or the key is wrong
@@ -2543,14 +2516,15 @@ class Ledger:
                 raise
             log.warning("The ledger %s is not there, or DB_USER may not read it: taken as empty", LEDGER)
 
-    def missing(self) -> str:
-        """The statement that makes the ledger, if it is missing; else '', and it can be written.
+    def missing(self, explain: str = "EXPLAIN ") -> str:
+        """The statement that makes the ledger, on one line, if it is missing; else '', and it can be written.
 
         :raises FixFirst: when its type is not as needed, a grant is missing, or the server is read-only
         """
-        id_type, ddl = self._definition()
+        id_type = self._database.type_of("User", "id")
+        ddl = " ".join(LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type).split()) + ";"
         try:
-            self._try(id_type, "EXPLAIN ")
+            self._prove(id_type, explain)
         except DatabaseError as error:
             if error.number == NO_SUCH_TABLE:
                 return ddl
@@ -2617,8 +2591,14 @@ class Ledger:
         rows = chain.from_iterable(map(self._rows, parts))
         return by_user(row for row in rows if as_of is None or row.claimed_at <= as_of)
 
+    def todays(self, today: Mapping[UserId, date], as_of: datetime | None) -> dict[UserId, list[Row]]:
+        """The row of today, as it is now or was at another moment, of those who have one."""
+        rows = self._rows(list(today), min(today.values())) if today and self._there else ()
+        then = (row for row in rows if as_of is None or row.claimed_at <= as_of)
+        return by_user(row for row in then if row.local_day == today.get(row.user_id))
+
     def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> Iterator[Row]:
-        sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({holes(user_ids)}) AND local_day >= %s"
+        sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({placeholders(user_ids)}) AND local_day >= %s"
         exact, alike = set(user_ids), {id_key(user_id): user_id for user_id in user_ids}
         for row in map(as_row, self._database.run(sql, [*user_ids, since])):  # a UUID may have been written anew
             same = row.user_id in exact
@@ -2631,16 +2611,19 @@ class Ledger:
         """
         if not reminders:
             return {}
-        self._database.claimed = True
+        self._database.somebody_claimed = True
         self.claims |= {reminder: claim_of(reminder, now) for reminder in reminders}
         self._database.run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
         since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
         return by_user(self._rows([reminder.user.id for reminder in reminders], since))
 
     def record(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
-        """Write what became of claims: keep the row of a text that may have been sent, delete the others'."""
+        """Write what became of claims: keep the row of a text that may have been sent, delete the others'.
+
+        May be called again after a failure; what was written then is no claim any more.
+        """
         kept = {
-            reminder: answered(self.claims[reminder], answer, now)
+            reminder: finished_row(self.claims[reminder], answer, now)
             for reminder, answer in answers.items()
             if answer.action.outcome in KEPT and reminder in self.claims
         }
@@ -2657,7 +2640,7 @@ class Ledger:
     @property
     def _safe_before(self) -> float:
         """What was recorded before is not lost: the server lived on for so long, whenever it was lost after that."""
-        return self._database.answered - DATABASE_MEMORY
+        return self._database.last_answer - DATABASE_MEMORY
 
     def release(self, reminders: Iterable[Reminder]) -> None:
         """Delete the rows of texts that were surely not sent, so that they may be tried again."""
@@ -2733,7 +2716,7 @@ def claim_of(reminder: Reminder, now: datetime) -> Row:
     return Row(user.id, today, user.phone, reminder.rule.key, State.SENDING, token, now)
 
 
-def answered(claim: Row, answer: Answer, now: datetime) -> Row:
+def finished_row(claim: Row, answer: Answer, now: datetime) -> Row:
     """The row of a text that is no longer in flight."""
     state = KEPT[answer.action.outcome]
     refused = state is State.REFUSED and not answer.sid  # of the others, Twilio's last word is still to come
@@ -2744,7 +2727,7 @@ def answered(claim: Row, answer: Answer, now: datetime) -> Row:
 def insert(rows: Sequence[Row], otherwise: str) -> tuple[str, list[object]]:
     """The statement that writes rows, what happens to a day that is taken, and its arguments."""
     # Not INSERT IGNORE, which stores truncated values.
-    places = ", ".join([f"({holes(LEDGER_COLUMNS)})"] * len(rows))
+    places = ", ".join([f"({placeholders(LEDGER_COLUMNS)})"] * len(rows))
     sql = f"INSERT INTO {LEDGER} ({ROW}) VALUES {places} ON DUPLICATE KEY UPDATE {otherwise}"
     values = (getattr(row, name) for row in rows for name in Row.__slots__)
     return sql, [naive(value) if isinstance(value, datetime) else value for value in values]
@@ -2764,10 +2747,10 @@ def as_row(values: Sequence[Any]) -> Row:
     return Row(user_id, local_day, phone, rule, known, token, aware(claimed_at), aware(finished_at), *rest)
 
 
-def by_user(rows: Iterable[Row]) -> defaultdict[UserId, list[Row]]:
-    found: defaultdict[UserId, list[Row]] = defaultdict(list)
+def by_user(rows: Iterable[Row]) -> dict[UserId, list[Row]]:
+    found: dict[UserId, list[Row]] = {}
     for row in rows:
-        found[row.user_id].append(row)
+        found.setdefault(row.user_id, []).append(row)
     return found
 
 
@@ -2781,7 +2764,7 @@ def naive(instant: datetime) -> datetime:
     return instant.astimezone(UTC).replace(tzinfo=None)
 
 
-def holes(values: Collection[object]) -> str:
+def placeholders(values: Collection[object]) -> str:
     """Placeholders for an IN list."""
     return ", ".join(["%s"] * len(values))
 
@@ -2802,7 +2785,7 @@ LOST, UNKNOWN = {"undelivered", "failed"}, "unknown"
 KNOWN_ENDS = LOST | {"delivered", "read"}
 FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any more
 GONE = {30004, 30005, 30006}  # permanent for this number
-BLOCKED_SENDER = {30007, 30024, 30032, 30033, 30034}
+BLOCKED_SENDER = {30007, 30024, 30032, 30033, 30034, 30035, 30037}
 OUR_SETUP = {code for code, (action, _) in TWILIO_CODES.items() if action is not Action.REFUSE}  # a service fails later
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
 DELIVERY_CODES = {
@@ -2816,6 +2799,7 @@ DELIVERY_CODES = {
     30008: "for a reason that the carrier does not tell",
     30017: "the carrier's network had too much traffic",
     30018: "the carrier there wants the sender registered",
+    30021: "Twilio failed",
     30022: "more at a time than the sender's registration allows (A2P 10DLC)",
     30023: "the registration's daily cap was reached (A2P 10DLC)",
     30024: "the sender's number is not provisioned at the carrier",
@@ -2829,11 +2813,15 @@ DELIVERY_CODES = {
     30040: "the carrier there wants the sender registered",
     30041: "the sender is not registered (United Kingdom)",
     30042: "the name of the sender is not allowed there",
+    30043: "the carrier took it for a text from abroad",
     30044: "a trial account sends short texts only",
     30410: "a provider did not answer in time",
     30450: "Twilio's protection against SMS pumping blocked it for some minutes",
     30453: "Twilio's protection against SMS pumping blocked it for some hours",
     30500: "Twilio failed",
+    30610: "the account's Compliance Toolkit lets no texts through at that hour: see SEND_WINDOW",
+    30615: "no such texts are allowed at that hour there: see SEND_WINDOW",
+    30620: "the text is not what the sender is registered for",
 }
 SENDERS_FAULT = OUR_SETUP | (DELIVERY_CODES.keys() - GONE - {30003, 30008})  # all that are not the recipient's own
 
@@ -2891,7 +2879,6 @@ def dry_run(job: Job) -> Exit:
         job.tracker.look()
         job.ledger.look()
         job.look_around()
-        job.last_call = True  # nobody is put aside
         for reminder in chain.from_iterable(job.pages()):
             user, text = reminder.user, Personal(message_for(reminder, job.settings))
             details = event("would_text", user.id, rule=reminder.rule.key)
@@ -2899,9 +2886,10 @@ def dry_run(job: Job) -> Exit:
             log.info(words, user, Personal(user.phone), reminder.rule.reason, text, extra=details)
             hours[job.now.astimezone(reminder.days.zone).hour] += 1
             rules[reminder.rule.reason] += 1
+    job.name_the_rest()
     job.brake.blame(unfinished=not job.report.walked)
     if job.brake.failure:
-        return Exit.worst(job.brake.exit_codes)
+        return job.brake.exit_code
     log.info("Texts by local hour: %s", ", ".join(f"{hour:02}:00 {n}" for hour, n in sorted(hours.items())) or "none")
     job.report.tell_totals()
     reasons = "".join(f", {reason} {count}" for reason, count in sorted(rules.items()))
@@ -2934,7 +2922,7 @@ def explain(job: Job) -> Exit:
         for row in sorted(case.rows, key=lambda row: row.local_day)[-SHOWN_ROWS:]:
             end = f"{row.final_status or 'its end is not known yet'}{f' ({meaning(row.code)})' if row.code else ''}"
             log.info("Ledger, %s: %s to %s, %s", row.local_day, row.state, Personal(row.phone), end)
-    return Exit.worst(job.brake.exit_codes)
+    return job.brake.exit_code
 
 
 def explain_days(job: Job, case: Case) -> None:
@@ -3014,7 +3002,7 @@ def check_ledger(job: Job) -> Iterator[str]:
 
 def check_users(job: Job) -> Iterator[str]:
     """Rows that would be skipped, ids that come twice, and all texts' lengths."""
-    yield from job.survey()
+    yield from job.doubts(job.read_zones())
     found: dict[str, list[int | str]] = defaultdict(list)
     longest, last = "", None
     for user in job.tracker.everybody():
@@ -3321,7 +3309,7 @@ def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, st
         except (OSError, ValueError) as error:  # its path is not shown: it may be the secret, put there by mistake
             why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise ValueError(f"{name}_FILE names a file that cannot be read ({why}): mount it") from None
-    return text.strip("\r\n") if declared["secret"] else text.strip()
+    return text.strip("\ufeff\r\n") if declared["secret"] else text.strip()  # Windows' editors begin with U+FEFF
 
 
 def odds(values: Mapping[str, Any]) -> Iterator[str]:
@@ -3357,8 +3345,7 @@ MODES: dict[str, tuple[Callable[[Job], Exit], str]] = {
     "explain": (explain, "why a user is texted or not: days, logs, gates, ledger, the next possible text"),
     "check": (check, "say of all that a run needs whether it is there; send nothing, write nothing"),
 }
-WRITES = "run", "settle"
-READS_ONLY = "dry-run", "explain"  # they need the DB_ settings alone, and may be asked about another moment
+WITHOUT_TWILIO = "dry-run", "explain"  # they need the DB_ settings alone, and may be asked about another moment
 PINGS = {Exit.DONE: "", Exit.ACT: "/fail"}  # of HEARTBEAT_URL; after others the Job tries again
 PING_SECONDS = 5.0
 TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended: 4,096 bytes
@@ -3439,7 +3426,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--now", type=moment, help="for --dry-run and --explain: another moment, 2026-03-29T09:00:00Z")
     found = parser.parse_args(argv)
     found.mode = "explain" if found.explain is not None else found.mode
-    if found.now and found.mode not in READS_ONLY:
+    if found.now and found.mode not in WITHOUT_TWILIO:
         parser.error("--now goes with --dry-run or --explain")
     return found
 
@@ -3491,9 +3478,9 @@ def main(
 def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, str], clock: Clock, stop: Stop) -> Exit:
     """What was asked for, and the exit code; whatever goes wrong is told."""
     try:
-        not_needed = ("TWILIO_",) if asked.mode in READS_ONLY else ()
+        not_needed = ("TWILIO_",) if asked.mode in WITHOUT_TWILIO else ()
         OneLine.settings = settings = Settings.read(environ, without=not_needed)
-        if asked.mode in WRITES or settings.log_level == "DEBUG":  # the lines of the others are their answer
+        if asked.mode in ("run", "settle") or settings.log_level == "DEBUG":  # the lines of the others are their answer
             log.setLevel(settings.log_level)
         job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
         job.about, job.as_of = asked.explain or "", asked.now

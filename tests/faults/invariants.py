@@ -75,7 +75,8 @@ IN_LEDGER: dict[str, set[str | None]] = {
     "refused": {"refused"},
     "uncertain": {"uncertain", "sending"},
     "uncertain earlier today": {"uncertain", "sending"},
-    "already handled today": {"sent", "refused"},
+    "already handled today": {"sent"},
+    "refused earlier": {None, "refused"},
     "barred by a row of the future": {None, "sending", "sent", "refused", "uncertain"},
 }
 STATES = {"sending", "sent", "refused", "uncertain"}

@@ -90,3 +90,8 @@ def test_each_message_of_the_program_is_in_the_runbook(message: str) -> None:
 @pytest.mark.parametrize("fragment", FRAGMENTS)
 def test_each_message_of_the_runbook_is_the_program_s(fragment: str) -> None:
     assert any(speaks_of(fragment, text) for text in texts(TREE))
+
+
+def test_a_zone_that_is_newer_than_the_image_is_not_only_blamed_on_the_user() -> None:
+    [row] = re.findall("^.*`correct User.time_zone`.*$", DOCUMENT, re.M)
+    assert "make lock" in row

@@ -116,7 +116,7 @@ def test_a_number_that_is_gone_is_left_alone_for_as_long_as_one_that_refused(
     assert not skip or meaning(code) in skip.args
 
 
-@pytest.mark.parametrize("code", [21610, 21211, 21614])
+@pytest.mark.parametrize("code", [21610, 21211, 21614, 30630])
 def test_a_refusal_that_came_as_a_failed_text_stays_remembered_once_it_is_settled(code: int) -> None:
     before, after = a_row(1, "refused", code, state=State.REFUSED), a_row(1, "failed", code)
     assert [outcome(speaks_against(a_case([row]))) for row in (before, after)] == [Outcome.REMEMBERED] * 2
@@ -157,10 +157,11 @@ LOST = [a_row(ago, "undelivered", 30003) for ago in (7, 5, 3)]
 
 
 OURS = [  # what the sender is to blame for
-    *(*sorted(BLOCKED_SENDER), 30001, 30002, 30017, 30022, 30023, 30027, 30035, 30036),
-    *(30018, 30037, 30040, 30041),  # a country wants the sender registered, or the account may not send
+    *(*sorted(BLOCKED_SENDER), 30001, 30002, 30017, 30022, 30023, 30027, 30036),
+    *(30018, 30040, 30041),  # a country wants the sender registered, or the account may not send
     *(30042, 30044, 30410, 30450, 30453, 30500),  # a trial's, a provider's, Twilio's own protection's: no number's
-    *(21408, 21608, 21611, 21612, 21704, 30454, 30485, 63038),  # as a Messaging Service tells them
+    *(30021, 30043, 30610, 30615, 30620),  # Twilio's, the route's, the hour's, the words'
+    *(21408, 21608, 21611, 21612, 21703, 30454, 30485, 63038),  # as a Messaging Service tells them
 ]
 
 
@@ -194,7 +195,7 @@ def ends(blocked: int, others: int, code: int = 30034) -> list[Row]:
     return [a_row(final="undelivered", code=code)] * blocked + [a_row(final="delivered")] * others
 
 
-@pytest.mark.parametrize("code", sorted(BLOCKED_SENDER))
+@pytest.mark.parametrize("code", sorted({*BLOCKED_SENDER, 30035, 30037}))
 @pytest.mark.parametrize(("blocked", "others"), [(3, 0), (3, 3), (50, 50), (12, 0)])
 def test_three_texts_and_half_of_all_say_that_the_sender_is_blocked(blocked: int, others: int, code: int) -> None:
     with pytest.raises(FixFirst) as caught:

@@ -115,7 +115,7 @@ GOOD: dict[str, dict[str, Any]] = {  # text: value
     "DB_NAME": {"habit_tracker": "habit_tracker", " habits ": "habits", "Gewohnheiten-ä": "Gewohnheiten-ä"},
     "DB_USER": {"root": "root", "app@%": "app@%"},
     "DB_PASSWORD": {text: text for text in ("x", " leading and trailing ", "pä$$'\"\\`{}%s", "youre-in", "x" * 500)}
-    | {"from a file\r\n": "from a file"},
+    | {"from a file\r\n": "from a file", "\ufefffrom Windows\r\n": "from Windows"},
     "DB_SSL_CA": {certifi.where(): certifi.where()},
     "TWILIO_ACCOUNT_SID": {f"AC{HEX}": f"AC{HEX}"},
     "TWILIO_AUTH_TOKEN": {"any": "any"},

@@ -208,7 +208,7 @@ def test_an_explanation_tells_days_logs_rule_gates_and_ledger(database: Database
         "Gate listed: nothing against it",
         "Gate placed: nothing against it",
         "Gate numbered: nothing against it",
-        "Gate handled: no text, already handled today: refused today",
+        "Gate handled: no text, refused earlier: refused today",
         "Gate of_the_past: nothing against it",
         f"Gate remembered: no text, refused earlier: Twilio refused {ANA} for good on 2026-03-30 (error 21610)",
         "Gate delivered: nothing against it",
@@ -517,11 +517,12 @@ def forbidden(status: int) -> Break:
 
     def refuse_to_look(_database: Database, twilio: FakeTwilio) -> None:
         for on in LOOKING:
-            twilio.script(then=refuse(20003 if status == 401 else 20403, status), on=on)
+            twilio.script(then=refuse(70051 if status == 401 else 20403, status, LACKING), on=on)
 
     return refuse_to_look
 
 
+LACKING = "Authorization Error: required permission twilio/phone-numbers/incoming/list is missing"
 LOOKING: list[Operation] = ["numbers", "service"]
 HOW = "WARNING "
 FAILS = "ERROR "
@@ -623,7 +624,7 @@ BROKEN = {
             lambda _, twilio: twilio.senders.add("12345"),
             TWILIO_FROM_NUMBER="2345",
         ),
-        "number, 401": shows(UNKNOWN + "cre", forbidden(401)),
+        "number, 401": shows(UNKNOWN + "API key lacks a permission", forbidden(401)),
         "number, 403": shows(UNKNOWN + "Twi", forbidden(403)),
         "service, 403": shows(UNKNOWN, forbidden(403), **SERVICE),
     },

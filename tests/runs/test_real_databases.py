@@ -20,7 +20,7 @@ import pymysql
 import pytest
 
 import habit_notifier
-from habit_notifier import Exit, Settings, Stop, Tracker
+from habit_notifier import Exit, Job, Report, Settings, Stop, Tracker, utc_now
 from tests.runs.statements import CLAIM, PAGE, SLICE
 from tests.runs.town import NOON, Town, at_send, variants
 from tests.sandbox.database import LEDGER, Database, Server
@@ -167,7 +167,7 @@ LIMITS = {"mariadb": ("max_statement_time", 8), "mysql": ("max_execution_time", 
 
 def test_the_server_ends_a_statement_before_the_client_gives_it_up(town: Town) -> None:
     name, limit = LIMITS[town.database.server.kind]
-    with habit_notifier.Database(Settings.read(town.environ), Stop()) as database:
+    with Job(Settings.read(town.environ), Report(), utc_now, Stop()).database as database:
         for _ in range(2):  # on a new connection, too
             assert database.run(f"SELECT @@SESSION.{name}") == [(limit,)]
             database.close()

@@ -462,9 +462,10 @@ def test_less_than_a_third_of_lost_answers_stops_nothing(town: Town) -> None:
     assert town.counts == {"sent": 45, "uncertain": 15}
 
 
-def test_people_who_opted_out_are_no_streak(town: Town) -> None:
+@pytest.mark.parametrize("code", [21610, 30630, 30640])
+def test_people_who_opted_out_are_no_streak(town: Town, code: int) -> None:
     town.people(25)
-    town.twilio.script(then=refuse(21610))
+    town.twilio.script(then=refuse(code))
     assert town.run() == 0
     assert town.counts == {"refused": 25}
     assert town.totals == (0, 25)
@@ -579,20 +580,63 @@ def test_our_own_mistake_that_twilio_tells_with_a_201_is_refused_by_nobody(town:
     town.twilio.script(then=replace(ACCEPT, body=body))
     assert town.run() == 2
     assert town.rows("*") == []
-    assert (town.totals, f"error {code}, https" in town.log[-1]) == ((0, 3), True)
+    assert f"error {code}, https" in town.log[-1]
+    sent, failed = town.totals
+    assert (sent, failed + town.unseen) == (0, 3)  # 63038 stops the run, before its last page too
     town.twilio.script()
     assert town.run() == 0
     assert town.texted == numbers
 
 
-def test_a_trial_account_serves_whom_it_may_and_ends_with_exit_2_however_few(town: Town) -> None:
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            21608,
+            "a trial, or an account without an approved compliance profile, texts verified numbers only: upgrade it",
+        ),
+        (572005, "a trial account texts verified numbers only, and this one is not yet: upgrade it"),
+    ],
+)
+def test_a_trial_account_serves_whom_it_may_and_ends_with_exit_2_however_few(town: Town, code: int, words: str) -> None:
     unverified, *others = town.people(5)
-    town.twilio.script(then=refuse(21608), to=unverified)
+    town.twilio.script(then=refuse(code), to=unverified)
     assert town.run() == 2
     assert town.served == others
     assert town.counts == {"sent": 4}
     assert town.totals == (4, 1)
-    assert "a trial account texts verified numbers only: upgrade the account" in town.log[-1]
+    assert f"{words} (error {code}, " in town.log[-1]
+
+
+LACKING = "Authorization Error: required permission twilio/messaging/messages/list is missing"
+UNAPPROVED = "Primary compliance profile is not approved."
+
+
+@pytest.mark.parametrize(
+    ("on", "code", "says"),
+    [
+        ("send", 20003, UNAPPROVED),  # the credentials are right
+        ("list", 20003, "This feature is not available on a Trial account. Please upgrade your account"),
+        ("list", 70051, LACKING),
+    ],
+)
+def test_what_twilio_says_of_the_account_or_key_is_told_since_its_codes_have_several_meanings(
+    town: Town, on: Operation, code: int, says: str
+) -> None:
+    town.people(3)
+    town.twilio.script(on=on, then=refuse(code, 401, says))
+    assert town.run() == 2
+    assert town.said(f"(error {code}, https://www.twilio.com/docs/api/errors/{code}): “{says}”")
+    assert town.rows("*") == []
+
+
+def test_a_messaging_service_without_a_sender_for_a_country_does_not_stop_the_others(town: Town) -> None:
+    at_home, *abroad = town.people(24)
+    for number in abroad:
+        town.twilio.script(then=refuse(21703), to=number)
+    assert town.run(SEND_CONCURRENCY=1) == 0
+    assert (town.served, town.totals) == ([at_home], (1, 23))
+    assert town.said("the Messaging Service has no sender for this recipient: add one in the console (error 21703, ")
 
 
 @pytest.mark.parametrize("failure", [server_error(500), server_error(500, accepted=True)], ids=lambda a: a.kind)

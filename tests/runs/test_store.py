@@ -589,7 +589,7 @@ def test_the_ledger_of_another_moment_has_what_was_claimed_until_then(
     town: Town, job: Job, after: int, known: int
 ) -> None:
     town.database.insert_row(1, NOON)
-    assert len(job.ledger.history([1], NOON + timedelta(microseconds=after))[1]) == known
+    assert len(job.ledger.history([1], NOON + timedelta(microseconds=after)).get(1, ())) == known
 
 
 def test_rows_of_which_no_gate_has_anything_to_say_are_not_read(town: Town, proxy: Proxy) -> None:
@@ -601,6 +601,44 @@ def test_rows_of_which_no_gate_has_anything_to_say_are_not_read(town: Town, prox
     assert town.run(**proxy.environ()) == 0
     assert reads.seen == 0
     assert len(town.texts) == 3
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """How many rows of each user were in memory, each time that all of theirs were read."""
+    counts, history = [], Ledger.history
+
+    def counted(*args: Any) -> dict[Any, list[Row]]:
+        found = history(*args)
+        counts.append([len(rows) for rows in found.values()])
+        return found
+
+    monkeypatch.setattr(Ledger, "history", counted)
+    return counts
+
+
+def test_the_rows_of_a_page_are_not_all_in_memory_at_once(
+    town: Town, read: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are up to ninety of each user: those of 5,000 are more than a pod may hold."""
+    town.people(5)
+    assert town.run() == 0
+    monkeypatch.setattr(habit_notifier, "IN_LIST", 2)
+    assert town.run(NOON + timedelta(days=1), QUIET_AFTER=1) == 0
+    assert max(map(len, read)) == 2
+    assert sum(map(len, read)) == 5
+    assert town.said("left in peace (QUIET_AFTER) 5")
+
+
+def test_of_whoever_has_todays_row_no_other_is_read(town: Town, read: list[list[int]]) -> None:
+    """Hourly runs come across them again and again."""
+    town.people(3)
+    assert town.run(NOON - timedelta(days=1)) == 0
+    assert town.run() == 0
+    del read[:]
+    assert town.run(NOON + timedelta(hours=1)) == 0
+    assert not any(read)
+    assert town.said("already handled today 3")
 
 
 # --- pages
