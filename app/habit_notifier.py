@@ -449,7 +449,7 @@ class Job:
         """Text everybody who is due."""
         log.info("Starting habit notification job")
         log.info("Settings: %s", self.settings.shown())
-        with self.brake.holding(), self.database, self.sender:
+        with self.brake.holding(), self.database:
             self.prove()
             self.learn()
             self.look_around()
@@ -1758,12 +1758,6 @@ class Sender:
         self._pool = ThreadPoolExecutor(settings.send_concurrency)
         self._flying: dict[Future[Answer], Reminder] = {}
 
-    def __enter__(self) -> Sender:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._pool.shutdown(wait=False)
-
     @property
     def room(self) -> int:
         """How many more texts may be claimed: some ahead, for the threads to go on while the database answers."""
@@ -2488,7 +2482,8 @@ class Ledger:
                 self._database.run(ddl)
             except DatabaseError as refused:
                 raise self._no_ledger(ddl) if refused.number in {1044, 1142} else refused from None
-            self.missing(explain="")  # proves it
+            if self.missing(explain=""):  # a proxy may ask another server
+                raise self._no_ledger(ddl)
             log.info("Created the ledger %s", LEDGER)
         self._there = self._database.opened = True
 
