@@ -595,7 +595,7 @@ class Job:
 
     def history(self, users: Sequence[User]) -> tuple[Mapping[UserId, list[Row]], Mapping[UserId, date]]:
         """The ledger's rows of those of whom some may matter; the last log of those whom QUIET_AFTER may concern."""
-        rows = self.ledger.history((user.id for user in users if user.rows_matter), self.as_of)
+        rows = self.ledger.history([user.id for user in users if user.rows_matter], self.as_of)
         quiet = self.settings.quiet_after
         long = [user_id for user_id, own in rows.items() if quiet and len(own) >= quiet]
         return rows, self.tracker.last_logs(long, self.as_of)
@@ -657,8 +657,9 @@ class Job:
         self.unrecorded |= dict.fromkeys(handful, NOT_POSTED)
         ours = self.claim(handful)
         self.report.due(ours)
-        self.unrecorded |= dict.fromkeys(ours, GIVEN_UP)  # until they are answered
-        self.sender.submit(ours)
+        for reminder in ours:
+            self.unrecorded[reminder] = GIVEN_UP  # until it is answered
+            self.sender.submit(reminder)
 
     def claim(self, handful: Sequence[Reminder]) -> list[Reminder]:
         """Claim reminders; those that are ours. What another run has a better right to is released, and reported."""
@@ -1769,10 +1770,9 @@ class Sender:
         """Whether a text is in flight."""
         return bool(self._flying)
 
-    def submit(self, reminders: Iterable[Reminder]) -> None:
-        """Post claimed texts as soon as they may be."""
-        for reminder in reminders:
-            self._flying[self._pool.submit(self._work, reminder)] = reminder
+    def submit(self, reminder: Reminder) -> None:
+        """Post a claimed text as soon as it may be."""
+        self._flying[self._pool.submit(self._work, reminder)] = reminder
 
     def answers(self, timeout: float | None = None) -> dict[Reminder, Answer]:
         """What came back, waiting up to the timeout (seconds) for a first one; None waits for all.
@@ -2366,19 +2366,18 @@ class Tracker:
 
     def last_logs(self, user_ids: Sequence[UserId], as_of: datetime | None) -> dict[UserId, date]:
         """The last log of each of these users, as of now or of another moment."""
-        logs: dict[UserId, date] = {}
-        for part in chunks(user_ids, IN_LIST):
-            found = self._database.run(
-                # One look into the index for each habit; MySQL sorts all of its logs unless the order names it, too.
-                f"""SELECT u.id, MAX((SELECT l.created_at FROM `Log` l
-                        WHERE l.habit_id = h.id AND l.created_at <= %s
-                        ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
-                    FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
-                    WHERE u.id IN ({placeholders(part)}) GROUP BY u.id""",
-                [naive(as_of) if as_of else date.max, *part],
-            )
-            logs |= {user_id: aware(at) for user_id, at in found if isinstance(at, date)}  # a zero date is a str
-        return logs
+        if not user_ids:
+            return {}
+        found = self._database.run(
+            # One look into the index for each habit; MySQL sorts all of its logs unless the order names it, too.
+            f"""SELECT u.id, MAX((SELECT l.created_at FROM `Log` l
+                    WHERE l.habit_id = h.id AND l.created_at <= %s
+                    ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
+                FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
+                WHERE u.id IN ({placeholders(user_ids)}) GROUP BY u.id""",
+            [naive(as_of) if as_of else date.max, *user_ids],
+        )
+        return {user_id: aware(at) for user_id, at in found if isinstance(at, date)}  # a zero date is a str
 
 
 def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[UserId]]:
@@ -2580,17 +2579,17 @@ class Ledger:
         counts = [f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in limits.items() if limit]
         return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
 
-    def history(self, user_ids: Iterable[UserId], as_of: datetime | None = None) -> dict[UserId, list[Row]]:
-        """The rows of users, as they are now or were at another moment."""
-        parts = chunks(list(user_ids) if self._there else [], IN_LIST)
-        rows = chain.from_iterable(map(self._rows, parts))
+    def history(
+        self, user_ids: Sequence[UserId], as_of: datetime | None = None, since: date = date.min
+    ) -> dict[UserId, list[Row]]:
+        """The rows of users, as they are now or were at another moment; of days since then."""
+        rows = self._rows(user_ids, since) if user_ids and self._there else ()
         return by_user(row for row in rows if as_of is None or row.claimed_at <= as_of)
 
     def todays(self, today: Mapping[UserId, date], as_of: datetime | None) -> dict[UserId, list[Row]]:
-        """The row of today, as it is now or was at another moment, of those who have one."""
-        rows = self._rows(list(today), min(today.values())) if today and self._there else ()
-        then = (row for row in rows if as_of is None or row.claimed_at <= as_of)
-        return by_user(row for row in then if row.local_day == today.get(row.user_id))
+        """The rows since today of those who have one of today."""
+        recent = self.history(list(today), as_of, min(today.values(), default=date.max))
+        return {user: rows for user, rows in recent.items() if today.get(user) in [row.local_day for row in rows]}
 
     def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> Iterator[Row]:
         sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({placeholders(user_ids)}) AND local_day >= %s"

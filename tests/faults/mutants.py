@@ -32,9 +32,9 @@ LEDGER = frozenset({"at most one text", "ledger"})
 NOT_DUE = frozenset({"only who is due"})
 MIDNIGHT = "local midnight while a run is at work"
 
+SUBMIT = "        for reminder in ours:\n            self.unrecorded[reminder] = GIVEN_UP"
 RECORD_FIRST = """\
         self.ledger.record(dict.fromkeys(ours, Answer(Action.ACCEPT, sid="SM" + "0" * 32)), self.clock())
-        self.sender.submit(ours)
 """
 RETRY_5XX = """\
     if status >= 500:
@@ -48,7 +48,7 @@ BELIEVE = """\
 """
 
 MUTANTS = [
-    Mutant("record before post", {"        self.sender.submit(ours)\n": RECORD_FIRST}, LEDGER, "kill -9"),
+    Mutant("record before post", {SUBMIT: RECORD_FIRST + SUBMIT}, LEDGER, "kill -9"),
     Mutant(
         "release on ReadTimeout",
         {

@@ -17,7 +17,7 @@ import pymysql
 import pytest
 
 import habit_notifier
-from habit_notifier import Exit, Ledger
+from habit_notifier import Exit, Job, Ledger
 from tests.runs.program import started, starting_at
 from tests.runs.statements import CLAIM, CLAIM_CHECK, RECORD, RELEASE
 from tests.runs.town import NOON, Town, also, at_send, create_ledger, numbers, variants
@@ -97,7 +97,7 @@ def test_what_another_run_has_on_its_way_is_waited_for_until_it_is_answered_or_r
         town.sql(f"UPDATE {LEDGER} SET state = 'sent', finished_at = claimed_at")
 
     asked: list[float] = []
-    monkeypatch.setattr(Ledger, "history", also(Ledger.history, before=lambda: asked.append(time.monotonic())))
+    monkeypatch.setattr(Job, "history", also(Job.history, before=lambda: asked.append(time.monotonic())))
     threading.Timer(1.6, answer).start()
     assert town.run() == Exit.DONE
     assert len(asked) < 8  # not without a pause

@@ -605,7 +605,7 @@ def test_rows_of_which_no_gate_has_anything_to_say_are_not_read(town: Town, prox
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """How many rows of each user were in memory, each time that all of theirs were read."""
+    """How many rows of each user were in memory, each time that some were read."""
     counts, history = [], Ledger.history
 
     def counted(*args: Any) -> dict[Any, list[Row]]:
@@ -637,7 +637,7 @@ def test_of_whoever_has_todays_row_no_other_is_read(town: Town, read: list[list[
     assert town.run() == 0
     del read[:]
     assert town.run(NOON + timedelta(hours=1)) == 0
-    assert not any(read)
+    assert [rows for each in read for rows in each] == [1, 1, 1]
     assert town.said("already handled today 3")
 
 
