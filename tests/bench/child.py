@@ -10,19 +10,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pymysql
 import pytz
 from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
+from typing_extensions import override
 
 import habit_notifier as notifier
 from tests.bench.population import NOW
@@ -37,16 +36,25 @@ def peak_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
+class Measured(notifier.Job):
+    """A job without what comes after the texts."""
+
+    @override
+    def clean_up(self) -> None:
+        """Delete nothing."""
+
+
 def evaluate() -> Figures:
     """The whole job, but Twilio is not asked and the due users are counted instead of texted."""
     due_users = 0
 
-    def count(_job: notifier.Job, pages: Iterator[list[notifier.Reminder]]) -> None:
-        nonlocal due_users
-        due_users += sum(map(len, pages))
+    class Counted(Measured):
+        @override
+        def deliver(self, pages: Iterator[list[notifier.Reminder]]) -> None:
+            nonlocal due_users
+            due_users += sum(map(len, pages))
 
-    with patch.multiple(notifier.Job, deliver=count, clean_up=_nothing):
-        _run()
+    _run(Counted)
     return {"due": due_users, "mib": peak_mib()}
 
 
@@ -83,31 +91,45 @@ def loop(sample: int) -> Figures:
     return {"seconds": seconds, "users": len(users), "due": due}
 
 
+class WithoutLedger(notifier.Ledger):
+    """A ledger whose statements for texts are left out."""
+
+    @override
+    def history(
+        self, user_ids: Sequence[notifier.UserId], as_of: datetime | None = None, since: date = date.min
+    ) -> dict[notifier.UserId, list[notifier.Row]]:
+        """Nobody was texted."""
+        return {}
+
+    @override
+    def claim(self, reminders: Sequence[notifier.Reminder], now: datetime) -> dict[notifier.UserId, list[notifier.Row]]:
+        """Each claim stands, and is the only one."""
+        self.claims |= {reminder: notifier.claim_of(reminder, now) for reminder in reminders}
+        return {reminder.user.id: [self.claims[reminder]] for reminder in reminders}
+
+    @override
+    def record(self, answers: Mapping[notifier.Reminder, notifier.Answer], now: datetime) -> None:
+        """Write nothing."""
+
+    @override
+    def release(self, reminders: Iterable[notifier.Reminder]) -> None:
+        """Delete nothing."""
+
+
 def send(texts: int, ledger: str) -> Figures:
     """The whole job, for so many texts; with `without` the ledger's statements are left out."""
-    deliver, figures = notifier.Job.deliver, Figures()
+    figures = Figures()
 
-    def some(job: notifier.Job, pages: Iterator[list[notifier.Reminder]]) -> None:
-        if first := next(pages, None):  # the first page is not what is measured here
-            figures["seconds"] = _timed(lambda: deliver(job, _cut(chain([first], pages), texts)))
+    class Some(Measured):
+        @override
+        def deliver(self, pages: Iterator[list[notifier.Reminder]]) -> None:
+            if first := next(pages, None):  # the first page is not what is measured here
+                deliver = super().deliver
+                figures["seconds"] = _timed(lambda: deliver(_cut(chain([first], pages), texts)))
 
-    def claim(ledger: notifier.Ledger, reminders: list[notifier.Reminder], now: datetime) -> dict[Any, Any]:
-        ledger.claims |= {reminder: notifier.claim_of(reminder, now) for reminder in reminders}
-        return {reminder.user.id: [ledger.claims[reminder]] for reminder in reminders}
-
-    no_ledger: dict[str, Any] = {
-        "history": lambda _ledger, _ids, _as_of=None: {},
-        "claim": claim,
-        "record": _nothing,
-        "release": _nothing,
-    }
-    left_out: AbstractContextManager[object] = (
-        patch.multiple(notifier.Ledger, **no_ledger) if ledger == "without" else nullcontext()
-    )
-    with patch.multiple(notifier.Job, deliver=some, clean_up=_nothing), left_out:
-        cpu = time.process_time()
-        _run()
-        figures["cpu"] = time.process_time() - cpu
+    cpu = time.process_time()
+    _run(Some, WithoutLedger if ledger == "without" else notifier.Ledger)
+    figures["cpu"] = time.process_time() - cpu
     return figures
 
 
@@ -144,8 +166,9 @@ def _cut(pages: Iterator[list[notifier.Reminder]], texts: int) -> Iterator[list[
             return
 
 
-def _run() -> None:
-    with patch.object(notifier.Twilio, "probe", lambda _: NOW):  # its clock is that of the population
+def _run(job: type[notifier.Job], ledger: type[notifier.Ledger] = notifier.Ledger) -> None:
+    probe = patch.object(notifier.Twilio, "probe", lambda _: NOW)  # its clock is that of the population
+    with patch.multiple(notifier, Job=job, Ledger=ledger), probe:
         code = notifier.main([], os.environ, lambda: NOW)
     if code:
         sys.exit(f"the program ended with exit code {code}")
@@ -155,10 +178,6 @@ def _timed(action: Callable[[], object]) -> float:
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
-
-
-def _nothing(*_: object) -> None:
-    """Instead of a function that is left out."""
 
 
 def main() -> None:
