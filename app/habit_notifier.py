@@ -2778,32 +2778,35 @@ SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
 LOST, UNKNOWN = {"undelivered", "failed"}, "unknown"
 KNOWN_ENDS = LOST | {"delivered", "read"}
 FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any more
-GONE = {30004, 30005, 30006}  # permanent for this number
-BLOCKED_SENDER = {30007, 30024, 30032, 30033, 30034, 30035, 30037}
-OUR_SETUP = {code for code, (action, _) in TWILIO_CODES.items() if action is not Action.REFUSE}  # a service fails later
-# https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive
-DELIVERY_CODES = {
-    30001: "the queue overflowed",
-    30002: "the account was suspended",
-    30003: "the phone was off or out of reach",
+# https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive, and whose fault it is.
+GONE = {  # the recipient's number, for good
     30004: "the recipient blocks texts",
     30005: "the number does not exist",
     30006: "a landline, or a carrier that cannot be reached",
-    30007: "a carrier's filter took it for spam",
+}
+UNREACHABLE = {  # the recipient's number, perhaps for a while
+    30003: "the phone was off or out of reach",
     30008: "for a reason that the carrier does not tell",
+}
+BLOCKED_SENDER = {  # the sender, whose texts carriers stop
+    30007: "a carrier's filter took it for spam",
+    30024: "the sender's number is not provisioned at the carrier",
+    30032: "the toll-free number is not verified",
+    30033: "the sender's campaign is suspended (A2P 10DLC)",
+    30034: "the sender is not registered (A2P 10DLC)",
+    30035: "the sender's registration is not complete (A2P 10DLC)",
+    30037: "the account may send no texts at present",
+}
+OTHER_REASONS = {  # the sender, or nobody in particular
+    30001: "the queue overflowed",
+    30002: "the account was suspended",
     30017: "the carrier's network had too much traffic",
     30018: "the carrier there wants the sender registered",
     30021: "Twilio failed",
     30022: "more at a time than the sender's registration allows (A2P 10DLC)",
     30023: "the registration's daily cap was reached (A2P 10DLC)",
-    30024: "the sender's number is not provisioned at the carrier",
     30027: "the carrier's daily cap was reached (A2P 10DLC)",
-    30032: "the toll-free number is not verified",
-    30033: "the sender's campaign is suspended (A2P 10DLC)",
-    30034: "the sender is not registered (A2P 10DLC)",
-    30035: "the sender's registration is not complete (A2P 10DLC)",
     30036: "it waited longer than VALIDITY_PERIOD",
-    30037: "the account may send no texts at present",
     30040: "the carrier there wants the sender registered",
     30041: "the sender is not registered (United Kingdom)",
     30042: "the name of the sender is not allowed there",
@@ -2817,7 +2820,9 @@ DELIVERY_CODES = {
     30615: "no such texts are allowed at that hour there: see SEND_WINDOW",
     30620: "the text is not what the sender is registered for",
 }
-SENDERS_FAULT = OUR_SETUP | (DELIVERY_CODES.keys() - GONE - {30003, 30008})  # all that are not the recipient's own
+DELIVERY_CODES = GONE | UNREACHABLE | BLOCKED_SENDER | OTHER_REASONS
+OUR_SETUP = {code for code, (action, _) in TWILIO_CODES.items() if action is not Action.REFUSE}  # a service fails later
+SENDERS_FAULT = OUR_SETUP | BLOCKED_SENDER.keys() | OTHER_REASONS.keys()  # whatever is not the recipient's own
 
 
 def meaning(code: int | None) -> str:
@@ -3299,9 +3304,9 @@ def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, st
         raise ValueError(f"{name} and {name}_FILE are both set: remove one of them")
     if path:
         try:
-            text = Path(path).read_text()
+            text = Path(path).read_text("utf-8")
         except (OSError, ValueError) as error:  # its path is not shown: it may be the secret, put there by mistake
-            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
             raise ValueError(f"{name}_FILE names a file that cannot be read ({why}): mount it") from None
     return text.strip("\ufeff\r\n") if declared["secret"] else text.strip()  # Windows' editors begin with U+FEFF
 

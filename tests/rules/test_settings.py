@@ -411,6 +411,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         assert problem.startswith("DB_PASSWORD_FILE names a file that cannot be read (")
         assert problem.endswith("): mount it")
         assert "s3cr3t" not in problem
+    assert "(it is no text in UTF-8)" in problem
 
 
 @pytest.mark.parametrize("name", sorted(SECRETS))
