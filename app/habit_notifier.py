@@ -1886,7 +1886,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
     1180: (Remedy.REPEAT, "it could not commit"),
     1203: (Remedy.RECONNECT, "the account has too many connections"),
-    1205: (Remedy.REPEAT, "another transaction holds a lock"),
+    1205: (Remedy.SMALLER, "another transaction holds a lock, or a backup locks the table: see SHOW PROCESSLIST"),
     1213: (Remedy.REPEAT, "a deadlock"),
     1226: (Remedy.RECONNECT, "the account may have no more connections, or no more statements in this hour"),
     1242: (Remedy.FIX, "a view asks for one value where there are several: see docs/your-tables.md"),
@@ -1917,7 +1917,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((9001, 9501), (Remedy.RECONNECT, "its proxy reaches no server in time")),
     9006: (Remedy.FIX, "its proxy reads elsewhere than it writes: set DB_HOST to the primary, or let it do both there"),
 }
-SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these is a value, or no help
+SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what it says of these is a value, or no help
 NO_SUCH_TABLE = 1146
 NO_SUCH_GRANT_OR_TABLE = {1142, NO_SUCH_TABLE}
 ODD_ERRORS = (ValueError, AttributeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver
@@ -1969,9 +1969,11 @@ def refuse_clear_password(_connection: object) -> None:
     raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
 
 
-# Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
+# Its server ends what the client would no longer wait for: a claim that waits for a table would be made after the run.
+# Of the limits for a query MySQL knows the one name, MariaDB the other.
 STATEMENT_SECONDS = DATABASE_TIMEOUT - 2
 STATEMENT_LIMIT = (
+    f", lock_wait_timeout = {STATEMENT_SECONDS + 1}"
     f" /*!50708 , max_execution_time = {1_000 * STATEMENT_SECONDS} */"
     f" /*M!100101 , max_statement_time = {STATEMENT_SECONDS} */"
 )

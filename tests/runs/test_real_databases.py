@@ -22,7 +22,7 @@ import pytest
 import habit_notifier
 from habit_notifier import Exit, Job, Report, Settings, Stop, Tracker, utc_now
 from tests.runs.statements import CLAIM, PAGE, SLICE
-from tests.runs.town import NOON, Town, at_send, variants
+from tests.runs.town import NOON, Town, at_send, create_ledger, variants
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse
 from tests.sandbox.proxy import Proxy
@@ -300,6 +300,30 @@ def test_a_table_that_is_locked_in_mid_run_is_waited_for(town: Town, people: lis
         assert town.run(SEND_CONCURRENCY=2) == 0
     assert town.served == people
     assert town.counts == {"sent": USERS}
+
+
+@pytest.mark.constants(
+    STATEMENT_LIMIT=habit_notifier.STATEMENT_LIMIT.replace("lock_wait_timeout = 9", "lock_wait_timeout = 1"),
+    DATABASE_TIMEOUT=3,
+    DATABASE_PATIENCE=0.5,
+)
+def test_a_claim_that_waits_for_a_backup_is_not_made_after_the_run(town: Town, people: list[str]) -> None:
+    """By MySQL's server, whose statement limit is for queries alone: nobody would text those whom it claims."""
+    create_ledger(town.database)
+    with town.database.connect() as backup, backup.cursor() as cursor:
+
+        def lock(_request: Request) -> None:  # Twilio is asked for the time before the first claim
+            cursor.execute(f"LOCK TABLES {LEDGER} READ")
+
+        town.twilio.hook = lock
+        assert town.run() == Exit.RETRY
+        assert "a backup locks the table: see SHOW PROCESSLIST (error 1205" in town.text
+        mine = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = %s"
+        assert town.sql(mine, (town.environ["DB_USER"],)) == [(0,)]
+    assert not town.served
+    town.twilio.hook = None
+    assert town.run() == 0
+    assert town.served == people
 
 
 LATELY_WRITABLE = [1036, 1290, 1792, 1836, 1874, 3989]
