@@ -1855,6 +1855,7 @@ TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at), or Habit without "
     "(user_id)? See DEPLOYMENT.md"
 )
+LEDGERS_OWN = "the table's own partitions, trigger or CHECK refuse a row: take them off the ledger HabitNotification"
 COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
 REFUSED_ACCOUNT = (
     "it refused DB_USER or DB_PASSWORD: correct them in the Secret, or let the account in from the host it names, "
@@ -1869,7 +1870,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((0, 1152, 1158, 1159, 1160, 1161, 2006), (Remedy.RECONNECT, "the connection was lost")),
     **dict.fromkeys((1036, 1290, 1792, 1836, 1874, 3989), (Remedy.SWITCH_OVER, READ_ONLY)),
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
-    1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name, or grant the account access"),
+    1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check name and grants; of a role, SET DEFAULT ROLE"),
     1045: (Remedy.FIX, REFUSED_ACCOUNT),
     1047: (Remedy.RECONNECT, "its Galera node is not ready"),
     1049: (Remedy.FIX, "it has no database of the name DB_NAME: correct the name"),
@@ -1898,6 +1899,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1411: (Remedy.FIX, "a view hands a function a value that it cannot read: see docs/your-tables.md"),
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
     1525: (Remedy.FIX, "a view compares a date with a text that is none: see docs/your-tables.md"),
+    **dict.fromkeys((1526, 1644, 3819, 4025), (Remedy.FIX, LEDGERS_OWN)),
     1690: (Remedy.FIX, "a view computes a number out of its type's range: see docs/your-tables.md"),
     1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
     **dict.fromkeys((1820, 1862), (Remedy.FIX, "the password of DB_USER has expired: give the account a new one")),
@@ -1917,7 +1919,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((9001, 9501), (Remedy.RECONNECT, "its proxy reaches no server in time")),
     9006: (Remedy.FIX, "its proxy reads elsewhere than it writes: set DB_HOST to the primary, or let it do both there"),
 }
-SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what it says of these is a value, or no help
+SILENT = {0, 1411, 1525, 1644, 1690, 1698, 3118, 3141, 4038, 4151}  # what it says of these is a value, or no help
 NO_SUCH_TABLE = 1146
 NO_SUCH_GRANT_OR_TABLE = {1142, NO_SUCH_TABLE}
 ODD_ERRORS = (ValueError, AttributeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver

@@ -548,6 +548,28 @@ FAULTS: dict[int, tuple[Callable[[Database], object] | None, str, str]] = {
 }
 
 
+def test_a_ledger_that_refuses_rows_by_itself_is_told_to_be_freed_of_that(town: Town) -> None:
+    """A retry would text the next ones and know no more of them."""
+    people = town.people(1)
+    create_ledger(town.database)
+    town.sql(f"ALTER TABLE {LEDGER} ADD CONSTRAINT only_open CHECK (state <> 'sent')")
+    assert town.run() == Exit.ACT
+    assert "trigger or CHECK refuse a row: take them off the ledger HabitNotification (error" in town.text
+    assert town.served == people
+
+
+def test_an_account_whose_role_is_not_on_is_told_to_switch_it_on(town: Town) -> None:
+    account, role = town.database._new_account(), f"role_{town.database.name[-6:]}"
+    town.sql(f"CREATE ROLE {role}")
+    try:
+        town.sql(f"GRANT ALL ON `{town.database.name}`.* TO {role}")
+        town.sql(f"GRANT {role} TO %s@'%%'", (account["DB_USER"],))
+        assert town.run(**account) == Exit.ACT
+        assert "of a role, SET DEFAULT ROLE" in town.problem
+    finally:
+        town.sql(f"DROP ROLE {role}")
+
+
 @variants({"id_type": "CHAR(36)", "collation": "utf8mb4_unicode_ci"})
 @pytest.mark.parametrize("number", FAULTS)
 def test_what_no_retry_can_mend_is_told_with_what_to_alter(
