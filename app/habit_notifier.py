@@ -1869,6 +1869,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -1: (Remedy.RECONNECT, "what answers is not MySQL: check DB_HOST and DB_PORT"),
     **dict.fromkeys((0, 1152, 1158, 1159, 1160, 1161, 2006), (Remedy.RECONNECT, "the connection was lost")),
     **dict.fromkeys((1036, 1290, 1792, 1836, 1874, 3989), (Remedy.SWITCH_OVER, READ_ONLY)),
+    **dict.fromkeys((3, 1021, 1026, 1114), (Remedy.RERUN, "its disk is full, or a table's space: make room there")),
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
     1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check name and grants; of a role, SET DEFAULT ROLE"),
     1045: (Remedy.FIX, REFUSED_ACCOUNT),

@@ -359,6 +359,19 @@ def test_a_proxy_that_splits_reads_from_writes_is_told_to_be_passed_by(
     assert "locked to hostgroup 0" in town.problem
 
 
+@pytest.mark.parametrize("number", [3, 1021, 1026, 1114])
+def test_a_disk_that_is_full_is_told_with_what_to_do(
+    town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with monkeypatch.context() as patch:
+        error = pymysql.err.OperationalError(number, "The table 'HabitNotification' is full")
+        patch.setattr(habit_notifier.Database, "_execute", Mock(side_effect=error))
+        assert town.run() == Exit.RETRY
+        assert "its disk is full, or a table's space: make room there" in town.problem
+    assert town.run() == 0
+    assert town.served == people
+
+
 def away_after_the_probe(proxy: Proxy, then: Callable[[], object] = lambda: None) -> Callable[[Request], None]:
     """A hook for the fake Twilio: the database goes when it is asked whether it is there."""
 
