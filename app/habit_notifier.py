@@ -1855,6 +1855,7 @@ TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at), or Habit without "
     "(user_id)? See DEPLOYMENT.md"
 )
+LEDGERS_OWN = "the table's own partitions, trigger or CHECK refuse a row: take them off the ledger HabitNotification"
 COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
 REFUSED_ACCOUNT = (
     "it refused DB_USER or DB_PASSWORD: correct them in the Secret, or let the account in from the host it names, "
@@ -1868,8 +1869,9 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -1: (Remedy.RECONNECT, "what answers is not MySQL: check DB_HOST and DB_PORT"),
     **dict.fromkeys((0, 1152, 1158, 1159, 1160, 1161, 2006), (Remedy.RECONNECT, "the connection was lost")),
     **dict.fromkeys((1036, 1290, 1792, 1836, 1874, 3989), (Remedy.SWITCH_OVER, READ_ONLY)),
+    **dict.fromkeys((3, 1021, 1026, 1114), (Remedy.RERUN, "its disk is full, or a table's space: make room there")),
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
-    1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name, or grant the account access"),
+    1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check name and grants; of a role, SET DEFAULT ROLE"),
     1045: (Remedy.FIX, REFUSED_ACCOUNT),
     1047: (Remedy.RECONNECT, "its Galera node is not ready"),
     1049: (Remedy.FIX, "it has no database of the name DB_NAME: correct the name"),
@@ -1886,7 +1888,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
     1180: (Remedy.REPEAT, "it could not commit"),
     1203: (Remedy.RECONNECT, "the account has too many connections"),
-    1205: (Remedy.REPEAT, "another transaction holds a lock"),
+    1205: (Remedy.SMALLER, "another transaction holds a lock, or a backup locks the table: see SHOW PROCESSLIST"),
     1213: (Remedy.REPEAT, "a deadlock"),
     1226: (Remedy.RECONNECT, "the account may have no more connections, or no more statements in this hour"),
     1242: (Remedy.FIX, "a view asks for one value where there are several: see docs/your-tables.md"),
@@ -1898,6 +1900,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1411: (Remedy.FIX, "a view hands a function a value that it cannot read: see docs/your-tables.md"),
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
     1525: (Remedy.FIX, "a view compares a date with a text that is none: see docs/your-tables.md"),
+    **dict.fromkeys((1526, 1644, 3819, 4025), (Remedy.FIX, LEDGERS_OWN)),
     1690: (Remedy.FIX, "a view computes a number out of its type's range: see docs/your-tables.md"),
     1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
     **dict.fromkeys((1820, 1862), (Remedy.FIX, "the password of DB_USER has expired: give the account a new one")),
@@ -1917,7 +1920,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((9001, 9501), (Remedy.RECONNECT, "its proxy reaches no server in time")),
     9006: (Remedy.FIX, "its proxy reads elsewhere than it writes: set DB_HOST to the primary, or let it do both there"),
 }
-SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these is a value, or no help
+SILENT = {0, 1411, 1525, 1644, 1690, 1698, 3118, 3141, 4038, 4151}  # what it says of these is a value, or no help
 NO_SUCH_TABLE = 1146
 NO_SUCH_GRANT_OR_TABLE = {1142, NO_SUCH_TABLE}
 ODD_ERRORS = (ValueError, AttributeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver
@@ -1969,9 +1972,11 @@ def refuse_clear_password(_connection: object) -> None:
     raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
 
 
-# Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
+# Its server ends what the client would no longer wait for: a claim that waits for a table would be made after the run.
+# Of the limits for a query MySQL knows the one name, MariaDB the other.
 STATEMENT_SECONDS = DATABASE_TIMEOUT - 2
 STATEMENT_LIMIT = (
+    f", lock_wait_timeout = {STATEMENT_SECONDS + 1}"
     f" /*!50708 , max_execution_time = {1_000 * STATEMENT_SECONDS} */"
     f" /*M!100101 , max_statement_time = {STATEMENT_SECONDS} */"
 )

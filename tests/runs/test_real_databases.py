@@ -22,7 +22,7 @@ import pytest
 import habit_notifier
 from habit_notifier import Exit, Job, Report, Settings, Stop, Tracker, utc_now
 from tests.runs.statements import CLAIM, PAGE, SLICE
-from tests.runs.town import NOON, Town, at_send, variants
+from tests.runs.town import NOON, Town, at_send, create_ledger, variants
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse
 from tests.sandbox.proxy import Proxy
@@ -302,6 +302,30 @@ def test_a_table_that_is_locked_in_mid_run_is_waited_for(town: Town, people: lis
     assert town.counts == {"sent": USERS}
 
 
+@pytest.mark.constants(
+    STATEMENT_LIMIT=habit_notifier.STATEMENT_LIMIT.replace("lock_wait_timeout = 9", "lock_wait_timeout = 1"),
+    DATABASE_TIMEOUT=3,
+    DATABASE_PATIENCE=0.5,
+)
+def test_a_claim_that_waits_for_a_backup_is_not_made_after_the_run(town: Town, people: list[str]) -> None:
+    """By MySQL's server, whose statement limit is for queries alone: nobody would text those whom it claims."""
+    create_ledger(town.database)
+    with town.database.connect() as backup, backup.cursor() as cursor:
+
+        def lock(_request: Request) -> None:  # Twilio is asked for the time before the first claim
+            cursor.execute(f"LOCK TABLES {LEDGER} READ")
+
+        town.twilio.hook = lock
+        assert town.run() == Exit.RETRY
+        assert "a backup locks the table: see SHOW PROCESSLIST (error 1205" in town.text
+        mine = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = %s"
+        assert town.sql(mine, (town.environ["DB_USER"],)) == [(0,)]
+    assert not town.served
+    town.twilio.hook = None
+    assert town.run() == 0
+    assert town.served == people
+
+
 LATELY_WRITABLE = [1036, 1290, 1792, 1836, 1874, 3989]
 AWAY = [1047, 1152, 1158, 1159, 1160, 1161, 1180, 3032, 3100, 3101, 3169, 9001, 9501]
 
@@ -333,6 +357,19 @@ def test_a_proxy_that_splits_reads_from_writes_is_told_to_be_passed_by(
     assert town.run() == Exit.ACT
     assert "its proxy reads elsewhere than it writes: set DB_HOST to the primary" in town.problem
     assert "locked to hostgroup 0" in town.problem
+
+
+@pytest.mark.parametrize("number", [3, 1021, 1026, 1114])
+def test_a_disk_that_is_full_is_told_with_what_to_do(
+    town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with monkeypatch.context() as patch:
+        error = pymysql.err.OperationalError(number, "The table 'HabitNotification' is full")
+        patch.setattr(habit_notifier.Database, "_execute", Mock(side_effect=error))
+        assert town.run() == Exit.RETRY
+        assert "its disk is full, or a table's space: make room there" in town.problem
+    assert town.run() == 0
+    assert town.served == people
 
 
 def away_after_the_probe(proxy: Proxy, then: Callable[[], object] = lambda: None) -> Callable[[Request], None]:
@@ -522,6 +559,28 @@ FAULTS: dict[int, tuple[Callable[[Database], object] | None, str, str]] = {
     1175: (None, ", sql_safe_updates = 1", "sql_safe_updates"),
     1104: (None, ", sql_big_selects = 0, max_join_size = 1", "max_join_size"),
 }
+
+
+def test_a_ledger_that_refuses_rows_by_itself_is_told_to_be_freed_of_that(town: Town) -> None:
+    """A retry would text the next ones and know no more of them."""
+    people = town.people(1)
+    create_ledger(town.database)
+    town.sql(f"ALTER TABLE {LEDGER} ADD CONSTRAINT only_open CHECK (state <> 'sent')")
+    assert town.run() == Exit.ACT
+    assert "trigger or CHECK refuse a row: take them off the ledger HabitNotification (error" in town.text
+    assert town.served == people
+
+
+def test_an_account_whose_role_is_not_on_is_told_to_switch_it_on(town: Town) -> None:
+    account, role = town.database._new_account(), f"role_{town.database.name[-6:]}"
+    town.sql(f"CREATE ROLE {role}")
+    try:
+        town.sql(f"GRANT ALL ON `{town.database.name}`.* TO {role}")
+        town.sql(f"GRANT {role} TO %s@'%%'", (account["DB_USER"],))
+        assert town.run(**account) == Exit.ACT
+        assert "of a role, SET DEFAULT ROLE" in town.problem
+    finally:
+        town.sql(f"DROP ROLE {role}")
 
 
 @variants({"id_type": "CHAR(36)", "collation": "utf8mb4_unicode_ci"})
