@@ -1836,7 +1836,8 @@ DATABASE_CONNECT_TIMEOUT = 5  # seconds
 DATABASE_TIMEOUT = 10  # seconds, for one statement; the server ends a query two seconds earlier
 DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
 DATABASE_MEMORY = 60.0  # seconds before the last answer whose results a new connection writes again: they may be lost
-LAST_TIMEOUT, LAST_PATIENCE = 3, 1.0  # the time-out and the patience after SIGTERM
+LOCK_WAIT = 8  # seconds: a claim that waits on when nobody waits for it would be made after the run, and stay
+LAST_TIMEOUT, LAST_LOCK_WAIT, LAST_PATIENCE = 3, 2, 1.0  # after SIGTERM
 
 
 class Remedy(Enum):
@@ -1972,11 +1973,9 @@ def refuse_clear_password(_connection: object) -> None:
     raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
 
 
-# Its server ends what the client would no longer wait for: a claim that waits for a table would be made after the run.
-# Of the limits for a query MySQL knows the one name, MariaDB the other.
+# Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
 STATEMENT_SECONDS = DATABASE_TIMEOUT - 2
 STATEMENT_LIMIT = (
-    f", lock_wait_timeout = {STATEMENT_SECONDS + 1}"
     f" /*!50708 , max_execution_time = {1_000 * STATEMENT_SECONDS} */"
     f" /*M!100101 , max_statement_time = {STATEMENT_SECONDS} */"
 )
@@ -2044,7 +2043,8 @@ class Database:
             sleep(pause * random.uniform(0.8, 1.2), lambda: self._brake.stopped)  # noqa: S311 - jitter
 
     def _connect(self) -> pymysql.Connection[Any]:
-        s, timeout = self._settings, LAST_TIMEOUT if self._brake.stopped else DATABASE_TIMEOUT
+        s, last = self._settings, self._brake.stopped
+        timeout, lock_wait = (LAST_TIMEOUT, LAST_LOCK_WAIT) if last else (DATABASE_TIMEOUT, LOCK_WAIT)
         tls: dict[str, Any] = {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
         if not s.db_ssl_ca:
             tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), refuse_clear_password)}
@@ -2059,8 +2059,9 @@ class Database:
             connect_timeout=DATABASE_CONNECT_TIMEOUT,
             read_timeout=timeout,
             write_timeout=timeout,
-            init_command="SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', innodb_lock_wait_timeout = 5"
-            ", autocommit = 1, sql_select_limit = 18446744073709551615" + STATEMENT_LIMIT,
+            init_command="SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', autocommit = 1"
+            f", innodb_lock_wait_timeout = {lock_wait}, lock_wait_timeout = {lock_wait}"
+            f", sql_select_limit = 18446744073709551615{STATEMENT_LIMIT}",
             **tls,
         )
 
