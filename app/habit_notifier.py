@@ -1617,7 +1617,8 @@ def accepted(message: Any) -> Answer:
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
     code, parts = error_code(message.error_code), column_int(message.num_segments, MOST_SEGMENTS)
     if str(message.status) in LOST:
-        action, _ = TWILIO_CODES.get(code or 0, (Action.REFUSE, ""))
+        unlisted = Action.FAIL if code in BLOCKED_SENDER else Action.REFUSE
+        action, _ = TWILIO_CODES.get(code or 0, (unlisted, ""))
         return Answer(action, f"Twilio took it, but it {message.status}: {meaning(code)}", code, message.sid, parts)
     return Answer(Action.ACCEPT, sid=message.sid, segments=parts)
 
@@ -3325,12 +3326,14 @@ def odds(values: Mapping[str, Any]) -> Iterator[str]:
 
     senders = "twilio_from_number", "twilio_messaging_service_sid"
     if values.keys() >= set(senders) and given(*senders) != 1:
-        yield "TWILIO_FROM_NUMBER and TWILIO_MESSAGING_SERVICE_SID: set exactly one of them, the texts' sender"
+        sender = f"the texts' sender: {SENDER.write}, or {SERVICE_SID.write}"
+        yield f"TWILIO_FROM_NUMBER and TWILIO_MESSAGING_SERVICE_SID: set exactly one of them, {sender}"
     if values.keys() >= {"twilio_auth_token", "twilio_api_key_sid", "twilio_api_key_secret"}:
         if given("twilio_api_key_sid") != given("twilio_api_key_secret"):
             yield "TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET: set both or none"
         elif given("twilio_auth_token", "twilio_api_key_sid") != 1:
-            yield "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them, the credentials"
+            credentials = f"the credentials: the account's auth token, or {KEY_SID.write}, and TWILIO_API_KEY_SECRET"
+            yield f"TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them, {credentials}"
     if values.keys() >= {"shard_count", "job_completion_index"}:
         count, index = values["shard_count"], values["job_completion_index"]
         if index not in range(count) and (count, index) != (1, ""):

@@ -333,6 +333,8 @@ def test_a_placeholder_is_called_a_placeholder() -> None:
 
 NO_SENDER = "TWILIO_FROM_NUMBER and TWILIO_MESSAGING_SERVICE_SID: set exactly one of them"
 NO_CREDENTIALS = "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them"
+A_NUMBER = "your Twilio number with its country code, such as +14155550123"
+A_TOKEN_OR_KEY = "the account's auth token, or the key's SID: SK and 32 hexadecimal digits"
 HALF_A_KEY = "TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET: set both or none"
 EDGE = "TWILIO_EDGE is not a setting any more: TWILIO_API_URL=https://api.EDGE.REGION.twilio.com says it"
 REGION = EDGE.replace("TWILIO_EDGE", "TWILIO_REGION")
@@ -545,8 +547,8 @@ def test_without_settings_the_program_says_all_that_it_needs_and_exits_with_2() 
         ("ERROR", "DB_USER is missing: write the database account"),
         ("ERROR", "DB_PASSWORD is missing: write the database account's password"),
         ("ERROR", "TWILIO_ACCOUNT_SID is missing: write Twilio account, the Account SID: AC and 32 hexadecimal digits"),
-        ("ERROR", "TWILIO_FROM_NUMBER and TWILIO_MESSAGING_SERVICE_SID: set exactly one of them, the texts' sender"),
-        ("ERROR", "TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them, the credentials"),
+        ("ERROR", f"{NO_SENDER}, the texts' sender: {A_NUMBER}, or the service's SID: MG and 32 hexadecimal digits"),
+        ("ERROR", f"{NO_CREDENTIALS}, the credentials: {A_TOKEN_OR_KEY}, and TWILIO_API_KEY_SECRET"),
     ]
 
 
