@@ -1617,7 +1617,7 @@ def accepted(message: Any) -> Answer:
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
     code, parts = error_code(message.error_code), column_int(message.num_segments, MOST_SEGMENTS)
     if str(message.status) in LOST:
-        unlisted = Action.FAIL if code in BLOCKED_SENDER else Action.REFUSE
+        unlisted = Action.FAIL if code in SENDERS_FAULT else Action.REFUSE
         action, _ = TWILIO_CODES.get(code or 0, (unlisted, ""))
         return Answer(action, f"Twilio took it, but it {message.status}: {meaning(code)}", code, message.sid, parts)
     return Answer(Action.ACCEPT, sid=message.sid, segments=parts)

@@ -603,7 +603,7 @@ def test_our_own_mistake_outweighs_an_uncertain_text_only_if_it_is_for_everybody
     assert town.log[-1].startswith("ERROR " + (FEW if code == 2 else "No text was surely sent, and 1 may have been"))
 
 
-@pytest.mark.parametrize("code", [21408, 21608, 21704, 30007, 30034, 30485, 63038])
+@pytest.mark.parametrize("code", [21408, 21608, 21704, 30002, 30007, 30034, 30485, 63038])
 def test_our_own_mistake_that_twilio_tells_with_a_201_is_refused_by_nobody(town: Town, code: int) -> None:
     numbers = town.people(3)
     body = json.dumps({"sid": "SM" + "0" * 32, "status": "failed", "error_code": code, "num_segments": "1"})
