@@ -2494,7 +2494,7 @@ class Ledger:
         [switches] = self._database.run("SELECT @@read_only, @@innodb_read_only")
         if not {0, "OFF"}.issuperset(switches):  # MariaDB 12 has a word
             raise FixFirst(f"MySQL: {READ_ONLY}")
-        self._database.run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
+        self._database.run(f"SELECT * FROM {LEDGER} LIMIT 0")
         self._check_shape(id_type)
         self._database.run(f"{explain}INSERT INTO {LEDGER} ({ROW}) SELECT {ROW} FROM {LEDGER} WHERE FALSE")
         self._database.run(f"{explain}UPDATE {LEDGER} SET state = state WHERE FALSE")
@@ -2529,6 +2529,10 @@ class Ledger:
         """Whether a ledger that was made by hand holds what is written, one row for each user and day."""
         ledger = f"`{self._settings.db_name}`.`{LEDGER}`"
         columns = self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`")
+        for column in sorted(LEDGER_COLUMNS.keys() - {column for column, *_ in columns}):
+            wanted = LEDGER_COLUMNS[column].format(user_id=id_type)
+            reason = f"{LEDGER} lacks the column {column}. Run as an administrator:"
+            raise FixFirst(reason, f"ALTER TABLE {ledger} ADD `{column}` {wanted};")
         for column, kind, collation, null, _, default, extra, *_ in columns:
             there = f"{kind} COLLATE {collation}" if collation else kind
             wanted = LEDGER_COLUMNS.get(column, f"{kind} NULL")

@@ -545,7 +545,7 @@ BROKEN = {
     },
     "ledger": {
         "missing": shows(HOW + "the ledger is not there yet. The first run makes", sql(f"DROP TABLE {LEDGER}")),
-        "column": shows(FAILS + "MySQL: a column is missing", sql(f"ALTER TABLE {LEDGER} DROP segments")),
+        "column": shows(FAILS + f"{LEDGER} lacks the column segments. Run", sql(f"ALTER TABLE {LEDGER} DROP segments")),
         "type": shows(FAILS + f"{LEDGER}.user_id is bigint", sql(f"ALTER TABLE {LEDGER} MODIFY user_id BIGINT")),
         "width": shows(
             FAILS + f"{LEDGER}.message_sid is varchar(20), too little for CHAR(34) NULL. Run as an administrator:",
