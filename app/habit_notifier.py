@@ -2907,7 +2907,7 @@ def explain(job: Job) -> Exit:
         job.ledger.look()
         job.look_around()
         if not (user := job.tracker.user(job.about)):
-            raise RetryLater(f"there is no user {job.about} in User")
+            raise RetryLater(f"there is no user “{job.about}” in User")  # quoted: it may be a name
         zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
         user = replace(user, days=days_of(job.now, zone, job.settings.day_starts_at) if zone else None)
         shown_zone = user.zone if resolve_zone(user.zone) else Personal(user.zone)

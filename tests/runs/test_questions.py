@@ -331,7 +331,7 @@ def test_an_explanation_of_nobody_fails(database: Database) -> None:
     for nobody in ("2", "1x", "nobody", "", "0x1", "1 OR 1=1", "4\u20132", "Jörg", "\udcff"):
         code, lines = said(database.environ(), "--explain", nobody)
         shown = nobody.replace("\udcff", "\\udcff")
-        assert (code, lines[-1]) == (1, f"ERROR - there is no user {shown} in User")
+        assert (code, lines[-1]) == (1, f"ERROR - there is no user “{shown}” in User")
 
 
 @variants({"id_type": "CHAR(36)", "collation": "utf8mb4_general_ci"})
@@ -376,7 +376,7 @@ def test_ids_may_be_uuids_or_binary(database: Database) -> None:
         assert f"INFO - User Ana (ID: {shown}), {ANA}, time zone 'UTC'" in lines
         assert "INFO -   logged at 2026-03-28 10:00:00: Read ten pages" in lines
     code, lines = said(database.environ(), "--explain", shown[:-1])
-    assert (code, lines[-1]) == (1, f"ERROR - there is no user {shown[:-1]} in User")
+    assert (code, lines[-1]) == (1, f"ERROR - there is no user “{shown[:-1]}” in User")
 
 
 @pytest.mark.parametrize(
