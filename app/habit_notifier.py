@@ -3007,15 +3007,15 @@ def check_users(job: Job) -> Iterator[str]:
     """Rows that would be skipped, ids that come twice, and all texts' lengths."""
     yield from job.doubts(job.read_zones())
     found: dict[str, list[int | str]] = defaultdict(list)
-    longest, last = "", None
+    longest, last, times = "", None, 0
     for user in job.tracker.everybody():
         longest = max(longest, user.name, key=len)
+        last, times = user.id, times + 1 if user.id == last else 1  # they come in the order of their ids
         problems = {
-            "have no time zone that is known": user.days is None,
-            "have a phone number that is not E.164": not E164.fullmatch(user.phone),
-            "stand in User more than once": user.id == last,  # they come in the order of their ids
+            "have no time zone that is known": user.days is None and times == 1,
+            "have a phone number that is not E.164": not E164.fullmatch(user.phone) and times == 1,
+            "stand in User more than once": times == 2,
         }
-        last = user.id
         for problem, there in problems.items():
             if there:
                 found[problem].append(shown_id(user.id))
