@@ -2501,7 +2501,7 @@ class Ledger:
         [switches] = self._database.run("SELECT @@read_only, @@innodb_read_only")
         if not {0, "OFF"}.issuperset(switches):  # MariaDB 12 has a word
             raise FixFirst(f"MySQL: {READ_ONLY}")
-        self._database.run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
+        self._database.run(f"SELECT * FROM {LEDGER} LIMIT 0")
         self._check_shape(id_type)
         self._database.run(f"{explain}INSERT INTO {LEDGER} ({ROW}) SELECT {ROW} FROM {LEDGER} WHERE FALSE")
         self._database.run(f"{explain}UPDATE {LEDGER} SET state = state WHERE FALSE")
@@ -2536,6 +2536,10 @@ class Ledger:
         """Whether a ledger that was made by hand holds what is written, one row for each user and day."""
         ledger = f"`{self._settings.db_name}`.`{LEDGER}`"
         columns = self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`")
+        for column in sorted(LEDGER_COLUMNS.keys() - {column for column, *_ in columns}):
+            wanted = LEDGER_COLUMNS[column].format(user_id=id_type)
+            reason = f"{LEDGER} lacks the column {column}. Run as an administrator:"
+            raise FixFirst(reason, f"ALTER TABLE {ledger} ADD `{column}` {wanted};")
         for column, kind, collation, null, _, default, extra, *_ in columns:
             there = f"{kind} COLLATE {collation}" if collation else kind
             wanted = LEDGER_COLUMNS.get(column, f"{kind} NULL")
@@ -2910,7 +2914,7 @@ def explain(job: Job) -> Exit:
         job.ledger.look()
         job.look_around()
         if not (user := job.tracker.user(job.about)):
-            raise RetryLater(f"there is no user {job.about} in User")
+            raise RetryLater(f"there is no user “{job.about}” in User")  # quoted: it may be a name
         zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
         user = replace(user, days=days_of(job.now, zone, job.settings.day_starts_at) if zone else None)
         shown_zone = user.zone if resolve_zone(user.zone) else Personal(user.zone)
@@ -3010,15 +3014,15 @@ def check_users(job: Job) -> Iterator[str]:
     """Rows that would be skipped, ids that come twice, and all texts' lengths."""
     yield from job.doubts(job.read_zones())
     found: dict[str, list[int | str]] = defaultdict(list)
-    longest, last = "", None
+    longest, last, times = "", None, 0
     for user in job.tracker.everybody():
         longest = max(longest, user.name, key=len)
+        last, times = user.id, times + 1 if user.id == last else 1  # they come in the order of their ids
         problems = {
-            "have no time zone that is known": user.days is None,
-            "have a phone number that is not E.164": not E164.fullmatch(user.phone),
-            "stand in User more than once": user.id == last,  # they come in the order of their ids
+            "have no time zone that is known": user.days is None and times == 1,
+            "have a phone number that is not E.164": not E164.fullmatch(user.phone) and times == 1,
+            "stand in User more than once": times == 2,
         }
-        last = user.id
         for problem, there in problems.items():
             if there:
                 found[problem].append(shown_id(user.id))

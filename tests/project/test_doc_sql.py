@@ -87,7 +87,8 @@ def test_the_last_two_weeks_are_told_by_day(environ: dict[str, str], database: D
         (1, 0, "sent", None, "delivered", 1), (2, 0, "sent", None, "read", 2), (3, 0, "sent", None, None, 1),
         (4, 0, "sent", 30003, "undelivered", 1), (5, 0, "sent", 30034, "failed", 1), (6, 0, "sent", None, "unknown", 1),
         (7, 0, "refused", 21610, "refused", None), (8, 0, "uncertain", None, None, None),
-        (9, 0, "sending", None, None, None), (1, 13, "sent", 30003, "undelivered", 1), (1, 15, "sent", None, None, 1),
+        (9, 0, "sending", None, None, None), (10, 0, "an unknown one", None, None, None),
+        (1, 13, "sent", 30003, "undelivered", 1), (1, 15, "sent", None, None, 1),
     ]  # fmt: skip
     for user_id, ago, *rest in rows:
         columns = "state", "error_code", "final_status", "segments"
@@ -95,7 +96,7 @@ def test_the_last_two_weeks_are_told_by_day(environ: dict[str, str], database: D
     [statement] = (sql for sql in Administrator(database).left if sql.startswith("SELECT"))
     told = database.rows(statement.replace("habit_tracker.", ""))
     assert [(row[0] - told[0][0]).days for row in told] == [0, 13]
-    assert [row[1:] for row in told] == [(1, 0, 1, 0, 0, 1, "30003"), (6, 2, 2, 1, 2, 7, "21610,30003,30034")]
+    assert [row[1:] for row in told] == [(1, 0, 1, 0, 0, 1, "30003"), (6, 2, 2, 1, 3, 7, "21610,30003,30034")]
 
 
 SENDERS = re.findall(r"^\| (.+) \| (\d+) \| (.+) \| (.+) \| (.+) \| ([\d,]+) \|$", SCALE, flags=re.MULTILINE)
