@@ -1857,7 +1857,7 @@ TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at), or Habit without "
     "(user_id)? See DEPLOYMENT.md"
 )
-LEDGERS_OWN = "the table's own partitions, trigger or CHECK refuse a row: take them off the ledger HabitNotification"
+LEDGERS_OWN = "the table's own CHECK or partitions refuse a row: take them off the ledger HabitNotification"
 COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
 REFUSED_ACCOUNT = (
     "it refused DB_USER or DB_PASSWORD: correct them in the Secret, or let the account in from the host it names, "
@@ -1865,6 +1865,7 @@ REFUSED_ACCOUNT = (
 )
 WRONG_PASSWORDS = "it blocks DB_USER after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK"
 AUTHENTICATION = "it wants a log-in this program lacks: use caching_sha2_password, in MariaDB mysql_native_password"
+SIGNAL = 1644
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
     -2: (Remedy.FIX, "what answers is not a MySQL server that this program can talk to: check DB_HOST and DB_PORT"),
@@ -1902,7 +1903,8 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1411: (Remedy.FIX, "a view hands a function a value that it cannot read: see docs/your-tables.md"),
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
     1525: (Remedy.FIX, "a view compares a date with a text that is none: see docs/your-tables.md"),
-    **dict.fromkeys((1526, 1644, 3819, 4025), (Remedy.FIX, LEDGERS_OWN)),
+    **dict.fromkeys((1526, 3819, 4025), (Remedy.FIX, LEDGERS_OWN)),
+    SIGNAL: (Remedy.FIX, "a trigger, or a function that a view calls, refuses; why, it says itself"),
     1690: (Remedy.FIX, "a view computes a number out of its type's range: see docs/your-tables.md"),
     1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
     **dict.fromkeys((1820, 1862), (Remedy.FIX, "the password of DB_USER has expired: give the account a new one")),
@@ -1922,7 +1924,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((9001, 9501), (Remedy.RECONNECT, "its proxy reaches no server in time")),
     9006: (Remedy.FIX, "its proxy reads elsewhere than it writes: set DB_HOST to the primary, or let it do both there"),
 }
-SILENT = {0, 1411, 1525, 1644, 1690, 1698, 3118, 3141, 4038, 4151}  # what it says of these is a value, or no help
+SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these is a value, or no help
 NO_SUCH_TABLE = 1146
 NO_SUCH_GRANT_OR_TABLE = {1142, NO_SUCH_TABLE}
 ODD_ERRORS = (ValueError, AttributeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver
@@ -1948,7 +1950,8 @@ class DatabaseError(NotifierError):
             words = "what answers does not speak like MySQL, or not in time: check DB_HOST, DB_PORT and the server"
         if self.remedy is Remedy.SWITCH_OVER:
             self.remedy = Remedy.RECONNECT if written else Remedy.FIX
-        quote = clean if self.number in MYSQL_ERRORS else quoted  # of an unknown one, the words may quote a value
+        known = self.number in MYSQL_ERRORS and self.number != SIGNAL
+        quote = clean if known else quoted  # its words may quote a value
         said = "" if self.number in SILENT else f": {quote(error.args[-1] if error.args else error)}"
         self.exit_code = Exit.ACT if self.remedy is Remedy.FIX else Exit.RETRY
         self.may_pass = self.remedy in (Remedy.RECONNECT, Remedy.SMALLER)  # a table may be locked for a while
@@ -2501,7 +2504,7 @@ class Ledger:
         [switches] = self._database.run("SELECT @@read_only, @@innodb_read_only")
         if not {0, "OFF"}.issuperset(switches):  # MariaDB 12 has a word
             raise FixFirst(f"MySQL: {READ_ONLY}")
-        self._database.run(f"SELECT * FROM {LEDGER} LIMIT 0")
+        self._database.run(f"SELECT 1 FROM {LEDGER} LIMIT 0")
         self._check_shape(id_type)
         self._database.run(f"{explain}INSERT INTO {LEDGER} ({ROW}) SELECT {ROW} FROM {LEDGER} WHERE FALSE")
         self._database.run(f"{explain}UPDATE {LEDGER} SET state = state WHERE FALSE")
@@ -2536,10 +2539,10 @@ class Ledger:
         """Whether a ledger that was made by hand holds what is written, one row for each user and day."""
         ledger = f"`{self._settings.db_name}`.`{LEDGER}`"
         columns = self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`")
-        for column in sorted(LEDGER_COLUMNS.keys() - {column for column, *_ in columns}):
-            wanted = LEDGER_COLUMNS[column].format(user_id=id_type)
-            reason = f"{LEDGER} lacks the column {column}. Run as an administrator:"
-            raise FixFirst(reason, f"ALTER TABLE {ledger} ADD `{column}` {wanted};")
+        if lacking := sorted(LEDGER_COLUMNS.keys() - {column for column, *_ in columns}):
+            added = ", ".join(f"ADD `{column}` {LEDGER_COLUMNS[column].format(user_id=id_type)}" for column in lacking)
+            reason = f"{LEDGER} lacks the column {', '.join(lacking)}. Run as an administrator:"
+            raise FixFirst(reason, f"ALTER TABLE {ledger} {added};")
         for column, kind, collation, null, _, default, extra, *_ in columns:
             there = f"{kind} COLLATE {collation}" if collation else kind
             wanted = LEDGER_COLUMNS.get(column, f"{kind} NULL")

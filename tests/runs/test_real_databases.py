@@ -26,7 +26,7 @@ from tests.runs.town import NOON, Town, at_send, create_ledger, variants
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse
 from tests.sandbox.proxy import Proxy
-from tests.sandbox.sockets import SocketServer
+from tests.sandbox.sockets import SocketServer, wait_for
 
 DAY = timedelta(days=1)
 USERS = 10
@@ -303,7 +303,7 @@ def test_a_table_that_is_locked_in_mid_run_is_waited_for(town: Town, people: lis
     assert town.counts == {"sent": USERS}
 
 
-@pytest.mark.constants(LOCK_WAIT=1, DATABASE_TIMEOUT=3, DATABASE_PATIENCE=0.5)
+@pytest.mark.constants(LOCK_WAIT=1, DATABASE_PATIENCE=0.5)
 def test_a_claim_that_waits_for_a_backup_is_not_made_after_the_run(town: Town, people: list[str]) -> None:
     """By MySQL's server, whose statement limit is for queries alone: nobody would text those whom it claims."""
     create_ledger(town.database)
@@ -316,7 +316,7 @@ def test_a_claim_that_waits_for_a_backup_is_not_made_after_the_run(town: Town, p
         assert town.run() == Exit.RETRY
         assert "a backup locks the table: see SHOW PROCESSLIST (error 1205" in town.text
         mine = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = %s"
-        assert town.sql(mine, (town.environ["DB_USER"],)) == [(0,)]
+        wait_for(lambda: town.sql(mine, (town.environ["DB_USER"],)) == [(0,)])
     assert not town.served
     town.twilio.hook = None
     assert town.run() == 0
@@ -564,8 +564,18 @@ def test_a_ledger_that_refuses_rows_by_itself_is_told_to_be_freed_of_that(town: 
     create_ledger(town.database)
     town.sql(f"ALTER TABLE {LEDGER} ADD CONSTRAINT only_open CHECK (state <> 'sent')")
     assert town.run() == Exit.ACT
-    assert "trigger or CHECK refuse a row: take them off the ledger HabitNotification (error" in town.text
+    assert "own CHECK or partitions refuse a row: take them off the ledger HabitNotification (error" in town.text
     assert town.served == people
+
+
+def test_a_trigger_that_refuses_ends_the_run_and_has_its_say(town: Town) -> None:
+    town.people(1)
+    create_ledger(town.database)
+    refuse = "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no rows on Sundays'"
+    town.sql(f"CREATE TRIGGER ours BEFORE INSERT ON {LEDGER} FOR EACH ROW {refuse}")
+    assert town.run() == Exit.ACT
+    assert "a trigger, or a function that a view calls, refuses" in town.text
+    assert "(error 1644: “no rows on Sundays”)" in town.text
 
 
 def test_an_account_whose_role_is_not_on_is_told_to_switch_it_on(town: Town) -> None:
