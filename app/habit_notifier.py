@@ -1874,7 +1874,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((1036, 1290, 1792, 1836, 1874, 3989), (Remedy.SWITCH_OVER, READ_ONLY)),
     **dict.fromkeys((3, 1021, 1026, 1114), (Remedy.RERUN, "its disk is full, or a table's space: make room there")),
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
-    1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check name and grants; of a role, SET DEFAULT ROLE"),
+    1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name and grants, or SET DEFAULT ROLE"),
     1045: (Remedy.FIX, REFUSED_ACCOUNT),
     1047: (Remedy.RECONNECT, "its Galera node is not ready"),
     1049: (Remedy.FIX, "it has no database of the name DB_NAME: correct the name"),

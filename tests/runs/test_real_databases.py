@@ -585,7 +585,7 @@ def test_an_account_whose_role_is_not_on_is_told_to_switch_it_on(town: Town) -> 
         town.sql(f"GRANT ALL ON `{town.database.name}`.* TO {role}")
         town.sql(f"GRANT {role} TO %s@'%%'", (account["DB_USER"],))
         assert town.run(**account) == Exit.ACT
-        assert "of a role, SET DEFAULT ROLE" in town.problem
+        assert "check the name and grants, or SET DEFAULT ROLE" in town.problem
     finally:
         town.sql(f"DROP ROLE {role}")
 
