@@ -61,7 +61,7 @@ from datetime import time as time_of_day
 from email.utils import parsedate_to_datetime
 from enum import Enum, IntEnum, StrEnum, auto
 from functools import cache, lru_cache, partial
-from itertools import chain, repeat
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -1834,11 +1834,10 @@ KEYS = 500  # ledger rows that one statement deletes or changes
 NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where ids are random
 MANY = 100  # users, who don't all stop logging at once
 DATABASE_CONNECT_TIMEOUT = 5  # seconds
-DATABASE_TIMEOUT = 10  # seconds, for one statement; the server ends a query two seconds earlier
+DATABASE_TIMEOUT, DATABASE_LIMIT = 10, 8  # seconds for one statement, until we give it up and until its server does
 DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
 DATABASE_MEMORY = 60.0  # seconds before the last answer whose results a new connection writes again: they may be lost
-LOCK_WAIT = 8  # seconds: a claim that waits on when nobody waits for it would be made after the run, and stay
-LAST_TIMEOUT, LAST_LOCK_WAIT, LAST_PATIENCE = 3, 2, 1.0  # after SIGTERM
+LAST_TIMEOUT, LAST_LIMIT, LAST_PATIENCE = 3, 2, 1.0  # after SIGTERM
 
 
 class Remedy(Enum):
@@ -1951,7 +1950,7 @@ class DatabaseError(NotifierError):
         if self.remedy is Remedy.SWITCH_OVER:
             self.remedy = Remedy.RECONNECT if written else Remedy.FIX
         known = self.number in MYSQL_ERRORS and self.number != SIGNAL
-        quote = clean if known else quoted  # its words may quote a value
+        quote = clean if known else quoted  # the words of others may hold a value
         said = "" if self.number in SILENT else f": {quote(error.args[-1] if error.args else error)}"
         self.exit_code = Exit.ACT if self.remedy is Remedy.FIX else Exit.RETRY
         self.may_pass = self.remedy in (Remedy.RECONNECT, Remedy.SMALLER)  # a table may be locked for a while
@@ -1977,11 +1976,12 @@ def refuse_clear_password(_connection: object) -> None:
     raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
 
 
-# Its server ends a query that the client would no longer wait for. MySQL knows the one name, MariaDB the other.
-STATEMENT_SECONDS = DATABASE_TIMEOUT - 2
+# The server ends what we would no longer wait for: a claim that waits on for a lock would be made after the run, and
+# stay. Of a statement's limits MySQL knows the one name, for queries alone, and MariaDB the other. A row that is locked
+# ends it sooner, by a name of its own.
 STATEMENT_LIMIT = (
-    f" /*!50708 , max_execution_time = {1_000 * STATEMENT_SECONDS} */"
-    f" /*M!100101 , max_statement_time = {STATEMENT_SECONDS} */"
+    ", lock_wait_timeout = {0}, innodb_lock_wait_timeout = {1}"
+    " /*!50708 , max_execution_time = {0}000 */ /*M!100101 , max_statement_time = {0} */"
 )
 
 
@@ -2048,7 +2048,7 @@ class Database:
 
     def _connect(self) -> pymysql.Connection[Any]:
         s, last = self._settings, self._brake.stopped
-        timeout, lock_wait = (LAST_TIMEOUT, LAST_LOCK_WAIT) if last else (DATABASE_TIMEOUT, LOCK_WAIT)
+        timeout, limit = (LAST_TIMEOUT, LAST_LIMIT) if last else (DATABASE_TIMEOUT, DATABASE_LIMIT)
         tls: dict[str, Any] = {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
         if not s.db_ssl_ca:
             tls = {"auth_plugin_map": dict.fromkeys(("mysql_clear_password", "dialog"), refuse_clear_password)}
@@ -2064,8 +2064,7 @@ class Database:
             read_timeout=timeout,
             write_timeout=timeout,
             init_command="SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', autocommit = 1"
-            f", innodb_lock_wait_timeout = {lock_wait}, lock_wait_timeout = {lock_wait}"
-            f", sql_select_limit = 18446744073709551615{STATEMENT_LIMIT}",
+            ", sql_select_limit = 18446744073709551615" + STATEMENT_LIMIT.format(limit, limit // 2),
             **tls,
         )
 
@@ -2917,7 +2916,7 @@ def explain(job: Job) -> Exit:
         job.ledger.look()
         job.look_around()
         if not (user := job.tracker.user(job.about)):
-            raise RetryLater(f"there is no user “{job.about}” in User")  # quoted: it may be a name
+            raise RetryLater(f"there is no user {quoted(job.about) or '“”'} in User")  # it may be a name
         zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
         user = replace(user, days=days_of(job.now, zone, job.settings.day_starts_at) if zone else None)
         shown_zone = user.zone if resolve_zone(user.zone) else Personal(user.zone)
@@ -3017,14 +3016,13 @@ def check_users(job: Job) -> Iterator[str]:
     """Rows that would be skipped, ids that come twice, and all texts' lengths."""
     yield from job.doubts(job.read_zones())
     found: dict[str, list[int | str]] = defaultdict(list)
-    longest, last, times = "", None, 0
-    for user in job.tracker.everybody():
+    longest = ""
+    for _, (user, *again) in groupby(job.tracker.everybody(), key=lambda user: user.id):
         longest = max(longest, user.name, key=len)
-        last, times = user.id, times + 1 if user.id == last else 1  # they come in the order of their ids
         problems = {
-            "have no time zone that is known": user.days is None and times == 1,
-            "have a phone number that is not E.164": not E164.fullmatch(user.phone) and times == 1,
-            "stand in User more than once": times == 2,
+            "have no time zone that is known": user.days is None,
+            "have a phone number that is not E.164": not E164.fullmatch(user.phone),
+            "stand in User more than once": again,
         }
         for problem, there in problems.items():
             if there:

@@ -32,7 +32,7 @@ LONGEST = 90.0  # seconds of ours in which every run must end
 KILLED = -signal.SIGKILL
 
 Replacements = Sequence[tuple[str, str]]
-LOCK_WAIT = ("\nLOCK_WAIT = 8", "\nLOCK_WAIT = 1")
+LOCK_WAIT = ("innodb_lock_wait_timeout = {1}", "innodb_lock_wait_timeout = 1")
 
 
 class MovedError(Exception):

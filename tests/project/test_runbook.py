@@ -22,7 +22,7 @@ ASKED = {  # who asks at a keyboard is told at once, in full
     "--now goes with --dry-run or --explain",
     "The ledger … is not there, or DB_USER may not read it: taken as empty",
     "the account has no sender …: see its console",
-    "there is no user “…” in User",
+    "there is no user … in User",
 }
 SQL = re.compile("(GRANT|ALTER|CREATE|SHOW|SELECT) ")  # a statement that belongs to the line above it
 

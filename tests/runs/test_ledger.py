@@ -342,7 +342,7 @@ def test_a_deadlock_is_repeated(town: Town, first_batch: list[Any]) -> None:
     assert town.served == PEOPLE
 
 
-@pytest.mark.constants(LOCK_WAIT=1)
+@pytest.mark.constants(STATEMENT_LIMIT=", innodb_lock_wait_timeout = 1")
 def test_a_lock_wait_timeout_is_repeated(town: Town, proxy: Proxy, first_batch: list[Any]) -> None:
     *_, last = first_batch
     claims = proxy.on_query(CLAIM, Verdict.PASS, nth=2)

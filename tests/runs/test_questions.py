@@ -330,7 +330,7 @@ def test_an_explanation_of_nobody_fails(database: Database) -> None:
     database.insert_user("Ana", ANA, "Europe/Berlin")
     for nobody in ("2", "1x", "nobody", "", "0x1", "1 OR 1=1", "4\u20132", "Jörg", "\udcff"):
         code, lines = said(database.environ(), "--explain", nobody)
-        shown = nobody.replace("\udcff", "\\udcff")
+        shown = nobody.replace("\udcff", "")
         assert (code, lines[-1]) == (1, f"ERROR - there is no user “{shown}” in User")
 
 

@@ -231,9 +231,10 @@ def test_a_masked_number_keeps_its_country_and_its_end(town: Town) -> None:
 
 
 def test_a_name_that_is_asked_for_in_place_of_an_id_is_hidden(town: Town) -> None:
-    code, text = program.said(town.environ | {"LOG_PII": "off"}, "--explain", "Ana Lind", at=NOW)
-    assert code == 1
-    assert text.rstrip().endswith("there is no user (hidden) in User")
+    for name in ("Ana Lind", "“Ana” Lind", "A” Lind"):
+        code, text = program.said(town.environ | {"LOG_PII": "off"}, "--explain", name, at=NOW)
+        assert code == 1
+        assert text.rstrip().endswith("there is no user (hidden) in User")
 
 
 # --- LOG_FORMAT=json --------------------------------------------------------------------------------------------------
@@ -442,7 +443,7 @@ TWO_SETTINGS = "DB_NAME is missing: write the database that holds User, Habit an
         ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "0"}, [], None, 0, None, ["/start", ""]),
         ({"SHARD_COUNT": "2", "JOB_COMPLETION_INDEX": "1"}, [], None, 0, None, []),
         ({"DB_PORT": "1"}, ["--dry-run"], None, 1, "MySQL: it cannot be reached", []),
-        ({}, ["--explain", "7"], None, 1, "there is no user", []),
+        ({}, ["--explain", "7"], None, 1, "there is no user (hidden) in User", []),
         ({"TWILIO_AUTH_TOKEN": "guessed"}, ["--check"], None, 2, "Twilio: the credentials were refused", []),
         ({"DB_PORT": "1"}, ["--settle"], None, 1, "MySQL: it cannot be reached", []),
         *(({}, [question], None, 0, None, []) for question in ("--dry-run", "--check", "--settle")),
