@@ -846,13 +846,12 @@ class Report:
         self._progress()
 
     def learned(self, rows: Sequence[Row], settled: Sequence[Row]) -> None:
-        """Tell what became of earlier texts, and name every one that did not arrive."""
+        """Name every earlier text that did not arrive, then tell what became of all: a run may end here."""
         ends = Counter((row.final_status, row.code) for row in settled if row.final_status)
         self.learned_ends.update(ends)
         if not rows:
             log.info("There are no earlier texts to look up")
             return
-        log.info("Looked up %d earlier texts%s, still open %d", len(rows), told(ends), len(rows) - ends.total())
         for row in settled:
             details = event("learned", row.user_id, row.final_status, rule=row.rule, code=row.code, sid=row.sid)
             which = row.local_day, shown_id(row.user_id)
@@ -864,6 +863,7 @@ class Report:
                 between = row.claimed_at, row.finished_at or row.claimed_at + ALL_ATTEMPTS
                 times = (f"{at:%Y-%m-%d %H:%M:%S}" for at in between)
                 log.warning(words, *which, row.state, Personal(row.phone), *times, extra=details)
+        log.info("Looked up %d earlier texts%s, still open %d", len(rows), told(ends), len(rows) - ends.total())
 
     def verdict(self, shards: int) -> NotifierError | None:
         """What the counts say of the whole run.
