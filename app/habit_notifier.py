@@ -540,7 +540,7 @@ class Job:
         if only := self.settings.only_users:
             yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
             for user_id in sorted(only - self.tracker.known(only)):
-                yield f"ONLY_USERS names {user_id}: there is no such user"
+                yield f"ONLY_USERS names {user_id}: there is no such user with a phone number"
 
     def pages(self) -> Iterator[list[Reminder]]:
         """The reminders to claim, page by page; MAX_TEXTS holds them all back until their number is known."""
@@ -2232,9 +2232,10 @@ class Tracker:
         return [Zone(key, zone_name(name), users) for key, name, users in rows]
 
     def known(self, ids: Collection[str]) -> set[str]:
-        """Those of the ids, as ONLY_USERS names them, that are in User."""
+        """Those of the ids, as ONLY_USERS names them, that are in User with a phone number."""
         wanted = list(chain.from_iterable(map(self._spellings, ids)))
-        found = self._database.run(f"SELECT id FROM `User` WHERE id IN ({placeholders(wanted)})", wanted)
+        there = f"{HAS_PHONE} AND u.id IN ({placeholders(wanted)})"
+        found = self._database.run(f"SELECT u.id FROM `User` u WHERE {there}", wanted)
         return {id_key(user_id) for (user_id,) in found}
 
     def judge_by(self, days: Mapping[bytes, Days], now: datetime, rows_matter: str = "FALSE") -> None:

@@ -321,13 +321,15 @@ def test_a_first_try_reaches_those_who_are_named_and_touches_nobody_else(town: T
     town.database.insert_users([("No zone", "+12025550190", "Mars/Olympus"), ("No phone", "x", "UTC")])
     [one, other, *_] = sorted(users)
     missing = "999999" if isinstance(one, int) else "7b0e2f5c-3d8a-4a2b-9a50-1c5f1e6d7a90"
-    only = f"{str(one).upper()}, {other if isinstance(other, int) else UUID(str(other))},{missing}"
+    [silent] = town.database.insert_users([("No number at all", " ", "UTC")])
+    only = f"{str(one).upper()}, {other if isinstance(other, int) else UUID(str(other))},{missing},{silent}"
     assert town.run(NOON, ONLY_USERS=only) == 0
     assert town.texted == sorted([users[one], users[other]])
     assert sorted(row[0] for row in town.ledger) == town.texted
-    assert "WARNING ONLY_USERS is set: of all users only these 3 may be texted" in town.log
-    assert f"WARNING ONLY_USERS names {missing}: there is no such user" in town.log
-    assert town.said("there is no such user") == 1
+    assert "WARNING ONLY_USERS is set: of all users only these 4 may be texted" in town.log
+    for nobody in (missing, str(UUID(str(silent))) if isinstance(silent, str) else silent):
+        assert f"WARNING ONLY_USERS names {nobody}: there is no such user with a phone number" in town.log
+    assert town.said("there is no such user") == 2
     assert set(re.findall(r"\(ID: ([\w-]+)\)", "\n".join(town.log))) == {str(one), str(other)}
     assert town.said("not in ONLY_USERS 20") == 1
     assert town.log[-1] == "INFO Job completed. Notifications sent: 2, Failed: 0"
@@ -340,7 +342,7 @@ def test_who_is_missing_is_told_by_each_shard_and_nobody_else_is(town: Town) -> 
         only = ",".join(map(str, users)) + ",123456789"
         assert town.run(NOON, ONLY_USERS=only, SHARD_COUNT="3", JOB_COMPLETION_INDEX=str(shard)) == 0
         assert [line for line in town.log if "no such user" in line] == [
-            "WARNING ONLY_USERS names 123456789: there is no such user"
+            "WARNING ONLY_USERS names 123456789: there is no such user with a phone number"
         ]
     assert len(town.twilio.book) == 6
 
