@@ -350,7 +350,8 @@ def remembered(case: Case) -> Skip | None:
 
 def delivered(case: Case) -> Skip | None:
     """A number that never gets its texts is left alone for as long as one that refused."""
-    ends = [r for r in own_rows(case) if r.final_status in KNOWN_ENDS and r.code not in SENDERS_FAULT]
+    known = [row for row in own_rows(case) if row.final_status in KNOWN_ENDS]
+    ends = [row for row in known if row.final_status not in LOST or row.code not in SENDERS_FAULT]
     if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
         return None
     if ends[0].final_status in LOST and (ends[0].code in GONE or is_permanent(ends[0].code)):

@@ -176,10 +176,12 @@ def test_what_is_the_sender_s_fault_or_not_known_neither_counts_nor_resets(final
     assert outcome(delivered(a_case([*others, *LOST]))) is Outcome.UNDELIVERED
 
 
+@pytest.mark.parametrize("code", [None, 30018])  # which Twilio tells as a warning, too
 @pytest.mark.parametrize("end", ["delivered", "read"])
-def test_a_text_that_arrived_starts_the_count_anew(end: str) -> None:
-    assert delivered(a_case([*LOST, a_row(2, end)])) is None
-    assert outcome(delivered(a_case([*LOST, a_row(8, end)]))) is Outcome.UNDELIVERED
+def test_a_text_that_arrived_starts_the_count_anew(end: str, code: int | None) -> None:
+    assert delivered(a_case([*LOST, a_row(2, end, code)])) is None
+    assert delivered(a_case([*LOST[1:], a_row(4, end, code), a_row(1, "undelivered", 30003)])) is None
+    assert outcome(delivered(a_case([*LOST, a_row(8, end, code)]))) is Outcome.UNDELIVERED
 
 
 def test_a_new_number_starts_anew() -> None:
