@@ -1370,7 +1370,10 @@ class Answer:
 # https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
 TWILIO_CODES: dict[int, tuple[Action, str]] = {
     10001: (Action.STOP, "the Twilio account is not active: see its console"),
-    20003: (Action.STOP, "the credentials were refused: correct TWILIO_ACCOUNT_SID and the auth token or API key"),
+    20003: (
+        Action.STOP,
+        "the credentials were refused: correct TWILIO_ACCOUNT_SID and token or key, unless the account is suspended",
+    ),
     20005: (Action.STOP, "the Twilio account is not active: see its console"),
     20008: (Action.FAIL, "test credentials send no texts: use the live ones, in the Secret"),
     20403: (Action.STOP, "the Twilio account or key may not do this: see its console"),
@@ -1409,7 +1412,7 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     30640: (Action.REFUSE, "the account's Compliance Toolkit lets no texts through to this number: see its settings"),
     35118: (Action.STOP, "a Messaging Service is needed: set TWILIO_MESSAGING_SERVICE_SID"),
     63038: (Action.STOP, "the account's limit of texts a day is reached: raise it, or wait for tomorrow"),
-    70051: (Action.STOP, "the API key lacks a permission: runs need Messages list, read and create"),
+    70051: (Action.STOP, "the API key lacks a permission (Messages list, read, create), or the account is suspended"),
     90010: (Action.FAIL, "the account is not active: see its console"),
     572002: (Action.TRIAL, "a trial account texts from the numbers that Twilio assigned: upgrade it"),
     572005: (Action.TRIAL, "a trial account texts verified numbers only, and this one is not yet: upgrade it"),

@@ -77,7 +77,7 @@ def test_wrong_credentials_need_a_person_and_are_not_tried_again(town: Town, cre
     town.people(3)
     assert town.run(**credentials) == 2
     assert town.said("ERROR Twilio: the credentials were refused: correct TWILIO_ACCOUNT_SID and")
-    assert town.said("https://www.twilio.com/docs/api/errors/20003")
+    assert town.said("unless the account is suspended (error 20003, https://www.twilio.com/docs/api/errors/20003)")
     assert town.rows("*") == []
     assert len(town.twilio.requests) == 1
 
