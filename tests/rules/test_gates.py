@@ -160,7 +160,7 @@ OURS = [  # what the sender is to blame for
     *(*sorted(BLOCKED_SENDER), 30001, 30002, 30017, 30022, 30023, 30027, 30036),
     *(30018, 30040, 30041),  # a country wants the sender registered, or the account may not send
     *(30042, 30044, 30410, 30450, 30453, 30500),  # a trial's, a provider's, Twilio's own protection's: no number's
-    *(30021, 30043, 30610, 30615, 30620),  # Twilio's, the route's, the hour's, the words'
+    *(30019, 30021, 30043, 30047, 30610, 30615, 30620),  # Twilio's, the route's, the hour's, the words'
     *(21408, 21608, 21611, 21612, 21703, 30454, 30485, 63038),  # as a Messaging Service tells them
 ]
 
