@@ -1653,7 +1653,7 @@ def understand(error: Exception, response: Response | None) -> Answer:
         kind = CONTENT_TYPE.match((response.headers or {}).get("Content-Type", ""))
         return Answer(Action.UNCERTAIN, f"{what} (HTTP {status}, {kind[0] if kind else 'no content type'})")
     code = int(body["code"])
-    said = quoted(body.get("message") or body.get("title"))
+    said = quoted(body.get("detail") or body.get("message") or body.get("title"))
     unknown = Action.FAIL, f"Twilio answered HTTP {status} {said}".rstrip()
     by_status = None if code in OF_ONE_TEXT and status not in (408, 429) else HTTP_STATUSES.get(status)
     action, words = TWILIO_CODES.get(code) or by_status or unknown

@@ -661,6 +661,16 @@ def test_what_twilio_says_of_the_account_or_key_is_told_since_its_codes_have_sev
     assert town.rows("*") == []
 
 
+@pytest.mark.parametrize("on", ["list", "send"])
+def test_of_what_twilio_says_the_detail_is_told_since_the_message_may_be_one_word(town: Town, on: Operation) -> None:
+    town.people(3)
+    detail = "Your AccountSid or AuthToken was incorrect."
+    body = json.dumps({"code": 20003, "detail": detail, "message": "Authenticate", "more_info": "", "status": 401})
+    town.twilio.script(on=on, then=replace(refuse(20003, 401), body=body))
+    assert town.run() == 2
+    assert town.said(f"errors/20003): “{detail}”")
+
+
 def test_a_messaging_service_without_a_sender_for_a_country_does_not_stop_the_others(town: Town) -> None:
     at_home, *abroad = town.people(24)
     for number in abroad:
