@@ -451,10 +451,19 @@ def test_https_goes_to_public_addresses_only(policy: Document) -> None:
 
 def test_names_are_asked_of_the_cluster_only(policy: Document) -> None:
     service, cache, cloud_dns = policy["egress"][0]["to"]
-    assert service["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
+    assert service["podSelector"] == {"matchExpressions": [{"key": "k8s-app", "operator": "In", "values": ["kube-dns"]}]}
     assert service["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kube-system"}
     assert cache == {"ipBlock": {"cidr": "169.254.20.10/32"}}
     assert cloud_dns == {"ipBlock": {"cidr": "169.254.169.254/32"}}  # of which the metadata service is another port
+
+
+@pytest.mark.parametrize("more", ["commonLabels: {team: a}", "labels: [{includeSelectors: true, pairs: {team: a}}]"])
+def test_labels_of_an_overlay_change_our_pods_and_nobody_else_s(policy: Document, more: str, tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [k8s]\n{more}\n")
+    built = of_kind(load(build(tmp_path)), "NetworkPolicy")["spec"]
+    assert built["podSelector"]["matchLabels"] == {"app": "habit-notifier", "team": "a"}
+    assert built["egress"] == policy["egress"]
 
 
 def test_port_of_config_and_policy_agree(config: Document, policy: Document) -> None:
