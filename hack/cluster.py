@@ -88,7 +88,7 @@ def problems(cluster: Cluster, image: str) -> Iterator[str]:
     if pods != count:  # components/sharded copies the one into the other; somebody patched it afterwards
         told = "users would be left out. Write the number into components/sharded, and nowhere else."
         yield f"The Job has {pods} pods (completions), and SHARD_COUNT is {count}: {told}"
-    if not any(found.kind == "ExternalSecret" for found in cluster.files):
+    if not cluster.maker_of_secret():
         yield from secret_problems(cluster, {name.removesuffix("_FILE"): "elsewhere" for name in env | config})
 
 
@@ -312,7 +312,7 @@ def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
 def status(cluster: Cluster) -> None:
     cronjob, pods = cluster.cronjob(), cluster.every("pods", "-l", APP)
     say(f"{cluster.where}. Image: {container_of(cronjob).image}\n{schedule_in_words(cronjob)}")
-    say(f"Last complete run: {cronjob.status.lastSuccessfulTime or 'never'}. The last runs:")
+    say(f"{cluster.run_not_made()}Last complete run: {cronjob.status.lastSuccessfulTime or 'never'}. The last runs:")
     for job in cluster.every("jobs", "-l", APP)[-10:]:
         its = [pod for pod in pods if pod.metadata.labels.get("job-name") == job.metadata.name]
         say(run_in_words(cluster, job, its))

@@ -84,10 +84,10 @@ def typed(missing: list[str]) -> dict[str, str]:
 
 
 def secret(cluster: Cluster) -> None:
-    if cluster.file("ExternalSecret", SECRET):
-        vault = "comes from your vault (components/external-secrets), which would undo this: change it there"
-        look = f"kubectl describe externalsecret {SECRET} -n {cluster.namespace}"
-        raise Stop(f"the Secret {SECRET} {vault}. Does it not come? {look}")
+    if maker := cluster.maker_of_secret():
+        undone = f"comes from the {maker.kind} in {cluster.overlay}, which would undo this: change it there"
+        look = f"kubectl describe {maker.kind.lower()} {maker.metadata.name} -n {cluster.namespace}"
+        raise Stop(f"the Secret {SECRET} {undone}. Does it not come? {look}")
     # A filled file is the whole truth: what the shell happens to hold does not mix with it.
     found = read_file(given("FILE")) if given("FILE") else {name: given(name) for name in NAMES}
     values = {name: value for name, value in found.items() if value or name not in NAMES}

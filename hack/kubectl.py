@@ -26,16 +26,24 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "ErrImage|ImagePull": "is it pushed (make push), and is the name right (make update-image)? "
     "For a private registry see imagePullSecrets in k8s/serviceaccount.yaml.",
     "Unschedulable": "make room on a node, or lower resources.requests in k8s/cronjob.yaml.",
+    "count/jobs": "make clean-jobs, or raise the namespace's ResourceQuota.",
+    "request ratio": "bring the container's requests and limits closer together, in k8s/cronjob.yaml or an overlay.",
     "quota|usage per": "raise the namespace's ResourceQuota or LimitRange, or lower resources in k8s/cronjob.yaml.",
     "OOMKilled": "raise limits.memory in k8s/cronjob.yaml, or lower SEND_CONCURRENCY, and make deploy.",
     "istio-|linkerd-|keeps the pod": "switch the sidecar off for this pod, as k8s/cronjob.yaml tells, and make deploy.",
     "should have ended": "is that node off? Then delete it, or the pod: kubectl delete pod NAME --force.",
     "no matches for kind": "install the operator that has it, or take the component out of the kustomization: see "
     "k8s/README.md.",
+    "namespaces.* is forbidden": "is the namespace not yours to make? Take it out, as k8s/README.md shows.",
+    "denied (the )?request": "give the policy what it asks for, in k8s/cronjob.yaml or an overlay: see k8s/README.md.",
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
     "": "make events",
 }
-COMMAND = re.compile("make (secret|deploy|explain|test|logs|status|events|resume|stop|update-image|undeploy)(?!:)")
+REFUSED = (
+    "no matches for kind|quota|usage per|request ratio|namespaces.* is forbidden|denied (the )?request|PodSecurity"
+)
+TOLD = "secret|deploy|explain|test|logs|status|events|resume|stop|update-image|clean-jobs|undeploy"
+COMMAND = re.compile(f"make ({TOLD})(?!:)")
 
 
 class Stop(Exception):  # noqa: N818 - named by what it does
@@ -112,12 +120,18 @@ class Cluster:
     @cached_property
     def files(self) -> list[Object]:
         done = run("kustomize", self.overlay, offline=True)
-        if "kind: CronJob" not in done.stdout:
-            raise Stop(f"kustomize makes no CronJob of {self.overlay}. {done.stderr.strip()}")
-        return objects(done.stdout)
+        found = objects(done.stdout) if done.stdout else []
+        if not any((each.kind, each.metadata.name) == ("CronJob", CRONJOB) for each in found):
+            told = "Another environment is another namespace, without a namePrefix." if found else done.stderr.strip()
+            raise Stop(f"kustomize makes no CronJob {CRONJOB} of {self.overlay}. {told}")
+        return found
 
     def file(self, kind: str, name: str) -> Object:
         return next((each for each in self.files if (each.kind, each.metadata.name) == (kind, name)), Object())
+
+    def maker_of_secret(self) -> Object:
+        """What the files have in place of `make secret`: an ExternalSecret, a SealedSecret, a generator's Secret."""
+        return next((it for it in self.files if it.kind.endswith("Secret") and SECRET in json.dumps(it)), Object())
 
     def agree(self) -> None:
         """NAMESPACE alone changes no file."""
@@ -133,8 +147,7 @@ class Cluster:
         send = {"apiVersion": "v1", "kind": "List", "items": send} if isinstance(send, list) else send
         if (done := run(*self.here(*arguments), text=json.dumps(send) if send else "")).returncode:
             why = done.stderr.strip()
-            known = re.search("no matches for kind|quota|usage per|PodSecurity", why)
-            raise Stop(f"{otherwise}: {with_remedy(why) if known else why}")
+            raise Stop(f"{otherwise}: {with_remedy(why) if re.search(REFUSED, why) else why}")
         sys.stderr.write(done.stderr)
         return done.stdout
 
@@ -168,6 +181,11 @@ class Cluster:
         """The newest event of an object for one of these reasons."""
         events = reversed(self.every("events", "--field-selector", f"involvedObject.name={name}"))
         return next((because(each) for each in events if each.reason in reasons), "")
+
+    def run_not_made(self) -> str:
+        """A scheduled run that lately could not be made, and so has no Job."""
+        why = self.complaint(CRONJOB, "FailedCreate")
+        return f"A scheduled run could not be made: {with_remedy(why)}\n" if why else ""
 
     def make_namespace(self) -> None:
         """As the files have it, so that its labels hold before the first pod."""

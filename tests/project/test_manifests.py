@@ -451,7 +451,8 @@ def test_https_goes_to_public_addresses_only(policy: Document) -> None:
 
 def test_names_are_asked_of_the_cluster_only(policy: Document) -> None:
     service, cache, cloud_dns = policy["egress"][0]["to"]
-    assert service["podSelector"] == {"matchExpressions": [{"key": "k8s-app", "operator": "In", "values": ["kube-dns"]}]}
+    (dns,) = service["podSelector"]["matchExpressions"]
+    assert dns == {"key": "k8s-app", "operator": "In", "values": ["kube-dns"]}
     assert service["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kube-system"}
     assert cache == {"ipBlock": {"cidr": "169.254.20.10/32"}}
     assert cloud_dns == {"ipBlock": {"cidr": "169.254.169.254/32"}}  # of which the metadata service is another port

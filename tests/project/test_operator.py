@@ -347,6 +347,24 @@ def test_deploy_asks_for_no_secret_that_comes_from_a_vault(configured: Cluster) 
     assert made["spec"]["target"]["creationPolicy"] == "Orphan"  # "Owner" takes the Secret along
 
 
+@pytest.mark.parametrize(
+    ("made", "known"),
+    [
+        ("{apiVersion: bitnami.com/v1alpha1, kind: SealedSecret, metadata: {name: habit-notifier-secrets}}", True),
+        ("{apiVersion: v1, kind: Secret, metadata: {name: habit-notifier-secrets-t458fm6599}}", True),
+        ("{apiVersion: a.io/v1, kind: VaultSecret, metadata: {name: a}, to: {name: habit-notifier-secrets}}", True),
+        ("{apiVersion: bitnami.com/v1alpha1, kind: SealedSecret, metadata: {name: registry-login}}", False),
+    ],
+)
+def test_what_makes_the_secret_in_an_overlay_stands_in_for_it(configured: Cluster, made: str, known: bool) -> None:
+    (configured.root / "k8s/made.yaml").write_text(made)
+    edit(configured, "k8s/kustomization.yaml", "resources:\n", "resources:\n  - made.yaml\n")
+    done = configured.operate("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert (done.code == 0, "no Secret habit-notifier-secrets" in done.err) == (known, not known)
+    done = configured.operate("secret", **SECRETS)
+    assert (done.code == 0, "which would undo this: change it there" in done.err) == (not known, known)
+
+
 def test_deploy_asks_for_no_value_that_comes_from_a_file(configured: Cluster) -> None:
     configured.objects.append(secret({name: value for name, value in SECRETS.items() if name != "DB_PASSWORD"}))
     configure(configured, "DB_PASSWORD_FILE: /vault/password")
@@ -645,9 +663,12 @@ def test_a_pod_on_a_node_that_is_gone_is_not_at_work(cluster: Cluster) -> None:
     [
         ("exceeded quota: full", ROOM),
         ("maximum memory usage per Container is 100Mi", ROOM),
+        ("cpu max limit to request ratio per Container is 4, but provided ratio is 10.000000", "Remedy: bring the"),
+        ("ValidatingAdmissionPolicy 'p' denied request: pin the digest", "Remedy: give the policy what it asks for"),
+        ('admission webhook "w" denied the request: pin the digest', "Remedy: give the policy what it asks for"),
         ('violates PodSecurity "restricted:latest": container "istio-init" must not include "NET_ADMIN"', SIDECAR),
     ],
-    ids=["quota", "limit", "sidecar"],
+    ids=["quota", "limit", "ratio", "policy", "webhook", "sidecar"],
 )
 def test_a_run_without_a_pod_is_explained_and_taken_back(cluster: Cluster, why: str, remedy: str) -> None:
     event = {"reason": "FailedCreate", "message": f"pods is forbidden: {why}"}
@@ -830,6 +851,14 @@ def test_status_of_a_run_that_waits_says_why(cluster: Cluster) -> None:
     ]
 
 
+def test_status_tells_of_a_run_that_could_not_be_made(cluster: Cluster) -> None:
+    told = 'Error creating job: jobs.batch "j" is forbidden: exceeded quota: team, requested: count/jobs.batch=1'
+    cluster.add("Event", "e", involvedObject={"name": "habit-notifier"}, reason="FailedCreate", message=told)
+    out = cluster.does("status", CONTEXT="elsewhere").splitlines()
+    assert out[2] == f"A scheduled run could not be made: FailedCreate: {told}"
+    assert out[3] == "Remedy: make clean-jobs CONTEXT=elsewhere, or raise the namespace's ResourceQuota."
+
+
 @pytest.mark.parametrize(
     ("schedule", "zone", "coming"),
     [
@@ -998,6 +1027,8 @@ def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Clu
     [
         ('pods "p" is forbidden: exceeded quota: q, requested: cpu=100m', "raise the namespace's ResourceQuota"),
         ('pods "p" is forbidden: maximum cpu usage per Container is 50m', "raise the namespace's ResourceQuota"),
+        ('pods "p" is forbidden: cpu max limit to request ratio per Container is 4', "bring the container's requests"),
+        ('admission webhook "w" denied the request: pin the digest', "give the policy what it asks for"),
         ('pods "p" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot', "an overlay or a component"),
     ],
 )
@@ -1092,6 +1123,22 @@ def test_purge_leaves_a_namespace_that_the_files_do_not_make(ready: Cluster) -> 
     out = ready.does("undeploy", PURGE="yes")
     assert [each["kind"] for each in ready.objects] == ["Namespace"]
     assert "stays, as k8s does not make it" in out
+
+
+@pytest.mark.parametrize("target", script.TARGETS)
+def test_an_overlay_that_renames_the_job_is_told(ready: Cluster, target: str) -> None:
+    overlay = ready.root / "overlays/prefixed"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text("namePrefix: prod-\nresources: [../../k8s]\n")
+    err = ready.refuses(target, OVERLAY="overlays/prefixed")
+    assert f"make {target}: kustomize makes no CronJob habit-notifier of overlays/prefixed. Another" in err
+
+
+def test_a_namespace_that_is_not_ours_to_make_has_the_remedy(ready: Cluster) -> None:
+    why = 'namespaces "habit-tracker" is forbidden: User "dev" cannot patch resource "namespaces" in API group ""'
+    ready.refusals["--dry-run=server"] = why
+    err = ready.refuses("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    assert f"{why}\nRemedy: is the namespace not yours to make? Take it out, as k8s/README.md shows." in err
 
 
 def test_an_operator_that_is_not_there_stops_a_deploy_with_the_remedy_and_no_undeploy(ready: Cluster) -> None:
