@@ -34,8 +34,8 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "should have ended": "is that node off? Then delete it, or the pod: kubectl delete pod NAME --force.",
     "no matches for kind": "install the operator that has it, or take the component out of the kustomization: see "
     "k8s/README.md.",
-    "namespaces.* is forbidden": "is the namespace not yours to make? Take it out, as k8s/README.md shows.",
-    "denied (the )?request": "give the policy what it asks for, in k8s/cronjob.yaml or an overlay: see k8s/README.md.",
+    "namespaces.* is forbidden": "is the namespace not yours to make? Take it out, as docs/gitops.md shows.",
+    "denied (the )?request": "give the policy what it asks for, in an overlay: docs/gitops.md has an example.",
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
     "": "make events",
 }
@@ -185,7 +185,7 @@ class Cluster:
     def run_not_made(self) -> str:
         """A scheduled run that lately could not be made, and so has no Job."""
         why = self.complaint(CRONJOB, "FailedCreate")
-        return f"A scheduled run could not be made: {with_remedy(why)}\n" if why else ""
+        return f"In the last hour a run could not be made: {with_remedy(why)}\n" if why else ""
 
     def make_namespace(self) -> None:
         """As the files have it, so that its labels hold before the first pod."""

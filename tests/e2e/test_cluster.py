@@ -624,6 +624,19 @@ def test_6_stop_ends_a_run_in_order_and_the_next_one_goes_on(
     assert outside.texts() == slow
 
 
+def test_6_kubectl_alone_suspends_and_ends_a_run_in_order(
+    slow: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
+) -> None:
+    cluster.here("create", "job", "habit-notifier-28123456", "--from=cronjob/habit-notifier")
+    in_the_middle(outside, slow)
+    user.does("""kubectl patch cronjob habit-notifier -n habit-tracker -p '{"spec": {"suspend": true}}'""")
+    user.does("kubectl delete job -n habit-tracker habit-notifier-28123456")
+    watch.ended("habit-notifier-28123456", [143], seconds=90)
+    assert outside.ledger()["sending"] == 0
+    assert cluster.cronjob()["suspend"] is True
+    user.does("make resume")
+
+
 @pytest.mark.skipif(
     not os.environ.get("NODE_KILL"), reason="NODE_KILL is not set: tests/e2e/README.md tells what it is"
 )
@@ -844,6 +857,23 @@ def test_8_preflight_dry_run_and_explain_text_nobody_and_leave_nothing(
     assert not outside.ledger()
     eventually(lambda: cluster.names("jobs,pods") <= before, 60, "their pods are gone")
     assert user.does("make logs", code=None) == newest
+
+
+def test_8_a_question_without_make_is_no_run(due: Due, user: User, cluster: Cluster, outside: Outside) -> None:
+    said = user.does(
+        """
+        kubectl create job habit-check --from=cronjob/habit-notifier -n habit-tracker --dry-run=client -o json \
+          | kubectl patch --local -f - -o json -p '{"metadata": {"ownerReferences": null}, "spec": {"template": \
+          {"spec": {"containers": [{"name": "habit-notifier", "args": ["--check"]}]}}}}' \
+          | kubectl create -f -
+        until kubectl logs -n habit-tracker -f job/habit-check; do sleep 2; done
+        """
+    )
+    assert "settings: ok" in said
+    assert "ownerReferences" not in cluster.get("job", "habit-check")["metadata"]
+    user.does("kubectl delete job -n habit-tracker habit-check")
+    assert due
+    assert not outside.texts()
 
 
 @pytest.mark.usefixtures("due")

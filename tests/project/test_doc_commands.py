@@ -20,7 +20,8 @@ from tests.project.test_makefile import Cluster
 from tests.project.test_operator import SECRETS
 from tests.sandbox.database import Database
 
-DOCUMENTS = ["README.md", "CRONJOB_README.md", "DEPLOYMENT.md", "k8s/README.md", "docs/scale.md", "tests/e2e/README.md"]
+DOCUMENTS = ["README.md", "CRONJOB_README.md", "DEPLOYMENT.md", "k8s/README.md", "docs/scale.md"]
+DOCUMENTS += ["docs/gitops.md", "tests/e2e/README.md"]
 PACKAGES = os.pathsep.join(sys.path)
 
 BY_THE_CLUSTER_TEST = """
@@ -59,6 +60,14 @@ BY_THE_CLUSTER_TEST = """
     kubectl logs -n habit-tracker -l job-name=habit-notifier-28123456
     kubectl create job --from=cronjob/habit-notifier habit-notifier-manual -n habit-tracker
     kubectl logs -n habit-tracker -l job-name=habit-notifier-manual -f
+    kubectl create job habit-check --from=cronjob/habit-notifier -n habit-tracker --dry-run=client -o json \
+      | kubectl patch --local -f - -o json -p '{"metadata": {"ownerReferences": null}, "spec": {"template": \
+      {"spec": {"containers": [{"name": "habit-notifier", "args": ["--check"]}]}}}}' \
+      | kubectl create -f -
+    until kubectl logs -n habit-tracker -f job/habit-check; do sleep 2; done
+    kubectl delete job -n habit-tracker habit-check
+    kubectl patch cronjob habit-notifier -n habit-tracker -p '{"spec": {"suspend": true}}'
+    kubectl delete job -n habit-tracker habit-notifier-28123456
 """
 
 TRY_MYSQL = """

@@ -540,7 +540,7 @@ def test_the_alerts_move_to_another_namespace_as_the_example_shows(tmp_path: Pat
 # --- the documents ----------------------------------------------------------------------------------------------------
 
 
-DOCUMENTS = [ROOT / "DEPLOYMENT.md", K8S / "README.md"]
+DOCUMENTS = [ROOT / "DEPLOYMENT.md", K8S / "README.md", ROOT / "docs/gitops.md"]
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -572,3 +572,24 @@ def test_the_example_of_an_overlay_builds(tmp_path: Path) -> None:
     assert container["resources"]["limits"] == {"cpu": "1", "memory": "512Mi", "ephemeral-storage": "128Mi"}
     assert {volume["name"] for volume in pod["volumes"]} == {"tmp", "mysql-ca"}
     assert of_kind(documents, "Role")["metadata"]["labels"]["app"] == "habit-notifier"
+
+
+def test_the_overlay_for_a_strict_platform_does_what_it_says(tmp_path: Path) -> None:
+    (example,) = blocks(ROOT / "docs/gitops.md", "yaml")
+    shutil.copytree(K8S, tmp_path / "habit-notifier/k8s")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/kustomization.yaml").write_text(example)
+    documents = load(build(tmp_path / "mine"))
+    assert {each["metadata"]["namespace"] for each in documents} == {"team-reminders"}  # and no Namespace
+    cronjob, policy = of_kind(documents, "CronJob")["spec"], of_kind(documents, "NetworkPolicy")["spec"]
+    assert cronjob["suspend"] is True
+    template = cronjob["jobTemplate"]["spec"]["template"]
+    pairs = {"app.kubernetes.io/name": "habit-notifier", "team": "reminders"}
+    assert template["metadata"]["labels"] == {"app": "habit-notifier"} | pairs
+    (container,) = template["spec"]["containers"]
+    assert re.fullmatch(r"mirror\.example\.com/team/habit-notifier@sha256:0{64}", container["image"])
+    assert container["resources"]["requests"] == {"cpu": "250m", "memory": "128Mi", "ephemeral-storage": "32Mi"}
+    assert policy["egress"][2]["ports"] == [
+        {"protocol": "TCP", "port": int(of_kind(documents, "ConfigMap")["data"]["DB_PORT"])}
+    ]
+    assert of_kind(documents, "ServiceAccount")["imagePullSecrets"] == [{"name": "registry-login"}]

@@ -855,7 +855,7 @@ def test_status_tells_of_a_run_that_could_not_be_made(cluster: Cluster) -> None:
     told = 'Error creating job: jobs.batch "j" is forbidden: exceeded quota: team, requested: count/jobs.batch=1'
     cluster.add("Event", "e", involvedObject={"name": "habit-notifier"}, reason="FailedCreate", message=told)
     out = cluster.does("status", CONTEXT="elsewhere").splitlines()
-    assert out[2] == f"A scheduled run could not be made: FailedCreate: {told}"
+    assert out[2] == f"In the last hour a run could not be made: FailedCreate: {told}"
     assert out[3] == "Remedy: make clean-jobs CONTEXT=elsewhere, or raise the namespace's ResourceQuota."
 
 
@@ -1138,7 +1138,7 @@ def test_a_namespace_that_is_not_ours_to_make_has_the_remedy(ready: Cluster) -> 
     why = 'namespaces "habit-tracker" is forbidden: User "dev" cannot patch resource "namespaces" in API group ""'
     ready.refusals["--dry-run=server"] = why
     err = ready.refuses("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
-    assert f"{why}\nRemedy: is the namespace not yours to make? Take it out, as k8s/README.md shows." in err
+    assert f"{why}\nRemedy: is the namespace not yours to make? Take it out, as docs/gitops.md shows." in err
 
 
 def test_an_operator_that_is_not_there_stops_a_deploy_with_the_remedy_and_no_undeploy(ready: Cluster) -> None:
