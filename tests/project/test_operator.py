@@ -679,8 +679,18 @@ def test_a_run_without_a_pod_is_explained_and_taken_back(cluster: Cluster, why: 
     assert not cluster.of("Job")
 
 
-def test_a_pod_that_waits_for_a_node_is_waited_for(cluster: Cluster) -> None:
-    unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
+@pytest.mark.parametrize(
+    ("why", "remedy"),
+    [
+        (
+            "0/1 nodes are available: 1 node(s) had untolerated taint(s). preemption: not helpful",
+            "a node that is ready",
+        ),
+        ("0/2 nodes: 1 node(s) had untolerated taint {node-role: }, 1 Insufficient cpu", "make room on a node"),
+    ],
+)
+def test_a_pod_that_waits_for_a_node_is_waited_for(cluster: Cluster, why: str, remedy: str) -> None:
+    unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
     wait = [lambda _: None] * 60
     started(
         cluster,
@@ -690,7 +700,7 @@ def test_a_pod_that_waits_for_a_node_is_waited_for(cluster: Cluster) -> None:
         end(cluster, condition("Complete")),
     )
     out = cluster.does("test")
-    assert out.count("The pod waits: Unschedulable: 0/1 nodes\nRemedy: make room on a node") == 1
+    assert out.count(f"The pod waits: Unschedulable: {why}\nRemedy: {remedy}") == 1
 
 
 @pytest.mark.parametrize(("shard", "given_up"), [("0", False), ("", True)])
