@@ -371,6 +371,14 @@ def test_deploy_asks_for_no_value_that_comes_from_a_file(configured: Cluster) ->
     assert configured.operate("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1").code == 0
 
 
+def test_deploy_asks_for_no_secret_where_all_comes_from_files(configured: Cluster) -> None:
+    for name in ("DB_USER", "DB_PASSWORD", "TWILIO_ACCOUNT_SID"):
+        configure(configured, f"{name}_FILE: /vault/{name}")
+    assert "no Secret habit-notifier-secrets" in configured.refuses("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    configure(configured, "TWILIO_AUTH_TOKEN_FILE: /vault/token")
+    configured.does("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+
+
 def test_deploy_goes_on_where_secrets_may_not_be_read(configured: Cluster) -> None:
     configured.refusals["get secret"] = "Error from server (Forbidden): secrets is forbidden"
     out = configured.does("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
