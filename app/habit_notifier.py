@@ -402,22 +402,11 @@ def in_window(case: Case) -> Skip | None:
 
 
 # A run takes the first that speaks; none of them writes. `handled` comes before `of_the_past`, whose DELETE must never
-# name a text of today. A gate that reads rows stands in READ_ROWS, too, and wants its part of Ledger.rows_matter.
-GATES: tuple[Callable[[Case], Skip | None], ...] = (
-    listed,
-    placed,
-    numbered,
-    handled,
-    of_the_past,
-    remembered,
-    delivered,
-    wanted,
-    within_week,
-    spaced,
-    in_window,
-)
-READ_ROWS = {handled, of_the_past, remembered, delivered, wanted, within_week, spaced}
-WITHOUT_ROWS = tuple(gate for gate in GATES if gate not in READ_ROWS)  # most users have no rows that matter
+# name a text of today. A new gate of READ_ROWS wants its part of Ledger.rows_matter.
+WITHOUT_DAYS = listed, placed, numbered  # the others need a time zone
+READ_ROWS = handled, of_the_past, remembered, delivered, wanted, within_week, spaced
+WITHOUT_ROWS = *WITHOUT_DAYS, in_window  # most users have no rows that matter
+GATES = *WITHOUT_DAYS, *READ_ROWS, in_window
 
 
 def speaks_against(case: Case) -> Skip | None:
@@ -2932,7 +2921,7 @@ def explain(job: Job) -> Exit:
         case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
         if user.days:
             explain_days(job, case)
-        for gate in GATES if user.days else GATES[: GATES.index(numbered) + 1]:  # the others ask for days
+        for gate in GATES if user.days else WITHOUT_DAYS:
             if skip := gate(case):
                 words = f"Gate %s: no text, %s: {skip.reason}"
                 log.info(words, gate.__name__, skip.outcome.words, *skip.args)
