@@ -591,15 +591,12 @@ class Job:
         return rows, self.tracker.last_logs(long, self.as_of)
 
     def once_each(self, users: Sequence[User]) -> list[User]:
-        """The users without those whose id came before: a view over a join may return one twice."""
-        first: dict[UserId, User] = {}
-        for user in users:
-            first.setdefault(user.id, user)
-        if len(first) < len(users):
-            for user_id, count in Counter(user.id for user in users).items():
-                if count > 1:
-                    log.warning("User %s stands %d times in User: served once", first[user_id], count)
-        return list(first.values())
+        """The users, each id once: a view over a join may return one twice."""
+        found = {user.id: user for user in users}
+        for user_id, count in Counter(user.id for user in users).items():
+            if count > 1:
+                log.warning("User %s stands %d times in User: served once", found[user_id], count)
+        return list(found.values())
 
     def skip(self, user: User, skip: Skip) -> None:
         """Report who gets no text, or put aside whom another run holds."""
