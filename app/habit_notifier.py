@@ -787,14 +787,12 @@ class Report:
     def _progress(self) -> None:
         if time.monotonic() - self._told >= PROGRESS_SECONDS:
             self._told = time.monotonic()
-            log.info("Progress: %d of %d users looked at%s", self._looked_at, self.users, self._totals())
+            self.tell_totals("Progress: %d of %d users looked at%s")
 
-    def tell_totals(self) -> None:
-        """What became of everybody."""
-        log.info("Looked at %d of %d users%s", self._looked_at, self.users, self._totals())
-
-    def _totals(self) -> str:
-        return "".join(f", {outcome.words} {self.counts[outcome]}" for outcome in Outcome if self.counts[outcome])
+    def tell_totals(self, words: str = "Looked at %d of %d users%s") -> None:
+        """What became of everybody until now."""
+        totals = "".join(f", {outcome.words} {self.counts[outcome]}" for outcome in Outcome if self.counts[outcome])
+        log.info(words, self._looked_at, self.users, totals)
 
     def skipped(self, user: User, skip: Skip) -> None:
         """Count and name a user who gets no text, and why."""
