@@ -63,7 +63,7 @@ from enum import Enum, IntEnum, StrEnum, auto
 from functools import cache, lru_cache, partial
 from itertools import chain, groupby, repeat
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import pymysql
 import pytz
@@ -1465,12 +1465,16 @@ class Message:
     segments: str | None
 
 
-class Twilio:
-    """Twilio's API, with a client for each thread: sessions are not proven thread-safe."""
+class Twilio(threading.local):
+    """Twilio's API. Made anew in each thread, which so has a client of its own: sessions are not proven thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._clients = threading.local()
+        self._settings, self._http = settings, Http()
+        user = settings.twilio_api_key_sid or settings.twilio_account_sid
+        password, account = settings.twilio_api_key_secret or settings.twilio_auth_token, settings.twilio_account_sid
+        self._client = Client(user, password, account, http_client=self._http)  # type: ignore[no-untyped-call]
+        self._client.api.base_url = url = settings.twilio_api_url
+        self._client.messaging.base_url = re.sub(r"//api\.(?=.*twilio\.com$)", "//messaging.", url)
 
     def probe(self) -> datetime | None:
         """Prove name resolution, TLS and credentials before anything is claimed; Twilio's clock, if it tells.
@@ -1481,8 +1485,8 @@ class Twilio:
         :raises Outage: when Twilio cannot be reached or does not answer as it should
         """
         answer, _ = self.ask(lambda client: client.messages.page(page_size=1))
-        _, http = self._client()
-        if http.last and http.last.status_code == requests.codes.proxy_authentication_required:
+        last = self._http.last
+        if last and last.status_code == requests.codes.proxy_authentication_required:
             answer = Answer(Action.STOP, PROXY)
         if "proxy appears to only use HTTP" in answer.words:  # after a POST these words would prove nothing
             answer = Answer(Action.STOP, "HTTPS_PROXY names a proxy without TLS: write http:// for its https://")
@@ -1492,7 +1496,7 @@ class Twilio:
         if answer.action is not Action.ACCEPT:
             raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted{answer.remedy}")
         try:
-            return parsedate_to_datetime(http.last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
+            return parsedate_to_datetime(last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
@@ -1578,25 +1582,13 @@ class Twilio:
 
     def ask(self, question: Callable[[Client], Any]) -> tuple[Answer, Any]:
         """Put one request to Twilio and understand whatever comes back; and what it holds, if it was accepted."""
-        client, http = self._client()
         try:
-            return Answer(Action.ACCEPT), question(client)
+            return Answer(Action.ACCEPT), question(self._client)
         except NotifierError:
             raise
         except Exception as error:  # noqa: BLE001 - around a POST, whatever is not understood is uncertain
-            answer = understand(error, http.last)
+            answer = understand(error, self._http.last)
             return replace(answer, words=self._settings.hide(answer.words)), None
-
-    def _client(self) -> tuple[Client, Http]:
-        if not hasattr(self._clients, "pair"):
-            s, http = self._settings, Http()
-            user = s.twilio_api_key_sid or s.twilio_account_sid
-            password = s.twilio_api_key_secret or s.twilio_auth_token
-            client = Client(user, password, s.twilio_account_sid, http_client=http)  # type: ignore[no-untyped-call]
-            client.api.base_url = s.twilio_api_url
-            client.messaging.base_url = re.sub(r"//api\.(?=.*twilio\.com$)", "//messaging.", s.twilio_api_url)
-            self._clients.pair = client, http
-        return cast(tuple[Client, Http], self._clients.pair)
 
 
 def accepted(message: Any) -> Answer:

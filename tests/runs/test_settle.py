@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import habit_notifier
-from habit_notifier import Brake, Job, Ledger, Report, Row, Settings, State, Stop, utc_now
+from habit_notifier import Brake, Job, Ledger, Report, Row, Settings, State, Stop, Twilio, utc_now
 from tests.environ import settings_of
 from tests.runs.town import NOON, SERVICE, Town, also, senders
 from tests.sandbox.database import LEDGER, Database
@@ -477,6 +477,14 @@ def test_a_deadline_that_comes_while_texts_are_looked_up_fails_nobody(world: Wor
 # --- many -------------------------------------------------------------------------------------------------------------
 
 
+class Listing(Twilio):
+    """Takes the answers of a stand-in for twilio-python's client."""
+
+    def __init__(self, settings: Settings, client: Any) -> None:
+        super().__init__(settings)
+        self._client = client
+
+
 class Memory:
     """Learns what became of so many texts of one day without a server; stands in for the ledger and Twilio's client."""
 
@@ -486,7 +494,7 @@ class Memory:
             Row(n, NOON.date(), f"+1202{n:07}", "no_logs", State.SENT, "x", NOON, NOON, sid)
             for n, sid in enumerate(sids)
         ]
-        self.messages, self.settled, self.last = self, 0, None
+        self.messages, self.settled = self, 0
 
     def stream(self, **_: object) -> Iterator[SimpleNamespace]:
         """The day's texts, as twilio-python would list them."""
@@ -504,7 +512,7 @@ class Memory:
         stand_in: Any = self
         job = Job(settings, Report(), lambda: NOON + HOUR, Stop())
         job.ledger, job.brake = stand_in, Brake(Stop(), utc_now, 60)
-        job.twilio._client = lambda: (stand_in, stand_in)  # type: ignore[method-assign]
+        job.twilio = Listing(settings, stand_in)
         tracemalloc.start()
         assert job.learn() is None
         _, peak = tracemalloc.get_traced_memory()
