@@ -620,7 +620,7 @@ class Job:
             while (more := self.fill(pages)) or self.sender.busy:
                 self.claim_and_post()
                 hungry = more and self.sender.room > 0  # then the next page is worth more than an answer
-                self.take(self.sender.answers(timeout=0.0 if hungry else 1.0))
+                self.take(self.sender.answers(timeout=0.0 if hungry else 0.5))
         except Exception as failure:
             self.brake.pull(failure if isinstance(failure, NotifierError) else RetryLater(OUR_FAULT))
             self.record_last()
@@ -672,8 +672,10 @@ class Job:
 
     def record_last(self) -> None:
         """After a failure: wait for what is in flight, and try once more to record it."""
+        while self.sender.busy:
+            self.unrecorded |= self.sender.answers(timeout=0.5)
         try:
-            self.take(self.unrecorded | self.sender.answers())
+            self.take(self.unrecorded.copy())
         except NotifierError:
             log.error(
                 "What became of the last %d texts could not be recorded: their rows may stay at 'sending', which "
@@ -1755,20 +1757,16 @@ class Sender:
         """Post a claimed text as soon as it may be."""
         self._flying[self._pool.submit(self._work, reminder)] = reminder
 
-    def answers(self, timeout: float | None = None) -> dict[Reminder, Answer]:
-        """What came back, waiting up to the timeout (seconds) for a first one; None waits for all.
+    def answers(self, timeout: float) -> dict[Reminder, Answer]:
+        """What came back, waiting up to the timeout (seconds) for a first one.
 
         What is in flight for too long after SIGTERM or the deadline is uncertain.
         """
-        until, found = time.monotonic() + (timeout or 0.0), dict[Reminder, Answer]()
-        while self._flying:
-            done, _ = wait(self._flying, 0.2 if timeout is None or time.monotonic() < until else 0.0, FIRST_COMPLETED)
-            found |= {self._flying.pop(future): future.result() for future in done}
-            if self._brake.overdue():
-                late = {self._flying.pop(future): future for future in list(self._flying)}
-                found |= {r: NOT_POSTED if future.cancel() else GIVEN_UP for r, future in late.items()}
-            if timeout is not None and (found or time.monotonic() >= until):
-                break
+        done, _ = wait(self._flying, timeout, FIRST_COMPLETED)
+        found = {self._flying.pop(future): future.result() for future in done}
+        if self._brake.overdue():
+            late = {self._flying.pop(future): future for future in list(self._flying)}
+            found |= {r: NOT_POSTED if future.cancel() else GIVEN_UP for r, future in late.items()}
         return found
 
     def _work(self, reminder: Reminder) -> Answer:
