@@ -552,21 +552,17 @@ class Job:
 
         :raises FixFirst: when they are
         """
-        held: list[Reminder] = []
         rules: Counter[str] = Counter()
-        try:
-            for page in pages:
-                rules.update(reminder.rule.reason for reminder in page)
-                held += page
-                if rules.total() > self.settings.max_texts:
-                    self.report.not_tried(held)  # at once, so that memory stays flat
-                    held = []
-        except NotifierError:
-            self.report.not_tried(held)
-            raise
+        for page in pages:
+            rules.update(reminder.rule.reason for reminder in page)
+            self.waiting.extend(page)
+            if rules.total() > self.settings.max_texts:
+                self.report.not_tried(self.waiting)  # at once, so that memory stays flat
+                self.waiting.clear()
         if rules.total() > self.settings.max_texts:
             raise FixFirst(too_many(rules, self.settings.max_texts))
-        yield held
+        held, self.waiting = self.waiting, deque()
+        yield list(held)
 
     def due(self, users: Sequence[User]) -> list[Reminder]:
         """The reminders to claim; who gets none is reported, or put aside."""
