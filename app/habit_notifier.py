@@ -341,7 +341,7 @@ def remembered(case: Case) -> Skip | None:
     for row in own_rows(case):
         if row.state is State.SENT and row.final_status not in LOST:
             return None
-        permanent = row.state is State.REFUSED and is_permanent(row.code)
+        permanent = row.state is State.REFUSED and row.code in PERMANENT
         if permanent and (case.days.today - row.local_day).days < case.settings.refused_retry_days:
             reason = "Twilio refused %s for good on %s (error %s)"
             return Skip(Outcome.REMEMBERED, reason, (Personal(row.phone), row.local_day, row.code))
@@ -354,7 +354,7 @@ def delivered(case: Case) -> Skip | None:
     ends = [row for row in known if row.final_status not in LOST or row.code not in SENDERS_FAULT]
     if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
         return None
-    if ends[0].final_status in LOST and (ends[0].code in GONE or is_permanent(ends[0].code)):
+    if ends[0].final_status in LOST and ends[0].code in GONE.keys() | PERMANENT:
         return Skip(Outcome.REMEMBERED, "the last text did not arrive: %s", (meaning(ends[0].code),))
     limit = case.settings.undelivered_limit
     if limit and len(ends) >= limit and all(row.final_status in LOST for row in ends[:limit]):
@@ -1407,6 +1407,7 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
     408: (Action.UNCERTAIN, "the request timed out on its way"),
     429: TWILIO_CODES[20429],
 }
+PERMANENT = {code for code, (action, _) in TWILIO_CODES.items() if action is Action.REFUSE}  # tomorrow, too
 AWAY = "check https://status.twilio.com, DNS, the proxy and the NetworkPolicy"
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
 NO_TRUST = "name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct this node's clock"
@@ -1689,11 +1690,6 @@ def cause(error: Exception) -> str:
     while isinstance(inner, Exception):
         outer, inner = inner, getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
     return clean(outer)
-
-
-def is_permanent(code: int | None) -> bool:
-    """Whether Twilio's code says that this number will not be served tomorrow either."""
-    return TWILIO_CODES.get(code or 0, (None,))[0] is Action.REFUSE
 
 
 class Pause:
@@ -2811,7 +2807,7 @@ OTHER_REASONS = {  # the sender, or nobody in particular
     30620: "the text is not what the sender is registered for",
 }
 DELIVERY_CODES = GONE | UNREACHABLE | BLOCKED_SENDER | OTHER_REASONS
-OUR_SETUP = {code for code, (action, _) in TWILIO_CODES.items() if action is not Action.REFUSE}  # a service fails later
+OUR_SETUP = TWILIO_CODES.keys() - PERMANENT  # a service fails later
 SENDERS_FAULT = OUR_SETUP | BLOCKED_SENDER.keys() | OTHER_REASONS.keys()  # whatever is not the recipient's own
 
 
@@ -3442,8 +3438,7 @@ def settings_help() -> str:
     return "\n".join(lines)
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
+utc_now = partial(datetime.now, UTC)
 
 
 def main(
