@@ -1483,7 +1483,7 @@ class Twilio(threading.local):
         :raises FixFirst: when a person must act first
         :raises Outage: when Twilio cannot be reached or does not answer as it should
         """
-        answer, _ = self.ask(lambda client: client.messages.page(page_size=1))
+        answer, _ = self.ask(partial(self._client.messages.page, page_size=1))
         last = self._http.last
         if last and last.status_code == requests.codes.proxy_authentication_required:
             answer = Answer(Action.STOP, PROXY)
@@ -1504,10 +1504,8 @@ class Twilio(threading.local):
         s = self._settings
         number, service = s.twilio_from_number, s.twilio_messaging_service_sid
         sender = {"from_": number} if number else {"messaging_service_sid": service}
-        text, to = message_for(reminder, s), reminder.user.phone
-        answer, message = self.ask(
-            lambda client: client.messages.create(to=to, body=text, validity_period=validity, **sender)
-        )
+        text, to, create = message_for(reminder, s), reminder.user.phone, self._client.messages.create
+        answer, message = self.ask(lambda: create(to=to, body=text, validity_period=validity, **sender))
         return accepted(message) if answer.action is Action.ACCEPT else answer
 
     def look_up(self, rows: Sequence[Row], brake: Brake, found: dict[str, Message]) -> None:
@@ -1527,25 +1525,25 @@ class Twilio(threading.local):
 
         sids = {row.sid for row in rows if row.sid}
         read = partial(self._read, sids, found, go_on)
-        sender = {"from_": self._settings.twilio_from_number} if self._settings.twilio_from_number else {}
+        number = self._settings.twilio_from_number
+        sender: dict[str, Any] = {"from_": number} if number else {}
         for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
             # Dates go as text: twilio-python would write a datetime with a literal Z.
-            search = {"date_sent": str(day), "page_size": 1_000, **sender}
-            read(lambda client, search=search: client.messages.stream(**search))  # type: ignore[misc]
+            read(partial(self._client.messages.stream, date_sent=str(day), page_size=1_000, **sender))
         for sid in sorted(sids - found.keys()):
-            read(lambda client, sid=sid: [client.messages(sid).fetch()])  # type: ignore[misc]
+            read(lambda sid=sid: [self._client.messages(sid).fetch()])  # type: ignore[misc]
 
     def _read(
         self,
         sids: Collection[str],
         found: dict[str, Message],
         go_on: Callable[[], None],
-        question: Callable[[Client], Iterable[Any]],
+        question: Callable[[], Iterable[Any]],
     ) -> None:
         """Find texts in Twilio's answer, up to the last of them: the account's others may go on for very long."""
 
-        def find(client: Client) -> None:
-            messages = iter(question(client) if len(found) < len(sids) else ())
+        def find() -> None:
+            messages = iter(question() if len(found) < len(sids) else ())
             while len(found) < len(sids) and (message := next(messages, None)):
                 go_on()
                 if message.sid in sids:
@@ -1564,25 +1562,22 @@ class Twilio(threading.local):
         :raises FixFirst: when it is not there
         """
         number, service = self._settings.twilio_from_number, self._settings.twilio_messaging_service_sid
+        numbers, short_codes = self._client.incoming_phone_numbers, self._client.short_codes
         if service:
-            answer, found = self.ask(lambda client: client.messaging.v1.services(service).fetch())
+            answer, found = self.ask(self._client.messaging.v1.services(service).fetch)
         elif number.startswith("+"):
-            answer, found = self.ask(
-                lambda client: [own.phone_number for own in client.incoming_phone_numbers.list(phone_number=number)]
-            )
+            answer, found = self.ask(lambda: [own.phone_number for own in numbers.list(phone_number=number)])
         else:
-            answer, found = self.ask(
-                lambda client: [own.short_code for own in client.short_codes.list(short_code=number)]
-            )
+            answer, found = self.ask(lambda: [own.short_code for own in short_codes.list(short_code=number)])
         if answer.action is not Action.ACCEPT and not (service and answer.code == NO_SUCH):
             yield f"whether the sender is the account's could not be told: {answer.words}{answer.remedy}"
         elif not (found if service else number in found):
             raise FixFirst(f"the account has no sender {number or service}: see its console")
 
-    def ask(self, question: Callable[[Client], Any]) -> tuple[Answer, Any]:
+    def ask(self, question: Callable[[], Any]) -> tuple[Answer, Any]:
         """Put one request to Twilio and understand whatever comes back; and what it holds, if it was accepted."""
         try:
-            return Answer(Action.ACCEPT), question(self._client)
+            return Answer(Action.ACCEPT), question()
         except NotifierError:
             raise
         except Exception as error:  # noqa: BLE001 - around a POST, whatever is not understood is uncertain
