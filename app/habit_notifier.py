@@ -552,15 +552,19 @@ class Job:
 
         :raises FixFirst: when they are
         """
-        rules: Counter[str] = Counter()
+        rules, limit = Counter[str](), self.settings.max_texts
         for page in pages:
             rules.update(reminder.rule.reason for reminder in page)
             self.waiting.extend(page)
-            if rules.total() > self.settings.max_texts:
+            if rules.total() > limit:
                 self.report.not_tried(self.waiting)  # at once, so that memory stays flat
                 self.waiting.clear()
-        if rules.total() > self.settings.max_texts:
-            raise FixFirst(too_many(rules, self.settings.max_texts))
+        if rules.total() > limit:
+            counts = ", ".join(f'"{reason}" {rules[reason]}' for reason in (NO_LOGS.reason, MISSED_YESTERDAY.reason))
+            raise FixFirst(
+                f"{rules.total()} texts are due ({counts}), more than MAX_TEXTS={limit}: nobody is texted. Are logs "
+                "still written? If all is well, raise MAX_TEXTS"
+            )
         held, self.waiting = self.waiting, deque()
         yield list(held)
 
@@ -737,15 +741,6 @@ def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
     for zone in zones:
         if default and zone.name and not resolve_zone(zone.name):
             yield f"{zone.users} users have the unknown zone {quoted(zone.name)}: DEFAULT_TIME_ZONE ({default}) serves"
-
-
-def too_many(rules: Counter[str], limit: int) -> str:
-    """Why nobody is texted when more are due than MAX_TEXTS."""
-    counts = ", ".join(f'"{reason}" {rules[reason]}' for reason in (NO_LOGS.reason, MISSED_YESTERDAY.reason))
-    return (
-        f"{rules.total()} texts are due ({counts}), more than MAX_TEXTS={limit}: nobody is texted. Are logs still "
-        "written? If all is well, raise MAX_TEXTS"
-    )
 
 
 PROGRESS_SECONDS = 10.0
