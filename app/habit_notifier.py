@@ -1413,7 +1413,6 @@ CONTENT_TYPE = re.compile(r"(application|text|image)/[\w.+-]+")
 MOST_SEGMENTS = 32_767  # as its column holds them
 MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
 NOT_POSTED = Answer(Action.KEPT_BACK, "the run ended before it was posted")
-DAY_IS_OVER = Answer(Action.KEPT_BACK, "its local day is over")
 GIVEN_UP = Answer(Action.UNCERTAIN, "no answer in time")
 
 
@@ -1762,7 +1761,7 @@ class Sender:
     def _send(self, reminder: Reminder) -> Answer:
         while self._pause.wait():
             if (validity := self._last_look(reminder)) is None:
-                return DAY_IS_OVER
+                return Answer(Action.KEPT_BACK, "its local day is over")
             if validity < SMALLEST_VALIDITY:
                 return Answer(Action.LATER, "SEND_WINDOW has closed there")
             answer = self._twilio.post(reminder, validity)
@@ -2437,10 +2436,6 @@ class Ledger:
         self._recorded: deque[tuple[float, list[Row]]] = deque()
         database.on_connect = self._write_again
 
-    @property
-    def _ours(self) -> str:
-        return of_this_shard("user_id", self._settings)
-
     def open(self) -> None:
         """Make the ledger, or check by statements that touch no row that it can be written.
 
@@ -2599,16 +2594,12 @@ class Ledger:
         self._recorded.append((time.monotonic(), list(kept.values())))
         for part in chunks(list(kept.values()), KEYS):
             self._database.run(*upsert(part))
-        while self._recorded and self._recorded[0][0] < self._safe_before:
+        safe_before = self._database.last_answer - DATABASE_MEMORY  # the server lived on for so long
+        while self._recorded and self._recorded[0][0] < safe_before:
             self._recorded.popleft()
         for reminder in kept:
             del self.claims[reminder]
         self.release([reminder for reminder in answers if reminder not in kept])
-
-    @property
-    def _safe_before(self) -> float:
-        """What was recorded before is not lost: the server lived on for so long, whenever it was lost after that."""
-        return self._database.last_answer - DATABASE_MEMORY
 
     def release(self, reminders: Iterable[Reminder]) -> None:
         """Delete the rows of texts that were surely not sent, so that they may be tried again."""
@@ -2623,15 +2614,16 @@ class Ledger:
 
     def _write_again(self, execute: Execute) -> None:
         """On a new connection: what was written last may be lost with the server that it was written to."""
-        recent = (row for at, some in self._recorded if at >= self._safe_before for row in some)
-        rows = [*recent, *self.claims.values()]
-        for part in chunks(rows, KEYS):
+        safe_before = self._database.last_answer - DATABASE_MEMORY
+        recent = (row for at, some in self._recorded if at >= safe_before for row in some)
+        for part in chunks([*recent, *self.claims.values()], KEYS):
             execute(*upsert(part))
 
     def unsettled(self, now: datetime) -> list[Row]:
         """The oldest rows of whose texts Twilio's last word is not known, those of the last minutes left out."""
         rows = self._database.run(
-            f"""SELECT {ROW} FROM {LEDGER} WHERE final_status IS NULL AND claimed_at < %s AND {self._ours}
+            f"""SELECT {ROW} FROM {LEDGER}
+                WHERE final_status IS NULL AND claimed_at < %s AND {of_this_shard("user_id", self._settings)}
                 ORDER BY local_day LIMIT {SETTLE_ROWS}""",
             [naive(now - SETTLE_AFTER)],
         )
@@ -2658,7 +2650,7 @@ class Ledger:
         """Delete some of this run's rows of days before; how many."""
         keys = self._database.run(
             f"""SELECT user_id, local_day, run_token FROM {LEDGER}
-                WHERE local_day < %s AND {self._ours} ORDER BY local_day LIMIT {KEYS}""",
+                WHERE local_day < %s AND {of_this_shard("user_id", self._settings)} ORDER BY local_day LIMIT {KEYS}""",
             [before],
         )
         self._delete(keys)
