@@ -1509,43 +1509,39 @@ class Twilio(threading.local):
         :raises FixFirst: when a person must act first
         :raises Terminated: when SIGTERM came
         """
-        until = time.monotonic() + SETTLE_BUDGET
-
-        def go_on() -> None:
-            if brake.stopped:
-                raise Terminated("SIGTERM came while texts were looked up")
-            if time.monotonic() > until:
-                raise RetryLater("looking up texts takes too long, the rest waits")
-
-        sids = {row.sid for row in rows if row.sid}
-        read = partial(self._read, sids, found, go_on)
-        number = self._settings.twilio_from_number
-        sender: dict[str, Any] = {"from_": number} if number else {}
-        for day in sorted({row.claimed_at.date() for row in rows if row.sid}):
-            # Dates go as text: twilio-python would write a datetime with a literal Z.
-            read(partial(self._client.messages.stream, date_sent=str(day), page_size=1_000, **sender))
-        for sid in sorted(sids - found.keys()):
-            read(lambda sid=sid: [self._client.messages(sid).fetch()])  # type: ignore[misc]
-
-    def _read(
-        self,
-        sids: Collection[str],
-        found: dict[str, Message],
-        go_on: Callable[[], None],
-        question: Callable[[], Iterable[Any]],
-    ) -> None:
-        """Find texts in Twilio's answer, up to the last of them: the account's others may go on for very long."""
-
-        def find() -> None:
-            messages = iter(question() if len(found) < len(sids) else ())
-            while len(found) < len(sids) and (message := next(messages, None)):
-                go_on()
-                if message.sid in sids:
+        until, days = time.monotonic() + SETTLE_BUDGET, {row.sid: row.claimed_at.date() for row in rows if row.sid}
+        for question in self._searches(days, found):
+            messages = self._messages(question)
+            while len(found) < len(days):  # not to the list's end: the account's other texts may go on for very long
+                message = next(messages, None)
+                if brake.stopped:
+                    raise Terminated("SIGTERM came while texts were looked up")
+                if time.monotonic() > until:
+                    raise RetryLater("looking up texts takes too long, the rest waits")
+                if not message:
+                    break
+                if message.sid in days:
                     status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
                     found[message.sid] = Message(status, message.error_code, message.num_segments)
 
-        go_on()
-        answer, _ = self.ask(find)
+    def _searches(self, days: Mapping[str, date], found: Collection[str]) -> Iterator[Callable[[], Iterable[Any]]]:
+        """The questions that find texts by SID and day; the later ones ask for what is missing by then."""
+        number = self._settings.twilio_from_number
+        sender: dict[str, Any] = {"from_": number} if number else {}
+        for day in sorted(set(days.values())):
+            # Dates go as text: twilio-python would write a datetime with a literal Z.
+            yield partial(self._client.messages.stream, date_sent=str(day), page_size=1_000, **sender)
+        for sid in sorted(days.keys() - found):
+            yield lambda sid=sid: [self._client.messages(sid).fetch()]  # type: ignore[misc]
+
+    def _messages(self, question: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+        """The messages in Twilio's answers to a question, one by one; none of what it does not know."""
+        answer, messages = self.ask(lambda: iter(question()))
+        while messages:
+            answer, message = self.ask(partial(next, messages, None))
+            if not message:
+                break
+            yield message
         if answer.action is not Action.ACCEPT and answer.code != NO_SUCH:
             kind = FixFirst if answer.action is Action.STOP else RetryLater
             raise kind(f"Twilio's list of messages could not be read: {answer.words}{answer.remedy}")
