@@ -731,7 +731,7 @@ def clock_doubts(twilios: datetime | None, now: datetime) -> Iterator[str]:
 def days_by_zone(zones: Iterable[Zone], settings: Settings, now: datetime) -> dict[bytes, Days]:
     """The days of each stored zone that can be resolved; DEFAULT_TIME_ZONE serves for the others."""
     default = resolve_zone(settings.default_time_zone)
-    resolved = ((zone.key or b"", resolve_zone(zone.name) or default) for zone in zones)
+    resolved = ((zone.key, resolve_zone(zone.name) or default) for zone in zones)
     return {key: days_of(now, zone, settings.day_starts_at) for key, zone in resolved if zone}
 
 
@@ -2057,6 +2057,7 @@ TABLES = {
     "Log": ("id", "habit_id", "created_at"),
 }
 HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
+ZONE_KEY = "COALESCE(CAST(u.time_zone AS BINARY), '')"  # as it is stored: a collation folds case and trailing blanks
 LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
     WHERE h.user_id = u.id AND l.created_at >= z.{start} AND l.created_at < z.{end})"""
 
@@ -2069,7 +2070,7 @@ def as_text(column: str) -> str:
 class Zone(NamedTuple):
     """A time zone as it is stored, its name as people mean it, and how many users have it."""
 
-    key: bytes | None
+    key: bytes
     name: str
     users: int
 
@@ -2091,21 +2092,12 @@ class Tracker:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings, self._database = settings, database
+        self._users = f"{HAS_PHONE} AND {of_this_shard('u.id', settings)}"
         self._dates = self._binary_ids = False  # what Log.created_at and User.id are
         self._days: Mapping[bytes, Days] = {}
         self._zones, self._rows_matter = "", "FALSE"
         self._ahead: deque[tuple[UserId | None, UserId | None, int]] = deque()  # ids still to be read, how many at most
         self._size = 0  # of the next page
-
-    @property
-    def _users(self) -> str:
-        return f"{HAS_PHONE} AND {of_this_shard('u.id', self._settings)}"
-
-    @property
-    def _zone_key(self) -> str:
-        """Zones are compared as the bytes that are stored: a collation folds case and trailing blanks."""
-        key = "CAST(u.time_zone AS BINARY)"
-        return f"COALESCE({key}, '')" if self._settings.default_time_zone else key
 
     def look(self) -> None:
         """Connect, and check what is read.
@@ -2181,7 +2173,7 @@ class Tracker:
     def zones(self) -> list[Zone]:
         """The zones that this run's users with a phone number have."""
         rows = self._database.run(
-            f"""SELECT {self._zone_key}, {as_text("MIN(u.time_zone)")}, COUNT(*)
+            f"""SELECT {ZONE_KEY}, {as_text("MIN(u.time_zone)")}, COUNT(*)
                 FROM `User` u WHERE {self._users} GROUP BY 1"""
         )
         return [Zone(key, zone_name(name), users) for key, name, users in rows]
@@ -2278,7 +2270,7 @@ class Tracker:
             f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")},
                        IF(z.zone IS NULL, {as_text("u.time_zone")}, NULL), z.zone,
                        {LOGGED.format(start="day1", end="day2")}, {self._rows_matter}
-                FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {self._zone_key}
+                FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {ZONE_KEY}
                 WHERE {these} AND {self._users} AND NOT {LOGGED.format(start="day2", end="ends")}
                 ORDER BY u.id {limit}""",
             args,
@@ -2313,7 +2305,7 @@ class Tracker:
     def _users_where(self, where: str, args: Sequence[object]) -> list[User]:
         """Users, whatever they logged."""
         columns = ", ".join(map(as_text, ("u.name", "u.phone_number", "u.time_zone")))
-        rows = self._database.run(f"SELECT u.id, {columns}, {self._zone_key} FROM `User` u WHERE {where}", args)
+        rows = self._database.run(f"SELECT u.id, {columns}, {ZONE_KEY} FROM `User` u WHERE {where}", args)
         return [
             User(user_id, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False)
             for user_id, name, phone, zone, key in rows
