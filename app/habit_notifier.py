@@ -380,11 +380,12 @@ def within_week(case: Case) -> Skip | None:
 
 def spaced(case: Case) -> Skip | None:
     """SPACING since the last text, and never two in one local day, whatever zone the user had then."""
+    deadline = timedelta(seconds=case.settings.run_deadline)  # of the runs that wrote the rows, too, as far as we know
     for row in case.rows:
-        last = row.last_possible_text(case.settings.deadline)
+        last = row.last_possible_text(deadline)
         if row.state is State.REFUSED or (last <= case.now - SPACING and last < case.days.end):
             continue
-        if row.state is State.SENDING and case.now < row.claimed_at + case.settings.deadline:
+        if row.state is State.SENDING and case.now < row.claimed_at + deadline:
             return Skip(Outcome.NOT_TRIED, "another run holds this user, or was cut off while it did", again=True)
         words = "another text may have been posted as late as %s UTC, not 11 h 30 min ago, or today"
         unsure = row.state is not State.SENT and case.now - row.claimed_at < ALL_ATTEMPTS
@@ -2383,7 +2384,7 @@ def shown_name(name: object) -> str:
 
 def of_this_shard(user_id: str, settings: Settings) -> str:
     """The condition for this shard's users: a checksum, since ids may be numbers or UUIDs."""
-    return f"CRC32({user_id}) MOD {settings.shard_count} = {settings.shard}"
+    return f"CRC32({user_id}) MOD {settings.shard_count} = {settings.job_completion_index or 0}"
 
 
 LEDGER = "HabitNotification"
@@ -2419,6 +2420,7 @@ class Ledger:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings, self._database = settings, database
+        self._ours = of_this_shard("user_id", settings)
         self._there = False
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
         self._recorded: deque[tuple[float, list[Row]]] = deque()
@@ -2610,8 +2612,7 @@ class Ledger:
     def unsettled(self, now: datetime) -> list[Row]:
         """The oldest rows of whose texts Twilio's last word is not known, those of the last minutes left out."""
         rows = self._database.run(
-            f"""SELECT {ROW} FROM {LEDGER}
-                WHERE final_status IS NULL AND claimed_at < %s AND {of_this_shard("user_id", self._settings)}
+            f"""SELECT {ROW} FROM {LEDGER} WHERE final_status IS NULL AND claimed_at < %s AND {self._ours}
                 ORDER BY local_day LIMIT {SETTLE_ROWS}""",
             [naive(now - SETTLE_AFTER)],
         )
@@ -2638,7 +2639,7 @@ class Ledger:
         """Delete some of this run's rows of days before; how many."""
         keys = self._database.run(
             f"""SELECT user_id, local_day, run_token FROM {LEDGER}
-                WHERE local_day < %s AND {of_this_shard("user_id", self._settings)} ORDER BY local_day LIMIT {KEYS}""",
+                WHERE local_day < %s AND {self._ours} ORDER BY local_day LIMIT {KEYS}""",
             [before],
         )
         self._delete(keys)
@@ -3188,16 +3189,6 @@ class Settings:
         if problems:
             raise FixFirst(*problems)
         return cls(**values)
-
-    @property
-    def deadline(self) -> timedelta:
-        """RUN_DEADLINE, also of the runs that made the ledger's rows, as far as we know."""
-        return timedelta(seconds=self.run_deadline)
-
-    @property
-    def shard(self) -> int:
-        """Which share of the users is this run's, from 0."""
-        return int(self.job_completion_index or 0)
 
     def shown(self) -> str:
         """The settings that differ from their defaults, without the secrets."""
