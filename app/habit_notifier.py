@@ -399,7 +399,7 @@ def in_window(case: Case) -> Skip | None:
     if not window or seconds_left(window, case.now, case.days.zone) >= SMALLEST_VALIDITY:
         return None
     local = f"{case.now.astimezone(case.days.zone):%H:%M}"
-    return Skip(Outcome.LATER, "it is %s there, SEND_WINDOW is %s", (local, "-".join(f"{t:%H:%M}" for t in window)))
+    return Skip(Outcome.LATER, "it is %s there, SEND_WINDOW is %s", (local, shown_value(window)))
 
 
 # A run takes the first that speaks; none of them writes. `handled` comes before `of_the_past`, whose DELETE must never
@@ -1127,9 +1127,7 @@ BY_FORCE = "ended by force: an answer of MySQL goes on for ever. Whom the last l
 class Stop:
     """Whether SIGTERM came. Plain attributes: Event.set could wait for a lock that the interrupted code holds."""
 
-    def __init__(self) -> None:
-        self.requested = False
-        self.at = 0.0
+    requested, at = False, 0.0
 
     def request(self, *_signal: object) -> None:
         """Ask the run to end; a signal handler."""
@@ -1569,8 +1567,6 @@ class Twilio(threading.local):
         """Put one request to Twilio and understand whatever comes back; and what it holds, if it was accepted."""
         try:
             return Answer(Action.ACCEPT), question()
-        except NotifierError:
-            raise
         except Exception as error:  # noqa: BLE001 - around a POST, whatever is not understood is uncertain
             answer = understand(error, self._http.last)
             return replace(answer, words=self._settings.hide(answer.words)), None
