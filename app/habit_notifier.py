@@ -3170,15 +3170,13 @@ class Settings:
 
         :raises FixFirst: with a line for every variable that is missing, wrong or at odds with another
         """
-        values, problems = {}, []
+        values: dict[str, Any] = {each.name: "" for each in fields(cls) if each.name.upper().startswith(without)}
+        problems = []
         for declared in fields(cls):
-            name = declared.name.upper()
             try:
-                values[declared.name] = read_setting(name, declared.metadata, environ)
+                values[declared.name] = read_setting(declared.name.upper(), declared.metadata, environ)
             except ValueError as error:
                 problems.append(str(error))
-                if name.startswith(without):
-                    values[declared.name] = ""
         url = "TWILIO_API_URL=https://api.EDGE.REGION.twilio.com says it"
         problems += [f"{name} is not a setting any more: {url}" for name in GONE_SETTINGS if environ.get(name)]
         problems = [line for line in [*problems, *odds(values)] if not line.startswith(without)]
