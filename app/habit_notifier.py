@@ -1130,7 +1130,6 @@ class Stop:
     requested, at = False, 0.0
 
     def request(self, *_signal: object) -> None:
-        """Ask the run to end; a signal handler."""
         self.at = self.at or time.monotonic()
         self.requested = True
 
@@ -1728,7 +1727,6 @@ class Sender:
         return bool(self._flying)
 
     def submit(self, reminder: Reminder) -> None:
-        """Post a claimed text as soon as it may be."""
         self._flying[self._pool.submit(self._work, reminder)] = reminder
 
     def answers(self, timeout: float) -> dict[Reminder, Answer]:
@@ -2710,7 +2708,6 @@ def naive(instant: datetime) -> datetime:
 
 
 def placeholders(values: Collection[object]) -> str:
-    """Placeholders for an IN list."""
     return ", ".join(["%s"] * len(values))
 
 
@@ -3014,7 +3011,6 @@ class Kind(NamedTuple):
 
 
 def whole(low: int, high: int) -> Kind:
-    """A whole number from low to high."""
     return Kind(f"a whole number from {low} to {high}", "[0-9]+", int, lambda number: low <= number <= high)
 
 
@@ -3040,7 +3036,6 @@ def lasts_an_hour(times: tuple[time_of_day, time_of_day]) -> bool:
 
 
 def id_list(text: str) -> frozenset[str]:
-    """Ids, separated by commas."""
     ids = [id_key(part.strip()) for part in text.split(",")]
     if len(ids) > 100 or not all(re.fullmatch("[!-~]{1,64}", user_id) for user_id in ids):
         raise ValueError
@@ -3315,7 +3310,6 @@ class OneLine(logging.Formatter):
         return text if self.pii else impersonal(text)
 
     def as_json(self, record: logging.LogRecord) -> str:
-        """The record as one JSON object."""
         said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"), "level": record.levelname}
         said |= {"message": self.shown(record.getMessage(), record), "run": RUN}
         trace = {"trace": self.shown(self.formatException(record.exc_info), record)} if record.exc_info else {}
@@ -3373,7 +3367,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def moment(text: str) -> datetime:
-    """An instant, with its zone."""
     with suppress(ValueError, OverflowError):
         instant = datetime.fromisoformat(text)
         if instant.tzinfo and 1970 < instant.year < 9000:
