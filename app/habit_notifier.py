@@ -1958,19 +1958,15 @@ class Database:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for other in self._others:
-            other.cut()
+        for other in self._others:  # in their threads they may wait for an answer, which closing would wait for, too
+            with suppress(Exception):
+                other._connection._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
         self.close()
 
     def beside(self) -> Database:
         """One more connection, to read ahead in another thread: never opened, so not patient. It ends with this one."""
         self._others.append(Database(self._settings, self._brake))
         return self._others[-1]
-
-    def cut(self) -> None:
-        """End the connection though another thread may wait for an answer, which closing it would wait for, too."""
-        with suppress(Exception):
-            self._connection._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
     def run(self, sql: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows; repeat it, or reconnect and repeat it, as MYSQL_ERRORS says.
