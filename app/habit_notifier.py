@@ -2574,12 +2574,16 @@ class Ledger:
         self._recorded.append((time.monotonic(), list(kept.values())))
         for part in chunks(list(kept.values()), KEYS):
             self._database.run(*upsert(part))
-        safe_before = self._database.last_answer - DATABASE_MEMORY  # the server lived on for so long
-        while self._recorded and self._recorded[0][0] < safe_before:
+        while self._recorded and self._recorded[0][0] < self._safe_before:
             self._recorded.popleft()
         for reminder in kept:
             del self.claims[reminder]
         self.release([reminder for reminder in answers if reminder not in kept])
+
+    @property
+    def _safe_before(self) -> float:
+        """What was recorded before is not lost: the server lived on for so long, whenever it was lost after that."""
+        return self._database.last_answer - DATABASE_MEMORY
 
     def release(self, reminders: Iterable[Reminder]) -> None:
         """Delete the rows of texts that were surely not sent, so that they may be tried again."""
@@ -2594,8 +2598,7 @@ class Ledger:
 
     def _write_again(self, execute: Execute) -> None:
         """On a new connection: what was written last may be lost with the server that it was written to."""
-        safe_before = self._database.last_answer - DATABASE_MEMORY
-        recent = (row for at, some in self._recorded if at >= safe_before for row in some)
+        recent = (row for at, some in self._recorded if at >= self._safe_before for row in some)
         for part in chunks([*recent, *self.claims.values()], KEYS):
             execute(*upsert(part))
 
