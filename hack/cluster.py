@@ -100,7 +100,7 @@ def secret_problems(cluster: Cluster, elsewhere: dict[str, str]) -> Iterator[str
             raise
         say(f"Note: you may not read Secrets here, so {SECRET} was not checked.")
         return
-    if not found and lacking(elsewhere):
+    if not found and (SECRET in str(cluster.file("CronJob", CRONJOB)) or lacking(elsewhere)):
         yield f"There is no Secret {SECRET} in namespace {cluster.namespace}. Make it: make secret"
         return
     if left := [name for name, value in values_of(found).items() if PLACEHOLDER.fullmatch(value)]:

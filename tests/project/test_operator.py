@@ -374,8 +374,11 @@ def test_deploy_asks_for_no_value_that_comes_from_a_file(configured: Cluster) ->
 def test_deploy_asks_for_no_secret_where_all_comes_from_files(configured: Cluster) -> None:
     for name in ("DB_USER", "DB_PASSWORD", "TWILIO_ACCOUNT_SID"):
         configure(configured, f"{name}_FILE: /vault/{name}")
-    assert "no Secret habit-notifier-secrets" in configured.refuses("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
     configure(configured, "TWILIO_AUTH_TOKEN_FILE: /vault/token")
+    assert "no Secret habit-notifier-secrets" in configured.refuses("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
+    edit(
+        configured, "k8s/cronjob.yaml", "                - secretRef: {name: habit-notifier-secrets}\n", ""
+    )  # wants it
     configured.does("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
 
 
