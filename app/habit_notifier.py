@@ -1511,16 +1511,15 @@ class Twilio(threading.local):
         for question in self._searches(days, found):
             messages = self._messages(question)
             while len(found) < len(days):  # not to the list's end: the account's other texts may go on for very long
-                message = next(messages, None)
                 if brake.stopped:
                     raise Terminated("SIGTERM came while texts were looked up")
                 if time.monotonic() > until:
                     raise RetryLater("looking up texts takes too long, the rest waits")
-                if not message:
+                if not (message := next(messages, None)):
                     break
-                if message.sid in days:
+                if (sid := str(message.sid)) in days:
                     status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
-                    found[message.sid] = Message(status, message.error_code, message.num_segments)
+                    found[sid] = Message(status, message.error_code, message.num_segments)
 
     def _searches(self, days: Mapping[str, date], found: Collection[str]) -> Iterator[Callable[[], Iterable[Any]]]:
         """The questions that find texts by SID and day; the later ones ask for what is missing by then."""
@@ -1563,7 +1562,7 @@ class Twilio(threading.local):
             raise FixFirst(f"the account has no sender {number or service}: see its console")
 
     def ask(self, question: Callable[[], Any]) -> tuple[Answer, Any]:
-        """Put one request to Twilio and understand whatever comes back; and what it holds, if it was accepted."""
+        """Put a question to Twilio and understand whatever comes back; and what it holds, if it was accepted."""
         try:
             return Answer(Action.ACCEPT), question()
         except Exception as error:  # noqa: BLE001 - around a POST, whatever is not understood is uncertain
@@ -2804,11 +2803,11 @@ def stop_if_blocked(settled: Sequence[Row]) -> None:
 
     :raises FixFirst: when that is what most of the newly learned outcomes say
     """
-    codes = [row.code for row in settled if row.final_status in KNOWN_ENDS]
-    blocked = [code for code in codes if code in BLOCKED_SENDER]
-    if len(blocked) >= max(FEW, len(codes) / 2):
+    known = [row for row in settled if row.final_status in KNOWN_ENDS]
+    blocked = [row.code for row in known if row.final_status in LOST and row.code in BLOCKED_SENDER]
+    if len(blocked) >= max(FEW, len(known) / 2):
         raise FixFirst(
-            f"Carriers block the sender: {len(blocked)} of the last {len(codes)} texts did not arrive, "
+            f"Carriers block the sender: {len(blocked)} of the last {len(known)} texts did not arrive, "
             f"{meaning(Counter(blocked).most_common(1)[0][0])}. Register or verify the sender, or change the texts, in "
             "Twilio's console. Nobody was texted; the next run tries again"
         )

@@ -267,7 +267,9 @@ def test_texts_that_carriers_block_need_a_person_before_anybody_is_claimed(
     world: World, sender: dict[str, str], code: int
 ) -> None:
     world.database.insert_user("Due", BERT, "UTC")
-    for n, (status, why) in enumerate([("undelivered", code)] * 3 + [("delivered", None)] * 3):
+    for n, (status, why) in enumerate(
+        [("undelivered", code)] * 3 + [("delivered", code), ("delivered", None), ("read", None)]
+    ):
         sid = world.message(f"+1303555{n:04}", status, code=why)
         world.row(f"+1303555{n:04}", "sent", sid=sid)
     assert world.run(NOON + DAY, **sender) == 2
@@ -344,7 +346,7 @@ def test_when_a_later_page_fails_the_day_stays_open(world: World) -> None:
 @pytest.mark.constants(SETTLE_BUDGET=0.5)
 def test_what_was_found_among_very_many_other_texts_is_kept_when_the_budget_ends(world: World) -> None:
     early, late = world.message(ANNA, from_=None), "SM" + "0" * 32
-    for n in range(1_000):
+    for n in range(1_001):
         world.message(f"+1303555{n:04}", from_=None)
     world.twilio.book[-1].sid = late  # on the first page: the list begins with the newest
     users = [world.row(ANNA, "sent", sid=early), world.row(BERT, "sent", sid=late)]
@@ -374,6 +376,15 @@ def test_a_status_or_code_that_no_column_holds_ends_no_run(world: World, status:
     assert len(world.posted) == 1
     assert world.told(user)[2] is None
     assert len(world.told(user)[3]) <= 32
+
+
+@pytest.mark.parametrize("odd", [None, 1, [], {}], ids=str)
+def test_a_listed_text_whose_sid_is_none_is_nobody_s(world: World, odd: Any) -> None:
+    user = world.row(state="sent", sid=world.message())
+    world.message()
+    world.twilio.book[-1].sid = odd  # the list begins with the newest
+    assert world.settle() == 0
+    assert world.told(user)[3] == "delivered"
 
 
 def slow_lists(world: World, seconds: float) -> None:
@@ -552,15 +563,17 @@ def test_settling_alone_needs_credentials_and_a_twilio_that_answers(world: World
     assert world.told(user) == ("uncertain", None, None, None)
 
 
-def test_sigterm_ends_a_look_up_at_the_next_text(world: World) -> None:
+@pytest.mark.parametrize(("when", "asked"), [({"PageSize": "1"}, 0), ({"DateSent": "2026-05-10"}, 1)], ids=str)
+def test_sigterm_ends_a_look_up_before_the_next_question(world: World, when: dict[str, str], asked: int) -> None:
     world.stop = stop = Stop()
-    days = [NOON - n * DAY for n in (4, 2)]
+    days = [NOON - n * DAY for n in (2, 1)]
     users = [world.row(state="sent", claimed=day, sid=world.message(at=day)) for day in days]
 
     def terminate(request: Request) -> None:
-        if request.params.get("DateSent") == "2026-05-10":
+        if when.items() <= request.params.items():
             stop.request()
 
     world.twilio.hook = terminate
     assert world.settle() == 143
-    assert [world.told(user)[3] for user in users] == ["delivered", None]
+    assert [world.told(user)[3] for user in users] == ["delivered" if asked else None, None]
+    assert len(world.lists) == asked
