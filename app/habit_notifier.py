@@ -60,7 +60,7 @@ from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from email.utils import parsedate_to_datetime
 from enum import Enum, IntEnum, StrEnum, auto
-from functools import cache, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -1461,11 +1461,15 @@ class Twilio(threading.local):
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._http = settings, Http()
-        user = settings.twilio_api_key_sid or settings.twilio_account_sid
-        password, account = settings.twilio_api_key_secret or settings.twilio_auth_token, settings.twilio_account_sid
-        self._client = Client(user, password, account, http_client=self._http)  # type: ignore[no-untyped-call]
-        self._client.api.base_url = url = settings.twilio_api_url
-        self._client.messaging.base_url = re.sub(r"//api\.(?=.*twilio\.com$)", "//messaging.", url)
+
+    @cached_property
+    def _client(self) -> Client:  # made when it is needed: that imports most of twilio
+        s = self._settings
+        user, password = s.twilio_api_key_sid or s.twilio_account_sid, s.twilio_api_key_secret or s.twilio_auth_token
+        client = Client(user, password, s.twilio_account_sid, http_client=self._http)  # type: ignore[no-untyped-call]
+        client.api.base_url = s.twilio_api_url
+        client.messaging.base_url = re.sub(r"//api\.(?=.*twilio\.com$)", "//messaging.", s.twilio_api_url)
+        return client
 
     def probe(self) -> datetime | None:
         """Prove name resolution, TLS and credentials before anything is claimed; Twilio's clock, if it tells.
