@@ -354,7 +354,7 @@ def delivered(case: Case) -> Skip | None:
     ends = [row for row in known if row.final_status not in LOST or row.code not in SENDERS_FAULT]
     if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
         return None
-    if ends[0].final_status in LOST and ends[0].code in GONE.keys() | PERMANENT:
+    if ends[0].final_status in LOST and (ends[0].code in GONE or ends[0].code in PERMANENT):
         return Skip(Outcome.REMEMBERED, "the last text did not arrive: %s", (meaning(ends[0].code),))
     limit = case.settings.undelivered_limit
     if limit and len(ends) >= limit and all(row.final_status in LOST for row in ends[:limit]):

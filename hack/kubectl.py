@@ -132,7 +132,7 @@ class Cluster:
 
     def maker_of_secret(self) -> Object:
         """What the files have in place of `make secret`: an ExternalSecret, a SealedSecret, a generator's Secret."""
-        return next((it for it in self.files if it.kind.endswith("Secret") and SECRET in json.dumps(it)), Object())
+        return next((it for it in self.files if it.kind.endswith("Secret") and SECRET in str(it)), Object())
 
     def agree(self) -> None:
         """NAMESPACE alone changes no file."""
