@@ -674,16 +674,18 @@ class Job:
     def record_last(self) -> None:
         """After a failure: wait for what is in flight, and try once more to record it."""
         while self.sender.busy:
-            self.unrecorded |= self.sender.answers(timeout=0.5)
+            answers = self.sender.answers(timeout=0.5)
+            self.unrecorded |= answers
+            self.brake.heed(answers.values())
         try:
-            self.take(self.unrecorded.copy())
+            self.ledger.record(self.unrecorded, self.clock())
         except NotifierError:
             log.error(
                 "What became of the last %d texts could not be recorded: their rows may stay at 'sending', which "
                 "keeps them from being sent again today",
                 len(self.unrecorded),
             )
-            self.report.finished(self.unrecorded, self.clock())
+        self.report.finished(self.unrecorded, self.clock())
 
     def clean_up(self) -> None:
         """Delete old rows, a few at a time; what is left, or fails, can wait for the next run."""
@@ -884,8 +886,8 @@ class Report:
             warn(text_problems(settings, self._longest_name))
         if self._at_night and not settings.send_window:
             log.warning(
-                "%d texts were posted between 21:00 and 8:00 local time: SEND_WINDOW keeps a decent hour, "
-                "see k8s/components/local-morning",
+                "%d texts were posted between 21:00 and 8:00 local time: k8s/components/local-morning keeps a decent "
+                "hour, by SEND_WINDOW and hourly runs",
                 self._at_night,
             )
         if not self.walked:
@@ -2627,7 +2629,7 @@ class Ledger:
             for part in chunks(keys, KEYS):
                 self._database.run(
                     f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s, segments = %s
-                        WHERE (COALESCE(message_sid, final_status) IS NULL) = %s AND ({any_of(part)})""",
+                        WHERE final_status IS NULL AND (message_sid IS NULL) = %s AND ({any_of(part)})""",
                     [*said, *chain.from_iterable(part)],
                 )
 
@@ -2974,7 +2976,7 @@ def check_hours(job: Job) -> Iterator[str]:
     """Whether people may be texted while they sleep."""
     start, end = job.settings.send_window or (time_of_day(), time_of_day(23, 59))
     if start < time_of_day(NIGHT_ENDS) or end > time_of_day(NIGHT_STARTS):
-        yield "texts may come between 21:00 and 8:00 local time: set SEND_WINDOW, see k8s/components/local-morning"
+        yield "texts may come between 21:00 and 8:00 local time: use k8s/components/local-morning"
 
 
 # What is checked, in order: a name, the name of what it needs, and the question.

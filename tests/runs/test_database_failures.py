@@ -22,6 +22,7 @@ from tests.runs.statements import (
     PAGE,
     PURGE,
     RECORD,
+    RELEASE,
     SLICE,
     START,
     ZONES,
@@ -152,6 +153,17 @@ def test_what_is_in_flight_when_the_database_fails_is_waited_for_and_recorded(fa
     proxy.on_query(CLAIM, Verdict.CUT_BEFORE, nth=2, forever=True)
     assert far.run() == Exit.RETRY
     assert far.counts == {"sent": len(far.twilio.book)}
+
+
+@pytest.mark.usefixtures("from_the_first")
+@curt
+def test_an_answer_that_could_not_be_recorded_counts_once_towards_a_streak(far: Town, proxy: Proxy) -> None:
+    """Nine refusals are no streak, and an outage is worth a retry."""
+    far.twilio.script(ACCEPT, then=refuse(21660).delayed(after=0.5))
+    proxy.on_query(RELEASE, Verdict.CUT_BEFORE, forever=True)
+    assert far.run(SEND_CONCURRENCY="8") == Exit.RETRY
+    assert far.said("refused for the set-up 9")
+    assert not far.said("texts in a row failed")
 
 
 @curt

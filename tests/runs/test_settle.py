@@ -456,6 +456,17 @@ def test_what_another_run_recorded_during_a_look_up_stays(
     assert [world.told(user) for user in users] == [told, ("uncertain", None, None, "unknown")]
 
 
+def test_a_run_that_asked_twilio_earlier_takes_back_no_final_word(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs side by side: this one was told that a text is on its way, the other one what became of it."""
+    user = world.row(state="sent", sid=(sid := world.message(status="sent")))
+    other = f"UPDATE {LEDGER} SET error_code = 30003, final_status = 'undelivered' WHERE user_id = {user}"
+    monkeypatch.setattr(Ledger, "unsettled", also(Ledger.unsettled, after=lambda: world.sql(other)))
+    assert world.settle(NOON + HOUR) == 0
+    assert world.told(user) == ("sent", sid, 30003, "undelivered")
+
+
 @pytest.mark.constants(SETTLE_ROWS=1)
 def test_of_more_rows_than_one_run_looks_up_the_oldest_come_first(world: World) -> None:
     days = [NOON - n * DAY for n in (2, 4, 3)]
