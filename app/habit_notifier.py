@@ -2305,13 +2305,14 @@ class Tracker:
             for user_id, name, phone, zone, key in rows
         ]
 
-    def logs_of(self, user: User, days: Days) -> list[tuple[date, str]]:
-        """The logs of a user since day 1, each with its habit's name."""
+    def logs_of(self, user: User, days: Days, as_of: datetime | None) -> list[tuple[date, str]]:
+        """The logs of a user since day 1, as of now or of another moment, each with its habit's name."""
         first = bounds_of(days, dates=self._dates)[0]
+        last = date.max if not as_of else days.today if self._dates else naive(as_of)
         rows = self._database.run(
             f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
-                WHERE h.user_id = %s AND l.created_at >= %s ORDER BY l.created_at DESC LIMIT 1000""",
-            [user.id, first],
+                WHERE h.user_id = %s AND l.created_at BETWEEN %s AND %s ORDER BY l.created_at DESC LIMIT 1000""",
+            [user.id, first, last],
         )
         return [(aware(at), clean(habit)) for at, habit in reversed(rows)]
 
@@ -2878,7 +2879,7 @@ def explain(job: Job) -> Exit:
 
 def explain_days(job: Job, case: Case) -> None:
     """The days of a user, the logs in them, the rule, and when a text is possible."""
-    days, logs = case.days, job.tracker.logs_of(case.user, case.days)
+    days, logs = case.days, job.tracker.logs_of(case.user, case.days, job.as_of)
     local = case.now.astimezone(days.zone)
     log.info("It is %s in %s, the local day %s", f"{local:%Y-%m-%d %H:%M}", days.zone, days.today)
     for number, start, end in ((1, days.day1, days.day2), (2, days.day2, days.end)):
@@ -2889,7 +2890,7 @@ def explain_days(job: Job, case: Case) -> None:
     logged = {days_with(at, days) for at, _ in logs}
     rule = "nothing: logged on day 2" if 2 in logged else rule_for(logged_day1=1 in logged).reason
     log.info("Rule: %s", rule)
-    soonest = earliest(case, [at for at, _ in logs if not isinstance(at, datetime) or at <= case.now])
+    soonest = earliest(case, [at for at, _ in logs])
     when = f"{soonest:%Y-%m-%d %H:%M} UTC" if soonest else f"not within {RETENTION.days} days, see the gates"
     log.info("If nothing is logged from now on, the next text is possible at the earliest: %s", when)
 

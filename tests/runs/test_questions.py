@@ -424,6 +424,22 @@ def test_an_explanation_names_the_zone_that_serves_where_the_users_own_does_not(
     assert "INFO - It is 2026-03-30 18:00 in Asia/Tokyo, the local day 2026-03-30" in lines
 
 
+def test_a_moment_of_long_ago_has_its_logs_however_many_came_since(database: Database) -> None:
+    since = [NOW + DAY + timedelta(minutes=n) for n in range(1000)]
+    user = database.insert_user("Ana", ANA, "UTC", logs=[NOW - DAY, *since])
+    asked = "--explain", str(user), "--now", f"{NOW:%Y-%m-%dT%H:%M:%SZ}"
+    lines = said(database.environ(), *asked, at=NOW + 300 * DAY)[1]
+    assert "INFO - Rule: nothing: logged on day 2" in lines
+    assert "at the earliest: 2026-03-31 00:00 UTC" in str(lines)
+
+
+def test_the_earliest_next_text_counts_logs_of_a_clock_that_is_ahead(database: Database) -> None:
+    user = database.insert_user("Ana", ANA, "UTC", logs=[NOW - DAY, NOW + timedelta(hours=13)])
+    assert "at the earliest: 2026-04-01 00:00 UTC" in str(said(database.environ(), "--explain", str(user))[1])
+    lines = said(database.environ(), "--dry-run", at=NOW + DAY)[1]
+    assert not any("would be texted" in line for line in lines)
+
+
 def test_what_was_logged_after_that_moment_is_not_known_there(database: Database) -> None:
     logs = [NOW.replace(hour=3) - DAY, NOW.replace(hour=8), *(NOW + 5 * DAY for _ in range(3))]
     user = database.insert_user("Ana", ANA, "UTC", logs=logs)
