@@ -2126,6 +2126,19 @@ class Tracker:
             if self._database.run(kind, [table]) == [("BASE TABLE",)] and not self._database.run(indexed, columns[:1]):
                 yield f"no index of {table} begins with {columns[0]}: {statement}"
 
+    def default_doubts(self) -> Iterator[str]:
+        """Whether the server itself fills in local times; west of UTC no log would look odd."""
+        for (zone,) in self._database.run(
+            """SELECT @@GLOBAL.time_zone FROM information_schema.columns
+               WHERE table_schema = DATABASE() AND table_name = 'Log' AND column_name = 'created_at'
+                 AND data_type = 'datetime' AND LOWER(column_default) REGEXP 'current_timestamp|now'
+                 AND CONVERT_TZ(UTC_TIMESTAMP(), '+00:00', @@GLOBAL.time_zone) <> UTC_TIMESTAMP()"""
+        ):
+            yield (
+                f"Log.created_at is filled in this server's time_zone ({zone}), not in UTC, where it is left out: let "
+                "what writes logs SET time_zone = '+00:00', or see docs/your-tables.md"
+            )
+
     def log_doubts(self, limit: datetime, users: int) -> Iterator[str]:
         """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more."""
         bound: object = (limit + EARLIEST_ZONE).date() if self._dates else naive(limit)
@@ -2941,6 +2954,7 @@ def check_database(job: Job) -> Iterator[str]:
     job.tracker.look()
     if not job.settings.db_ssl_ca:
         yield "the server is not verified: DB_SSL_CA would do that"
+    yield from job.tracker.default_doubts()
 
 
 def check_ledger(job: Job) -> Iterator[str]:

@@ -807,6 +807,19 @@ def test_tls_durability_and_a_server_that_is_read_only(twilio: FakeTwilio, tmp_p
 
 
 @pytest.mark.usefixtures("throwaway")
+@pytest.mark.parametrize("west", ["-05:00", "+00:00"])
+@pytest.mark.parametrize("created_at", ["DATETIME", "DATETIME(6)", "TIMESTAMP"])
+def test_a_server_west_of_utc_that_fills_in_its_own_time_is_found(
+    west: str, created_at: str, twilio: FakeTwilio
+) -> None:
+    with Server(global_time_zone=west) as server, server.database(created_at=created_at) as database:
+        _, *told = verdicts(database.environ() | twilio.environ())[1]["database"]
+    wrong = west == "-05:00" and created_at != "TIMESTAMP"
+    filled = "WARNING Log.created_at is filled in this server's time_zone (-05:00), not in UTC, where it is left out: "
+    assert [line.startswith(filled) for line in told] == [True] * wrong
+
+
+@pytest.mark.usefixtures("throwaway")
 def test_a_server_whose_innodb_alone_is_read_only_is_found_before_the_first_claim(twilio: FakeTwilio) -> None:
     options = ["--innodb-read-only", "--default-storage-engine=MyISAM"]  # as Aurora's readers
     with Server(options=options) as server, server.database() as database:
