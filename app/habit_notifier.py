@@ -2324,10 +2324,10 @@ class Tracker:
         last = date.max if not as_of else days.today if self._dates else naive(as_of)
         rows = self._database.run(
             f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
-                WHERE h.user_id = %s AND l.created_at BETWEEN %s AND %s ORDER BY l.created_at DESC LIMIT 1000""",
+                WHERE h.user_id = %s AND l.created_at BETWEEN %s AND %s ORDER BY l.created_at""",
             [user.id, first, last],
         )
-        return [(aware(at), clean(habit)) for at, habit in reversed(rows)]
+        return [(aware(at), clean(habit)) for at, habit in rows]
 
     def last_logs(self, user_ids: Sequence[UserId], as_of: datetime | None) -> dict[UserId, date]:
         """The last log of each of these users, as of now or of another moment."""

@@ -424,13 +424,14 @@ def test_an_explanation_names_the_zone_that_serves_where_the_users_own_does_not(
     assert "INFO - It is 2026-03-30 18:00 in Asia/Tokyo, the local day 2026-03-30" in lines
 
 
-def test_a_moment_of_long_ago_has_its_logs_however_many_came_since(database: Database) -> None:
-    since = [NOW + DAY + timedelta(minutes=n) for n in range(1000)]
+@pytest.mark.parametrize("asked", [NOW, NOW + 300 * DAY], ids=["of today", "of a moment of long ago"])
+def test_the_logs_of_two_days_are_told_however_many_came_since(asked: datetime, database: Database) -> None:
+    since = [NOW - timedelta(seconds=n) if asked == NOW else NOW + timedelta(hours=n) for n in range(1, 1001)]
     user = database.insert_user("Ana", ANA, "UTC", logs=[NOW - DAY, *since])
-    asked = "--explain", str(user), "--now", f"{NOW:%Y-%m-%dT%H:%M:%SZ}"
-    lines = said(database.environ(), *asked, at=NOW + 300 * DAY)[1]
+    moment = [] if asked == NOW else ["--now", f"{NOW:%Y-%m-%dT%H:%M:%SZ}"]
+    lines = said(database.environ(), "--explain", str(user), *moment, at=asked)[1]
     assert "INFO - Rule: nothing: logged on day 2" in lines
-    assert "at the earliest: 2026-03-31 00:00 UTC" in str(lines)
+    assert f"at the earliest: 2026-{'04-01' if asked == NOW else '03-31'} 00:00 UTC" in str(lines)
 
 
 def test_the_earliest_next_text_counts_logs_of_a_clock_that_is_ahead(database: Database) -> None:
