@@ -2878,6 +2878,8 @@ def explain(job: Job) -> Exit:
         case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
         if user.days:
             explain_days(job, case)
+        else:
+            log.info("The next text is possible at the earliest: once the time zone is corrected, see the gates")
         for gate in GATES if user.days else WITHOUT_DAYS:
             if skip := gate(case):
                 words = f"Gate %s: no text, %s: {skip.reason}"
