@@ -2128,6 +2128,19 @@ class Tracker:
             if self._database.run(kind, [table]) == [("BASE TABLE",)] and not self._database.run(indexed, columns[:1]):
                 yield f"no index of {table} begins with {columns[0]}: {statement}"
 
+    def default_doubts(self) -> Iterator[str]:
+        """Whether the server itself fills in local times; west of UTC no log would look odd."""
+        for (zone,) in self._database.run(
+            """SELECT @@GLOBAL.time_zone FROM information_schema.columns
+               WHERE table_schema = DATABASE() AND table_name = 'Log' AND column_name = 'created_at'
+                 AND data_type = 'datetime' AND LOWER(column_default) REGEXP 'current_timestamp|now'
+                 AND CONVERT_TZ(UTC_TIMESTAMP(), '+00:00', @@GLOBAL.time_zone) <> UTC_TIMESTAMP()"""
+        ):
+            yield (
+                f"Log.created_at is filled in this server's time_zone ({zone}), not in UTC, where it is left out: let "
+                "what writes logs SET time_zone = '+00:00', or see docs/your-tables.md"
+            )
+
     def log_doubts(self, limit: datetime, users: int) -> Iterator[str]:
         """Whether logs carry the wall time of a zone ahead of UTC, and whether anybody logs any more."""
         bound: object = (limit + EARLIEST_ZONE).date() if self._dates else naive(limit)
@@ -2307,15 +2320,16 @@ class Tracker:
             for user_id, name, phone, zone, key in rows
         ]
 
-    def logs_of(self, user: User, days: Days) -> list[tuple[date, str]]:
-        """The logs of a user since day 1, each with its habit's name."""
+    def logs_of(self, user: User, days: Days, as_of: datetime | None) -> list[tuple[date, str]]:
+        """The logs of a user since day 1, as of now or of another moment, each with its habit's name."""
         first = bounds_of(days, dates=self._dates)[0]
+        last = date.max if not as_of else days.today if self._dates else naive(as_of)
         rows = self._database.run(
             f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
-                WHERE h.user_id = %s AND l.created_at >= %s ORDER BY l.created_at DESC LIMIT 1000""",
-            [user.id, first],
+                WHERE h.user_id = %s AND l.created_at BETWEEN %s AND %s ORDER BY l.created_at""",
+            [user.id, first, last],
         )
-        return [(aware(at), clean(habit)) for at, habit in reversed(rows)]
+        return [(aware(at), clean(habit)) for at, habit in rows]
 
     def last_logs(self, user_ids: Sequence[UserId], as_of: datetime | None) -> dict[UserId, date]:
         """The last log of each of these users, as of now or of another moment."""
@@ -2866,6 +2880,8 @@ def explain(job: Job) -> Exit:
         case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
         if user.days:
             explain_days(job, case)
+        else:
+            log.info("The next text is possible at the earliest: once the time zone is corrected, see the gates")
         for gate in GATES if user.days else WITHOUT_DAYS:
             if skip := gate(case):
                 words = f"Gate %s: no text, %s: {skip.reason}"
@@ -2880,7 +2896,7 @@ def explain(job: Job) -> Exit:
 
 def explain_days(job: Job, case: Case) -> None:
     """The days of a user, the logs in them, the rule, and when a text is possible."""
-    days, logs = case.days, job.tracker.logs_of(case.user, case.days)
+    days, logs = case.days, job.tracker.logs_of(case.user, case.days, job.as_of)
     local = case.now.astimezone(days.zone)
     log.info("It is %s in %s, the local day %s", f"{local:%Y-%m-%d %H:%M}", days.zone, days.today)
     for number, start, end in ((1, days.day1, days.day2), (2, days.day2, days.end)):
@@ -2891,7 +2907,7 @@ def explain_days(job: Job, case: Case) -> None:
     logged = {days_with(at, days) for at, _ in logs}
     rule = "nothing: logged on day 2" if 2 in logged else rule_for(logged_day1=1 in logged).reason
     log.info("Rule: %s", rule)
-    soonest = earliest(case, [at for at, _ in logs if not isinstance(at, datetime) or at <= case.now])
+    soonest = earliest(case, [at for at, _ in logs])
     when = f"{soonest:%Y-%m-%d %H:%M} UTC" if soonest else f"not within {RETENTION.days} days, see the gates"
     log.info("If nothing is logged from now on, the next text is possible at the earliest: %s", when)
 
@@ -2942,6 +2958,7 @@ def check_database(job: Job) -> Iterator[str]:
     job.tracker.look()
     if not job.settings.db_ssl_ca:
         yield "the server is not verified: DB_SSL_CA would do that"
+    yield from job.tracker.default_doubts()
 
 
 def check_ledger(job: Job) -> Iterator[str]:

@@ -350,7 +350,11 @@ def test_an_id_may_have_letters_beyond_ascii(database: Database) -> None:
             "Mars/Base",
             ["time zone 'Mars/Base'", "Gate placed: no text, skipped (time zone): time zone 'Mars/Base'"],
         ),
-        (ANA, None, ["time zone ''", "Gate placed: no text, skipped (time zone): there is no time zone"]),
+        (
+            ANA,
+            None,
+            ["time zone ''", "at the earliest: once", "Gate placed: no text, skipped (time zone): there is no"],
+        ),
         (None, "Asia/Tokyo", ["no phone number, time zone 'Asia/Tokyo'", "Gate placed: nothing", "Rule: No logs"]),
         ("", "Mars", ["no phone number", "Gate placed: no text", "Gate numbered: no text, skipped (phone number)"]),
     ],
@@ -422,6 +426,23 @@ def test_an_explanation_names_the_zone_that_serves_where_the_users_own_does_not(
     user = database.insert_user("Ana", ANA, zone)
     lines = said(database.environ() | {"DEFAULT_TIME_ZONE": "Asia/Tokyo"}, "--explain", str(user))[1]
     assert "INFO - It is 2026-03-30 18:00 in Asia/Tokyo, the local day 2026-03-30" in lines
+
+
+@pytest.mark.parametrize("asked", [NOW, NOW + 300 * DAY], ids=["of today", "of a moment of long ago"])
+def test_the_logs_of_two_days_are_told_however_many_came_since(asked: datetime, database: Database) -> None:
+    since = [NOW - timedelta(seconds=n) if asked == NOW else NOW + timedelta(hours=n) for n in range(1, 1001)]
+    user = database.insert_user("Ana", ANA, "UTC", logs=[NOW - DAY, *since])
+    moment = [] if asked == NOW else ["--now", f"{NOW:%Y-%m-%dT%H:%M:%SZ}"]
+    lines = said(database.environ(), "--explain", str(user), *moment, at=asked)[1]
+    assert "INFO - Rule: nothing: logged on day 2" in lines
+    assert f"at the earliest: 2026-{'04-01' if asked == NOW else '03-31'} 00:00 UTC" in str(lines)
+
+
+def test_the_earliest_next_text_counts_logs_of_a_clock_that_is_ahead(database: Database) -> None:
+    user = database.insert_user("Ana", ANA, "UTC", logs=[NOW - DAY, NOW + timedelta(hours=13)])
+    assert "at the earliest: 2026-04-01 00:00 UTC" in str(said(database.environ(), "--explain", str(user))[1])
+    lines = said(database.environ(), "--dry-run", at=NOW + DAY)[1]
+    assert not any("would be texted" in line for line in lines)
 
 
 def test_what_was_logged_after_that_moment_is_not_known_there(database: Database) -> None:
@@ -788,6 +809,19 @@ def test_tls_durability_and_a_server_that_is_read_only(twilio: FakeTwilio, tmp_p
         database.execute("SET GLOBAL read_only = 1")
         code, found = verdicts(environ)
         assert (code, found["ledger"]) == (2, [READ_ONLY])
+
+
+@pytest.mark.usefixtures("throwaway")
+@pytest.mark.parametrize("west", ["-05:00", "+00:00"])
+@pytest.mark.parametrize("created_at", ["DATETIME", "DATETIME(6)", "TIMESTAMP"])
+def test_a_server_west_of_utc_that_fills_in_its_own_time_is_found(
+    west: str, created_at: str, twilio: FakeTwilio
+) -> None:
+    with Server(global_time_zone=west) as server, server.database(created_at=created_at) as database:
+        _, *told = verdicts(database.environ() | twilio.environ())[1]["database"]
+    wrong = west == "-05:00" and created_at != "TIMESTAMP"
+    filled = "WARNING Log.created_at is filled in this server's time_zone (-05:00), not in UTC, where it is left out: "
+    assert [line.startswith(filled) for line in told] == [True] * wrong
 
 
 @pytest.mark.usefixtures("throwaway")
