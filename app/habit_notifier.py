@@ -1298,7 +1298,7 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
 urllib3.util.ssl_.VERIFY_X509_STRICT = ssl.VerifyFlags(0)  # type: ignore[attr-defined]
 
 HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
-OTHERS_ANSWER = sum(HTTP_TIMEOUT)  # seconds in which another run, at work beside this one, has its answers
+OTHERS_ANSWER = 2 * sum(HTTP_TIMEOUT)  # seconds in which another run has its answers: some claims wait for a thread
 LONGEST_ANSWER = 16_000_000  # bytes, unpacked: a list of 1,000 texts has fewer
 HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
 PROBE_LIMIT = 30.0  # seconds for one question to Twilio, however slowly its answer drips
