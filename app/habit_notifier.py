@@ -1805,6 +1805,7 @@ class Remedy(Enum):
 
 
 READ_ONLY = "it is read-only: set DB_HOST to the primary"
+SWITCHED_OVER = "it turned read-only, as in a switch-over: DB_HOST must lead to the new primary"
 TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at), or Habit without "
     "(user_id)? See DEPLOYMENT.md"
@@ -1901,7 +1902,7 @@ class DatabaseError(NotifierError):
         elif self.number == 2013 and not (connected or written):  # it never said hello
             words = "what answers does not speak like MySQL, or not in time: check DB_HOST, DB_PORT and the server"
         if self.remedy is Remedy.SWITCH_OVER:
-            self.remedy = Remedy.RECONNECT if written else Remedy.FIX
+            self.remedy, words = (Remedy.RECONNECT, SWITCHED_OVER) if written else (Remedy.FIX, words)
         known = self.number in MYSQL_ERRORS and self.number != SIGNAL
         quote = clean if known else quoted  # the words of others may hold a value
         said = "" if self.number in SILENT else f": {quote(error.args[-1] if error.args else error)}"
