@@ -1300,7 +1300,7 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
 urllib3.util.ssl_.VERIFY_X509_STRICT = ssl.VerifyFlags(0)  # type: ignore[attr-defined]
 
 HTTP_TIMEOUT = (5.0, 10.0)  # seconds to connect, and to wait for an answer
-OTHERS_ANSWER = sum(HTTP_TIMEOUT)  # seconds in which another run, at work beside this one, has its answers
+OTHERS_ANSWER = 2 * sum(HTTP_TIMEOUT)  # seconds in which another run has its answers: some claims wait for a thread
 LONGEST_ANSWER = 16_000_000  # bytes, unpacked: a list of 1,000 texts has fewer
 HTTP_IDLE = 30.0  # seconds after which a connection is not trusted any more: NAT gateways forget it
 PROBE_LIMIT = 30.0  # seconds for one question to Twilio, however slowly its answer drips
@@ -1807,6 +1807,7 @@ class Remedy(Enum):
 
 
 READ_ONLY = "it is read-only: set DB_HOST to the primary"
+SWITCHED_OVER = "it turned read-only, as in a switch-over: DB_HOST must lead to the new primary"
 TOO_SLOW = (
     "a statement took too long: is a table locked, or Log without index (habit_id, created_at), or Habit without "
     "(user_id)? See DEPLOYMENT.md"
@@ -1903,7 +1904,7 @@ class DatabaseError(NotifierError):
         elif self.number == 2013 and not (connected or written):  # it never said hello
             words = "what answers does not speak like MySQL, or not in time: check DB_HOST, DB_PORT and the server"
         if self.remedy is Remedy.SWITCH_OVER:
-            self.remedy = Remedy.RECONNECT if written else Remedy.FIX
+            self.remedy, words = (Remedy.RECONNECT, SWITCHED_OVER) if written else (Remedy.FIX, words)
         known = self.number in MYSQL_ERRORS and self.number != SIGNAL
         quote = clean if known else quoted  # the words of others may hold a value
         said = "" if self.number in SILENT else f": {quote(error.args[-1] if error.args else error)}"

@@ -30,6 +30,7 @@ USERS = 12
 PEOPLE = numbers(USERS)
 IN_FLIGHT = 4
 CLAIMED = IN_FLIGHT + IN_FLIGHT // 2  # those ahead, for whom no thread is free yet, are claimed too
+ROUNDS = habit_notifier.OTHERS_ANSWER / sum(habit_notifier.HTTP_TIMEOUT)
 
 ANOTHER_ROW = (
     f"INSERT INTO {LEDGER} (user_id, local_day, phone_number, rule, state, run_token, claimed_at)"
@@ -104,6 +105,20 @@ def test_what_another_run_has_on_its_way_is_waited_for_until_it_is_answered_or_r
     assert town.totals == (1, 0)
     assert town.texted == PEOPLE[:1]
     assert town.said(f"sent 1, already handled today {USERS - 1}")
+
+
+@pytest.mark.constants(OTHERS_ANSWER=ROUNDS * 2.0)
+def test_another_run_has_all_its_answers_while_it_is_waited_for(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of what it has claimed waits for a thread, and so for two answers of a Twilio that is slow."""
+    town.sql(f"DELETE FROM User WHERE id > {CLAIMED}")
+    town.twilio.script(then=slow(1.5))
+    monkeypatch.setattr("random.uniform", lambda *_: 0.2)
+    with started(town.environ, command=starting_at(NOON, HTTP_TIMEOUT=(0.2, 1.8))) as another:
+        wait_for(lambda: len(town.twilio.book) >= IN_FLIGHT)
+        assert town.run() == Exit.DONE
+        assert another.wait(10) == Exit.DONE
+    assert town.totals == (0, 0)
+    assert town.served == PEOPLE[:CLAIMED]
 
 
 def together(town: Town, starts: list[datetime]) -> list[tuple[int, str]]:

@@ -285,6 +285,8 @@ def test_a_switch_over_in_mid_run_is_waited_for_and_asks_for_a_retry_at_worst(
         in_time = patience > 3
         assert town.run(**least, SEND_CONCURRENCY=2) == (Exit.DONE if in_time else Exit.RETRY)
         assert sum(town.totals) + town.unseen == USERS
+        assert "as in a switch-over: DB_HOST must lead to the new primary" in town.text
+        assert not town.said("set DB_HOST to the primary")  # which it was a moment ago
         writable.join()
         assert town.run(**least) == Exit.DONE
         assert town.served == people if in_time else len({*town.posted}) == len(town.posted) == USERS
