@@ -1820,6 +1820,7 @@ REFUSED_ACCOUNT = (
 )
 WRONG_PASSWORDS = "it blocks DB_USER after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK"
 AUTHENTICATION = "it wants a log-in this program lacks: use caching_sha2_password, in MariaDB mysql_native_password"
+NO_TABLE = "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"
 SIGNAL = 1644
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
@@ -1832,7 +1833,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name and grants, or SET DEFAULT ROLE"),
     1045: (Remedy.FIX, REFUSED_ACCOUNT),
     1047: (Remedy.RECONNECT, "its Galera node is not ready"),
-    1049: (Remedy.FIX, "it has no database of the name DB_NAME: correct the name"),
+    **dict.fromkeys((1049, 1059, 1102), (Remedy.FIX, "it has no database of the name DB_NAME: correct the name")),
     1053: (Remedy.RECONNECT, "it is shutting down"),
     1054: (Remedy.FIX, "a column is missing: the tables must be those of the README's schema, see docs/your-tables.md"),
     **dict.fromkeys((1071, 1170), (Remedy.FIX, "User.id is too long for a key: see docs/your-tables.md")),
@@ -1841,7 +1842,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1130: (Remedy.FIX, "it lets DB_USER in from other hosts only: give the account this host, or '%'"),
     1142: (Remedy.FIX, "DB_USER lacks a grant on this table: see the grants in DEPLOYMENT.md"),
     1143: (Remedy.FIX, "DB_USER lacks a grant on this column: see the grants in DEPLOYMENT.md"),
-    1146: (Remedy.FIX, "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"),
+    **dict.fromkeys((1109, 1146), (Remedy.FIX, NO_TABLE)),
     1153: (Remedy.FIX, "it takes too small statements: raise max_allowed_packet there, to 1 MB at least"),
     1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
     1180: (Remedy.REPEAT, "it could not commit"),

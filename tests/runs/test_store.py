@@ -242,8 +242,9 @@ def test_a_password_may_have_letters_of_any_script(town: Town, password: str) ->
     assert len(town.twilio.book) == 3
 
 
-def test_a_database_that_does_not_exist_or_is_not_ours_is_told(town: Town) -> None:
-    assert town.run(DB_NAME="habits_no_such") == Exit.ACT
+@pytest.mark.parametrize("name", ["habits_no_such", "x" * 65, "information_schema"])
+def test_a_database_that_does_not_exist_or_is_not_ours_is_told(town: Town, name: str) -> None:
+    assert town.run(DB_NAME=name) == Exit.ACT
     assert "DB_NAME" in town.problem
 
 
