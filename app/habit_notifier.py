@@ -2608,14 +2608,15 @@ class Ledger:
 
     def release(self, reminders: Iterable[Reminder]) -> None:
         """Delete the rows of texts that were surely not sent, so that they may be tried again."""
-        claims = {reminder: self.claims[reminder] for reminder in reminders if reminder in self.claims}
-        self._delete([(row.user_id, row.local_day, row.token) for row in claims.values()])
-        for reminder in claims:
-            del self.claims[reminder]
+        for part in chunks([reminder for reminder in reminders if reminder in self.claims], KEYS):
+            rows = [self.claims[reminder] for reminder in part]
+            self._delete([(row.user_id, row.local_day, row.token) for row in rows])
+            for reminder in part:  # at once: a new connection writes again what is claimed
+                del self.claims[reminder]
 
     def _delete(self, keys: Sequence[tuple[Any, ...]]) -> None:
-        for part in chunks(keys, KEYS):
-            self._database.run(f"DELETE FROM {LEDGER} WHERE {any_of(part)}", list(chain.from_iterable(part)))
+        if keys:
+            self._database.run(f"DELETE FROM {LEDGER} WHERE {any_of(keys)}", list(chain.from_iterable(keys)))
 
     def _write_again(self, execute: Execute) -> None:
         """On a new connection: what was written last may be lost with the server that it was written to."""

@@ -536,6 +536,24 @@ def test_a_crash_between_the_statements_of_a_record_loses_no_row(
     assert list(town.states.values()) == ["sent", "sent"]
 
 
+def test_a_crash_between_the_statements_of_a_release_brings_no_row_back(
+    town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(habit_notifier, "KEYS", 1)
+    both = reminders("+12025550101", "+12025550102")
+    job.ledger.claim(both, NOON)
+    any_of, calls = habit_notifier.any_of, iter([False, True])
+
+    def crash_before(keys: Sequence[object]) -> str:
+        if next(calls):
+            job.database.close()
+        return any_of(keys)
+
+    monkeypatch.setattr(habit_notifier, "any_of", crash_before)
+    job.ledger.release(both)
+    assert not town.states
+
+
 def test_what_is_released_or_settled_is_the_row_of_that_user_and_day_alone(
     town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
