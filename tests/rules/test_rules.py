@@ -566,16 +566,6 @@ def test_a_text_without_a_sid_is_unknown_after_all_attempts_of_its_job_and_stays
     assert found == (dataclasses.replace(row, state=State.UNCERTAIN, final_status="unknown") if said else None)
 
 
-def test_what_twilio_says_never_frees_a_day() -> None:
-    """Whatever is listed, a row ends as one that bars its day."""
-    for state in (State.SENDING, State.UNCERTAIN, State.SENT):
-        for sid in (None, "SM1"):
-            for messages in ([], [a_message(status="failed")], [a_message("SM1"), a_message("SM2")]):
-                row = settled(a_row(state, sid=sid), *messages, now=NOW + 4 * DAY)
-                assert row
-                assert skipped([row]) is not None
-
-
 # --- texts
 
 
