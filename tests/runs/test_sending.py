@@ -661,20 +661,6 @@ def test_a_twilio_that_fails_everybody_never_ends_green_and_is_counted_apart_lat
 FOREIGN = "<html><body>This page is blocked by the security policy of your organisation</body></html>"
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 429])
-def test_a_proxys_page_after_the_text_was_accepted_leads_to_no_second_text(town: Town, status: int) -> None:
-    first, *_ = numbers = town.people(3)
-    town.twilio.script(then=replace(ACCEPT, status=status, body=FOREIGN), to=first)
-    assert town.run() == 0
-    assert town.counts == {"sent": 2, "uncertain": 1}
-    assert town.totals == (2, 1)
-    assert not town.said("All texts wait")
-    town.twilio.script(to=first)
-    for hours in (0, 1, 11):
-        assert town.run(NOON + timedelta(hours=hours)) == (1 if hours == 0 else 0)  # nothing sent, one uncertain
-    assert town.served == numbers
-
-
 def test_a_text_that_failed_as_it_was_taken_is_told_as_refused_and_not_sent_again_today(town: Town) -> None:
     town.people(1)
     sid = "SM" + "0" * 32

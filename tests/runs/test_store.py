@@ -110,16 +110,6 @@ def test_a_ledger_whose_user_id_is_of_another_type_is_told_with_the_statement_th
 # --- grants
 
 
-@pytest.mark.parametrize("create", [True, False], ids=["may create just the ledger", "a ledger made for it"])
-def test_the_least_account_needs_no_administrator(town: Town, create: bool) -> None:
-    town.people(3)
-    if not create:
-        create_ledger(town.database)
-    least = town.database.least_account(create=create)
-    assert [town.run(**least), town.run(**least)] == [0, 0]
-    assert len(town.twilio.book) == 3
-
-
 @variants({"id_type": "INT"}, {"id_type": "CHAR(36)", "collation": "ascii_bin"})
 def test_without_ledger_and_grant_the_log_holds_what_an_administrator_pastes(town: Town) -> None:
     town.people(3)
