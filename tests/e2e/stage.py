@@ -56,7 +56,6 @@ def missing() -> dict[str, str]:
 
 
 def blocks(document: str, language: str) -> list[str]:
-    """The blocks of a document in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
@@ -154,7 +153,6 @@ class User:
         return done.said
 
     def ends(self, process: subprocess.Popen[str], typed: str = "", seconds: float = 120) -> Done:
-        """The end of a command."""
         with process:
             try:
                 said, _ = process.communicate(typed, timeout=seconds)
@@ -181,9 +179,9 @@ class User:
         assert process.returncode == 0, shown
         return shown
 
-    def inside(self, script: str, seconds: float = 90) -> str:
+    def inside(self, script: str) -> str:
         """What a script says in a pod like the job's."""
-        return self.does("make shell", typed=script, seconds=seconds)
+        return self.does("make shell", typed=script, seconds=90)
 
 
 class Cluster:

@@ -98,7 +98,6 @@ class World:
     # --- the database
 
     def rows(self, sql: str) -> list[list[Any]]:
-        """The rows of a query."""
         return [list(row) for row in self._database.rows(sql)]
 
     def administrator(self, statements: str) -> None:
@@ -108,11 +107,9 @@ class World:
                 self._database.execute(statement)
 
     def stop_database(self) -> None:
-        """The database goes away."""
         self._server.stop()
 
     def start_database(self) -> None:
-        """And comes back."""
         self._server.start()
 
 

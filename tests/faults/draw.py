@@ -378,7 +378,6 @@ TARGETS = [*WRITES, "read back", "history", "page", "slice", "zones", "learn", "
 
 
 def draw_fault(rng: Rng, processes: bool, tls: bool) -> Fault:
-    """One fault."""
     table = PROCESS_FAULTS if processes and rng.random() < 0.8 else INLINE_FAULTS
     make = rng.choices([make for _, make in table], [weight for weight, _ in table])[0]
     fault = make(rng, tls)
@@ -391,8 +390,6 @@ def early(rng: Rng) -> int:
 
 
 def cut(verdict: Verdict, kind: str) -> Callable[[Rng, bool], Fault]:
-    """A cut of this kind."""
-
     def make(rng: Rng, _tls: bool) -> Fault:
         target = rng.choice(TARGETS)
         return f.Cut(kind, verdict, target, rng.randrange(1, 30) if target == "any" else early(rng))
@@ -412,8 +409,6 @@ def at_query(fault: Callable[..., Fault], *, writes: bool = False, **drawn: Call
 
 
 def answers(kind: str, *choices: Answer, counts: tuple[int, ...] = (1, 1, 2, 3, 12)) -> Callable[[Rng, bool], Fault]:
-    """Bad answers of this kind."""
-
     def make(rng: Rng, _tls: bool) -> Fault:
         return f.BadAnswers(kind, rng.choice(choices), early(rng), rng.choice(counts))
 
@@ -428,8 +423,6 @@ def bad_record(rng: Rng, tls: bool) -> Fault:
 
 
 def door(kind: str, state: Door) -> Callable[[Rng, bool], Fault]:
-    """A door of this kind."""
-
     def make(rng: Rng, _tls: bool) -> Fault:
         times = None if state is Door.SHUT else rng.choice([1, 2, 4, None])
         return f.BadDoor(kind, state, times, after_probe=rng.random() < 0.8, opens_after=rng.choice([1, 2, 99]))

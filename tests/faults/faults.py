@@ -108,7 +108,6 @@ class Fault:
         self._background.start()
 
     def join_background(self) -> None:
-        """Wait for it."""
         if background := getattr(self, "_background", None):
             background.join()
 

@@ -125,7 +125,6 @@ class Actor:
         self.started = threading.Event()
 
     def start(self) -> None:
-        """Begin."""
         raise NotImplementedError
 
     def join(self) -> None:

@@ -68,7 +68,6 @@ class Cluster:
             print(pattern, said.replace("\\", "\\\\").replace("\n", "\\n"), sep="\t", file=answers)
 
     def make(self, *arguments: str, root: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run make against it."""
         return run_make(*arguments, root=root, **self.environ | environ)
 
     def recorded(self, name: str) -> str:

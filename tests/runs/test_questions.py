@@ -465,9 +465,9 @@ def test_what_was_logged_after_that_moment_is_not_known_there(database: Database
 Verdicts = dict[str, list[str]]
 
 
-def verdicts(environ: dict[str, str], at: datetime = NOW) -> tuple[int, Verdicts]:
+def verdicts(environ: dict[str, str]) -> tuple[int, Verdicts]:
     """The exit code, and of each check its lines."""
-    code, lines = said(environ, "--check", at=at)
+    code, lines = said(environ, "--check")
     found: Verdicts = {name: [] for name in CHECKS}
     for line in lines:
         level, _, words = line.partition(" - ")

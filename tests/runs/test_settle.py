@@ -295,22 +295,23 @@ def test_when_twilio_fails_what_is_too_old_to_be_found_is_unknown_and_the_younge
     assert "INFO Looked up 2 earlier texts, unknown 1, still open 1" in world.log
 
 
-def fail_on(world: World, day: str, fault: Answer) -> None:
-    """Twilio's list answers like this when it is asked for that day."""
-    world.twilio.hook = lambda request: fault if day in request.params.get("DateSent", "") else None
+def half_read(world: World, fault: Answer) -> list[tuple[int, str]]:
+    """Twilio lists the earlier of two texts, and answers like this when it is asked for the later one's day."""
+    world.twilio.hook = lambda request: fault if "2026-05-12" in request.params.get("DateSent", "") else None
+    texts = ((ANNA, NOON - 5 * DAY), (BERT, NOON))
+    sids = [world.message(phone, at=at) for phone, at in texts]
+    return [(world.row(phone, "sent", at, sid=sid), sid) for (phone, at), sid in zip(texts, sids, strict=True)]
 
 
 @faults
 def test_when_twilio_fails_in_the_middle_what_was_found_is_kept_and_nobody_in_a_run_is_failed(
     world: World, fault: Answer
 ) -> None:
-    sids = [world.message(ANNA, at=NOON - 5 * DAY), world.message(BERT)]
-    early, late = world.row(ANNA, "sent", NOON - 5 * DAY, sid=sids[0]), world.row(BERT, "sent", sid=sids[1])
+    (early, found), (late, lost) = half_read(world, fault)
     world.database.insert_user("Cara", CARA, "UTC")
-    fail_on(world, "2026-05-12", fault)
     assert world.run(NOON + HOUR) == 0
-    assert world.told(early) == ("sent", sids[0], None, "delivered")
-    assert world.told(late) == ("sent", sids[1], None, None)
+    assert world.told(early) == ("sent", found, None, "delivered")
+    assert world.told(late) == ("sent", lost, None, None)
     assert [message.to for message in world.twilio.book][-1] == CARA
     assert "INFO Looked up 2 earlier texts, delivered 1, still open 1" in world.log
     words = "WARNING Not all earlier texts were looked up, the next run goes on: Twilio's list of messages could"
@@ -323,12 +324,10 @@ def test_when_twilio_fails_in_the_middle_what_was_found_is_kept_and_nobody_in_a_
 
 @faults
 def test_settling_alone_tells_a_twilio_that_fails_in_the_middle_by_its_exit_code(world: World, fault: Answer) -> None:
-    sids = [world.message(ANNA, at=NOON - 5 * DAY), world.message(BERT)]
-    early, late = world.row(ANNA, "sent", NOON - 5 * DAY, sid=sids[0]), world.row(BERT, "sent", sid=sids[1])
-    fail_on(world, "2026-05-12", fault)
+    (early, found), (late, lost) = half_read(world, fault)
     assert world.settle() == (2 if fault.code == 20003 else 1)
-    assert world.told(early) == ("sent", sids[0], None, "delivered")
-    assert world.told(late)[3] is None
+    assert world.told(early) == ("sent", found, None, "delivered")
+    assert world.told(late) == ("sent", lost, None, None)
     assert world.log[-1].startswith("ERROR Twilio's list of messages could not be read: ")
     where_to_look = ": check https://status.twilio.com, DNS, the proxy and the NetworkPolicy"
     assert world.log[-1].endswith(where_to_look) is (fault in (server_error(503), BROKEN_JSON, RESET))

@@ -321,7 +321,6 @@ class Database:
         return self._run(sql, args)[0]
 
     def rows(self, sql: str, args: object = None) -> list[tuple[Any, ...]]:
-        """The rows of a query."""
         return self._run(sql, args)[1]
 
     def _run(self, sql: str, args: object) -> tuple[int, list[tuple[Any, ...]]]:

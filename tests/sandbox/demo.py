@@ -361,12 +361,12 @@ def bubble(text: Message, owner: Person) -> list[str]:
     ]
 
 
-def display(text: str, most: int = 26) -> str:
+def display(text: str) -> str:
     """A text for a cell: nothing that moves the cursor, nothing too long."""
     safe = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     if not safe or safe != safe.strip():
         safe = f"'{safe}'"
-    return safe if len(safe) <= most else safe[: most - 1] + "…"
+    return safe if len(safe) <= 26 else safe[:25] + "…"
 
 
 def counted(number: int, noun: str) -> str:

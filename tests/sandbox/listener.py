@@ -56,7 +56,6 @@ class Listener:
         asyncio.run_coroutine_threadsafe(act(), self.loop).result()
 
     def listen(self) -> None:
-        """Takes connections."""
         self._socket.listen(1024)
         self.loop.add_reader(self._socket, self._take)
 

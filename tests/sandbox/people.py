@@ -7,7 +7,7 @@ are of ranges that are kept free for fiction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
@@ -194,12 +194,3 @@ def _person(
     zone = zone_named(time_zone)
     logs = tuple(sorted(_instant(when, zone, now) for when in logged)) if zone else ()
     return Person(name, phone_number, time_zone, outcome, rule, logs, habits, error_code)
-
-
-def rule_by_dates(logs: Sequence[datetime], zone: ZoneInfo, now: datetime) -> str | None:
-    """The rules again, by the dates on a wall calendar: for tests that each case is what its name says."""
-    today = now.astimezone(zone).date()
-    dates = {log.astimezone(zone).date() for log in logs}
-    if today - timedelta(days=1) in dates:
-        return None
-    return MISSED_YESTERDAY if today - timedelta(days=2) in dates else NO_LOGS

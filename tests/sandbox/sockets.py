@@ -72,9 +72,9 @@ class SocketServer:
 class Canned(SocketServer):
     """Answers whatever comes with the same bytes, drips the rest, and closes."""
 
-    def __init__(self, answer: bytes, *, drip: bytes = b"", seconds: float = 0.02) -> None:
+    def __init__(self, answer: bytes, *, drip: bytes = b"") -> None:
         super().__init__()
-        self.answer, self.drip, self.seconds = answer, drip, seconds
+        self.answer, self.drip, self.seconds = answer, drip, 0.02
         self.requests: list[bytes] = []
 
     def serve(self, client: socket.socket) -> None:

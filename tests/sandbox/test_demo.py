@@ -17,17 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.sandbox import demo, picture
+from tests.sandbox import demo, oracle, picture
 from tests.sandbox.database import Server
-from tests.sandbox.people import (
-    NO_LOGS,
-    Outcome,
-    Person,
-    newcomers,
-    next_midnight,
-    people,
-    rule_by_dates,
-)
+from tests.sandbox.people import NO_LOGS, Outcome, Person, newcomers, next_midnight, people
 
 NOW = datetime(2024, 3, 10, 12, tzinfo=UTC)
 
@@ -39,7 +31,7 @@ NOW = datetime(2024, 3, 10, 12, tzinfo=UTC)
 def test_everybody_is_the_case_that_the_name_tells_at_any_moment(now: datetime) -> None:
     for person in people(now):
         if person.zone and person.outcome in (Outcome.TEXTED, Outcome.ON_TRACK, Outcome.REFUSED):
-            assert rule_by_dates(person.logs, person.zone, now) == person.rule, person
+            assert oracle.due(now, person.zone.key, person.logs) == person.rule, person
         assert all(log <= now for log in person.logs), f"{person} logged in the future"
 
 
