@@ -456,6 +456,11 @@ def test_no_two_texts_fall_into_one_local_day_as_the_user_has_it_now(last: timed
     assert outcome(lost([row, ours(claimed_at=evening)], evening)) is expected
 
 
+def test_a_refusal_was_no_text() -> None:
+    refused = a_row(State.REFUSED, local_day=YESTERDAY, finished_at=NOW - SECOND)
+    assert lost([refused, ours()]) is None
+
+
 def test_the_latest_of_several_texts_counts() -> None:
     old = a_row(local_day=YESTERDAY, token="old", finished_at=NOW - 20 * timedelta(hours=1))
     new = a_row(local_day=TODAY + DAY, token="new", finished_at=NOW - timedelta(hours=1))
@@ -559,6 +564,16 @@ def test_a_text_without_a_sid_is_unknown_after_all_attempts_of_its_job_and_stays
     now = row.claimed_at + timedelta(minutes=30) + age
     found = settled(row, a_message("SM1"), now=now, looked_up=looked_up)
     assert found == (dataclasses.replace(row, state=State.UNCERTAIN, final_status="unknown") if said else None)
+
+
+def test_what_twilio_says_never_frees_a_day() -> None:
+    """Whatever is listed, a row ends as one that bars its day."""
+    for state in (State.SENDING, State.UNCERTAIN, State.SENT):
+        for sid in (None, "SM1"):
+            for messages in ([], [a_message(status="failed")], [a_message("SM1"), a_message("SM2")]):
+                row = settled(a_row(state, sid=sid), *messages, now=NOW + 4 * DAY)
+                assert row
+                assert skipped([row]) is not None
 
 
 # --- texts

@@ -106,6 +106,15 @@ def test_what_was_learned_stands_among_the_last_lines(town: Town) -> None:
 
 
 @senders
+def test_two_losses_and_an_arrival_change_nothing(town: Town, sender: dict[str, str]) -> None:
+    town.user(PHONE)
+    for day, end in enumerate(["undelivered", "undelivered", "delivered", "undelivered", "undelivered", "delivered"]):
+        assert town.run(NOON + day * DAY, **sender) == 0
+        assert town.texted == [PHONE]
+        town.twilio.settle(town.texts[0].sid, end, 30003 if end == "undelivered" else None)
+
+
+@senders
 def test_three_losses_in_a_row_leave_a_number_alone_until_it_is_another(town: Town, sender: dict[str, str]) -> None:
     user = town.user(PHONE)
     days = []

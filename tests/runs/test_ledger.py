@@ -66,6 +66,15 @@ def said_sent(output: str) -> int:
 # --- runs beside and after each other
 
 
+def test_a_second_run_the_same_day_sends_nothing(town: Town) -> None:
+    assert town.run(NOON) == 0
+    assert town.run(NOON.replace(hour=23, minute=59, second=59)) == 0
+    assert town.served == PEOPLE
+    assert town.totals == (0, 0)
+    assert town.run(NOON + timedelta(hours=24)) == 0
+    assert town.served == sorted(PEOPLE * 2)
+
+
 def test_five_runs_at_the_same_moment_send_each_text_once(town: Town) -> None:
     """They start together even in creating the ledger: held by a lock until the last one is there."""
     results = together(town, [NOON] * 5)

@@ -217,7 +217,7 @@ def test_no_named_failure_shows_a_traceback_and_each_ends_with_its_remedy(town: 
         ({"SEND_CONCURRENCY": "many"}, 2, "SEND_CONCURRENCY is 'many': write a whole number from 1 to 64"),
         ({"DB_PASSWORD": "wrong"}, 2, "it refused DB_USER or DB_PASSWORD: correct them"),
         ({"DB_NAME": "no_such_database"}, 2, "check the name|correct the name"),
-        ({"TWILIO_AUTH_TOKEN": "wrong"}, 2, "correct TWILIO_ACCOUNT_SID and .*, unless the account is suspended"),
+        ({"TWILIO_AUTH_TOKEN": "wrong"}, 2, "correct TWILIO_ACCOUNT_SID and"),
     ]
     for settings, expected, words in failures:
         code, lines = run(town, **settings)

@@ -72,6 +72,16 @@ def test_twilio_is_asked_before_the_first_claim_and_nothing_is_claimed_when_it_i
     assert not town.said("needs notification")
 
 
+@pytest.mark.parametrize("credentials", [{"TWILIO_AUTH_TOKEN": "f" * 32}, {"TWILIO_ACCOUNT_SID": "AC" + "f" * 32}])
+def test_wrong_credentials_need_a_person_and_are_not_tried_again(town: Town, credentials: dict[str, Any]) -> None:
+    town.people(3)
+    assert town.run(**credentials) == 2
+    assert town.said("ERROR Twilio: the credentials were refused: correct TWILIO_ACCOUNT_SID and")
+    assert town.said("unless the account is suspended (error 20003, https://www.twilio.com/docs/api/errors/20003)")
+    assert town.rows("*") == []
+    assert len(town.twilio.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("code", "status"),
     [
@@ -104,6 +114,20 @@ def test_a_twilio_that_does_not_work_is_waited_for_and_then_left_for_a_retry(tow
     assert town.rows("*") == []
     assert {request.operation for request in town.twilio.requests} == {"list"}
     assert 3 <= len(town.twilio.requests) <= 12
+
+
+def test_a_pod_that_is_faster_than_its_network_policy_gets_through_in_the_end(town: Town) -> None:
+    numbers = town.people(3)
+    town.twilio.door(Door.RESET, times=2)
+    assert town.run() == 0
+    assert town.served == numbers
+
+
+def test_an_empty_list_of_messages_is_a_good_answer(town: Town) -> None:
+    assert town.run() == 0
+    [probe] = town.twilio.requests
+    assert (probe.operation, probe.params) == ("list", {"PageSize": "1"})
+    assert town.said("INFO Twilio client initialized")
 
 
 # --- sent -------------------------------------------------------------------------------------------------------------
@@ -243,6 +267,25 @@ def test_what_concerns_everybody_stops_the_run_after_what_is_in_flight_was_recor
     assert re.search(r"^ERROR Twilio: ", town.text, re.MULTILINE)
     assert town.run() == 0
     assert town.served == numbers
+
+
+@pytest.mark.parametrize("days", range(3))
+def test_when_a_run_ends_early_everybody_is_counted_as_served_failed_or_not_looked_at(town: Town, days: int) -> None:
+    town.people(17)
+    town.twilio.script(then=refuse(63038, 429))
+    assert town.run(NOON + days * DAY, SEND_CONCURRENCY=1) == 2
+    sent, failed = town.totals
+    assert (sent, failed + town.unseen) == (0, 17)
+    assert town.said(f"INFO Looked at {17 - town.unseen} of 17 users")
+
+
+def test_credentials_that_turn_wrong_in_the_middle_stop_the_run(town: Town) -> None:
+    town.people(12)
+    town.twilio.spoil_credentials(after=1 + 5)  # the probe, and five texts
+    assert town.run(SEND_CONCURRENCY=1) == 2
+    assert town.counts == {"sent": 5}
+    assert len(town.posted) == 6
+    assert town.totals[0] == 5
 
 
 @pytest.mark.usefixtures("from_the_first")
@@ -659,6 +702,20 @@ def test_a_twilio_that_fails_everybody_never_ends_green_and_is_counted_apart_lat
 
 
 FOREIGN = "<html><body>This page is blocked by the security policy of your organisation</body></html>"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 429])
+def test_a_proxys_page_after_the_text_was_accepted_leads_to_no_second_text(town: Town, status: int) -> None:
+    first, *_ = numbers = town.people(3)
+    town.twilio.script(then=replace(ACCEPT, status=status, body=FOREIGN), to=first)
+    assert town.run() == 0
+    assert town.counts == {"sent": 2, "uncertain": 1}
+    assert town.totals == (2, 1)
+    assert not town.said("All texts wait")
+    town.twilio.script(to=first)
+    for hours in (0, 1, 11):
+        assert town.run(NOON + timedelta(hours=hours)) == (1 if hours == 0 else 0)  # nothing sent, one uncertain
+    assert town.served == numbers
 
 
 def test_a_text_that_failed_as_it_was_taken_is_told_as_refused_and_not_sent_again_today(town: Town) -> None:

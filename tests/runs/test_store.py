@@ -110,6 +110,16 @@ def test_a_ledger_whose_user_id_is_of_another_type_is_told_with_the_statement_th
 # --- grants
 
 
+@pytest.mark.parametrize("create", [True, False], ids=["may create just the ledger", "a ledger made for it"])
+def test_the_least_account_needs_no_administrator(town: Town, create: bool) -> None:
+    town.people(3)
+    if not create:
+        create_ledger(town.database)
+    least = town.database.least_account(create=create)
+    assert [town.run(**least), town.run(**least)] == [0, 0]
+    assert len(town.twilio.book) == 3
+
+
 @variants({"id_type": "INT"}, {"id_type": "CHAR(36)", "collation": "ascii_bin"})
 def test_without_ledger_and_grant_the_log_holds_what_an_administrator_pastes(town: Town) -> None:
     town.people(3)
@@ -236,6 +246,14 @@ def test_a_password_may_have_letters_of_any_script(town: Town, password: str) ->
 def test_a_database_that_does_not_exist_or_is_not_ours_is_told(town: Town, name: str) -> None:
     assert town.run(DB_NAME=name) == Exit.ACT
     assert "DB_NAME" in town.problem
+
+
+def test_a_wrong_password_is_told_without_showing_account_or_password(town: Town) -> None:
+    assert town.run(DB_PASSWORD="not-the-password") == Exit.ACT
+    [problem] = town.lines("ERROR")
+    assert "DB_PASSWORD" in problem
+    assert "not-the-password" not in problem
+    assert town.environ["DB_USER"] not in problem
 
 
 @pytest.mark.parametrize("change", ["ACCOUNT LOCK", "PASSWORD EXPIRE"])

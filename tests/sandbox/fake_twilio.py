@@ -471,9 +471,13 @@ class FakeTwilio(Served):
         more = len(places) > size
         return {
             "uri": _page_uri(request.path, params, number, params.get("PageToken")),
+            "first_page_uri": _page_uri(request.path, params, 0, None),
             "next_page_uri": _page_uri(request.path, params, number + 1, f"PA{shown[-1]}") if more else None,
+            "previous_page_uri": None,
             "page": number,
             "page_size": size,
+            "start": number * size,
+            "end": number * size + max(len(shown) - 1, 0),
             "messages": [_message_document(self.book[place]) for place in shown],
         }
 
@@ -513,22 +517,31 @@ def _page_uri(path: str, params: Mapping[str, str], page: int, token: str | None
 
 
 def _message_document(message: Message) -> Document:
-    """What is read of Twilio's JSON. A text of a Messaging Service has no sender and no segments until it is sent."""
+    """Twilio's JSON of a message. A text of a Messaging Service has no sender and no segments until it is sent."""
+    uri = f"/2010-04-01/Accounts/{FakeTwilio.ACCOUNT_SID}/Messages/{message.sid}"
     moment = format_datetime(message.accepted_at)
     waiting = message.status in ("queued", "accepted")
     return {
         "account_sid": FakeTwilio.ACCOUNT_SID,
+        "api_version": "2010-04-01",
         "body": message.body,
         "date_created": moment,
         "date_sent": None if waiting else moment,
+        "date_updated": moment,
         "direction": "outbound-api",
         "error_code": message.error_code,
+        "error_message": None,
         "from": message.from_,
         "messaging_service_sid": message.messaging_service_sid,
+        "num_media": "0",
         "num_segments": "0" if message.status == "accepted" else str(message.segments),
+        "price": None,
+        "price_unit": "USD",
         "sid": message.sid,
         "status": message.status,
+        "subresource_uris": {"media": f"{uri}/Media.json"},
         "to": message.to,
+        "uri": f"{uri}.json",
     }
 
 

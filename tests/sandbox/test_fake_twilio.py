@@ -263,6 +263,11 @@ def test_a_script_is_played_in_order_and_then_all_is_as_usual(twilio: FakeTwilio
     assert [request.answer for request in twilio.requests] == ["throttle", "accept", "refuse", "accept", "accept"]
 
 
+def test_the_last_answer_of_a_script_can_stay(twilio: FakeTwilio, connect: Connect) -> None:
+    twilio.script(ACCEPT, then=refuse(21614))
+    assert codes_met(connect(twilio), ANNA, 4) == [0, 21614, 21614, 21614]
+
+
 def test_a_recipients_own_script_comes_before_everybodys(twilio: FakeTwilio, connect: Connect) -> None:
     client = connect(twilio)
     twilio.script(refuse(21610), to=ANNA)
