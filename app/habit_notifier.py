@@ -686,6 +686,7 @@ class Job:
                 len(self.unrecorded),
             )
         self.report.finished(self.unrecorded, self.clock())
+        self.unrecorded.clear()
 
     def clean_up(self) -> None:
         """Delete old rows, a few at a time; what is left, or fails, can wait for the next run."""
@@ -1820,7 +1821,7 @@ REFUSED_ACCOUNT = (
 )
 WRONG_PASSWORDS = "it blocks DB_USER after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK"
 AUTHENTICATION = "it wants a log-in this program lacks: use caching_sha2_password, in MariaDB mysql_native_password"
-NO_TABLE = "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"
+MISSING_TABLE = "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"
 SIGNAL = 1644
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
@@ -1842,7 +1843,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1130: (Remedy.FIX, "it lets DB_USER in from other hosts only: give the account this host, or '%'"),
     1142: (Remedy.FIX, "DB_USER lacks a grant on this table: see the grants in DEPLOYMENT.md"),
     1143: (Remedy.FIX, "DB_USER lacks a grant on this column: see the grants in DEPLOYMENT.md"),
-    **dict.fromkeys((1109, 1146), (Remedy.FIX, NO_TABLE)),
+    **dict.fromkeys((1109, 1146), (Remedy.FIX, MISSING_TABLE)),
     1153: (Remedy.FIX, "it takes too small statements: raise max_allowed_packet there, to 1 MB at least"),
     1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
     1180: (Remedy.REPEAT, "it could not commit"),
