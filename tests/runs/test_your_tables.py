@@ -213,7 +213,10 @@ def zones(column: str, expected: Mapping[Any, float]) -> list[Person]:
 def numbers(*cases: tuple[str | None, str, str]) -> list[Person]:
     return [
         Person(
-            f"{phone} in {country}", NO_LOGS if number else NOTHING, {"phone": phone, "country": country}, number=number
+            f"{phone.strip()} in {country}",
+            NO_LOGS if number else NOTHING,
+            {"phone": phone, "country": country},
+            number=number,
         )
         for country, phone, number in cases
     ]
@@ -346,6 +349,10 @@ CASES: dict[str, list[Person]] = {
         ("ES", "612 34 56 78", "+34612345678"),
         ("DE", "+44 20 7946 0133", "+442079460133"),
         ("US", "0044 20 7946 0134", "+442079460134"),
+        ("DE", "(+49) 171 3920001", "+491713920001"),
+        ("US", " +44 20 7946 0138", "+442079460138"),
+        ("US", " 0044 20 7946 0139", "+442079460139"),
+        ("DE", "(0049) 171 3920002", ""),  # a bracket before a 0 is not tidied
         ("GB", "call me maybe", ""),
         ("XX", "020 7946 0135", ""),
         (None, "020 7946 0136", ""),
