@@ -360,7 +360,7 @@ def test_5_a_wrong_password_fails_at_once_and_is_not_tried_again(
     due: Due, user: User, cluster: Cluster, outside: Outside, watch: Watch
 ) -> None:
     change = """
-        read -rsp 'New password: ' DB_PASSWORD && export DB_PASSWORD
+        read -rs DB_PASSWORD && export DB_PASSWORD
         make secret
         unset DB_PASSWORD
         """

@@ -36,7 +36,7 @@ BY_THE_CLUSTER_TEST = """
     make push IMAGE_NAME=your-registry/habit-notifier IMAGE_TAG=v1.0.0
     make secret
     make secret FILE=/path/outside/of/git/habit-notifier.env
-    read -rsp 'New password: ' DB_PASSWORD && export DB_PASSWORD
+    read -rs DB_PASSWORD && export DB_PASSWORD
     unset DB_PASSWORD
     make deploy
     make deploy SUSPEND=yes
@@ -135,6 +135,13 @@ def test_every_block_of_commands_is_marked_as_shell() -> None:
         for language, block in re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S):
             looks = re.search(r"^(\$ |make |kubectl |docker |pip |python )", block, re.M)
             assert not looks or language == "bash", f"{document}: {block}"
+
+
+def test_commands_can_be_pasted_into_zsh() -> None:
+    """The shell of macOS: typed or pasted, it knows no comment behind a command, and no prompt of read."""
+    for document in DOCUMENTS:
+        for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S):
+            assert not re.search(r"^[^#\n].* #|\bread -\w*p|^#.*['\"`;]", block, re.M), f"{document}: {block}"
 
 
 def test_the_cluster_test_s_readme_names_what_it_needs() -> None:
