@@ -95,3 +95,16 @@ def test_each_message_of_the_runbook_is_the_program_s(fragment: str) -> None:
 def test_a_zone_that_is_newer_than_the_image_is_not_only_blamed_on_the_user() -> None:
     [row] = re.findall("^.*`correct User.time_zone`.*$", DOCUMENT, re.M)
     assert "make lock" in row
+
+
+def test_an_image_for_another_processor_is_told_by_its_words() -> None:
+    """With runc such a pod ends with 1, as when Twilio is away, or 255; where it cannot even be started, with 128."""
+    [code] = re.findall(r"^\| (.*) \| .*PLATFORM=linux/amd64", DOCUMENT, re.M)
+    assert code == "1, 128, 255: `exec format error`"
+
+
+def test_a_second_run_is_said_to_serve_only_those_who_have_no_row() -> None:
+    [excepted] = re.findall("it serves who was neither (.*?), and nobody twice", DOCUMENT)
+    assert set(re.findall(r"\w+", excepted)) - {"nor"} == {
+        str(state).replace("sent", "served") for state in hn.KEPT.values()
+    }
