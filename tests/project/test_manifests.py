@@ -281,6 +281,15 @@ def test_the_kustomization_offers_every_component() -> None:
     assert set(re.findall(r"^#   - components/(\S+)$", text, flags=re.MULTILINE)) == {f.name for f in COMPONENTS}
 
 
+@pytest.mark.parametrize("document", ["CRONJOB_README.md", "DEPLOYMENT.md"])
+def test_what_a_document_says_to_uncomment_is_enough(document: str, tmp_path: Path) -> None:
+    [said] = re.findall("`k8s/kustomization.yaml`: uncomment (.*)", (ROOT / document).read_text())
+    file = shutil.copytree(K8S, tmp_path / "k8s") / "kustomization.yaml"
+    for name in re.findall("`(.+?)`", said):
+        file.write_text(re.sub(f"^# (.*{name})$", r"\1", file.read_text(), flags=re.MULTILINE))
+    assert "SEND_WINDOW" in build(file.parent)
+
+
 # --- the job ----------------------------------------------------------------------------------------------------------
 
 
