@@ -1774,9 +1774,9 @@ class Sender:
     def _last_look(self, reminder: Reminder) -> int | None:
         """The seconds for which the text may wait at Twilio; None when its local day is over: pauses can be long."""
         s, now, days = self._settings, self._clock(), reminder.days
-        if days_of(now, days.zone, s.day_starts_at).today != days.today:
-            return None
         left = seconds_left(s.send_window, now, days.zone) if s.send_window else s.validity_period
+        if left and days_of(now, days.zone, s.day_starts_at).today != days.today:
+            return None
         return min(s.validity_period, int(left))
 
 

@@ -92,7 +92,7 @@ MUTANTS = [
     ),
     Mutant(
         "no last look",
-        {" if days_of(now, days.zone, s.day_starts_at).today != days.today:": " if False:"},
+        {" and days_of(now, days.zone, s.day_starts_at).today != days.today:": " and False:"},
         NOT_DUE,
         MIDNIGHT,
     ),
