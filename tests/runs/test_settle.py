@@ -354,6 +354,18 @@ def test_what_was_found_among_very_many_other_texts_is_kept_when_the_budget_ends
     assert [world.told(user)[3] for user in users] == [None, "delivered"]
 
 
+def test_among_very_many_other_texts_of_the_account_ours_are_asked_for_by_their_sids(world: World) -> None:
+    """Each run would read the same pages, and never come to ours before its budget ends."""
+    sids = [world.message(phone, from_=None) for phone in (ANNA, BERT)]
+    for n in range(4_040):
+        world.message(f"+1303555{n:04}", from_=None)
+    users = [world.row(ANNA, "sent", sid=sid) for sid in sids]
+    assert world.settle(**SERVICE) == 0
+    assert [world.told(user)[3] for user in users] == ["delivered"] * 2
+    assert len(world.lists) == 4
+    assert world.fetches == sorted(sids)
+
+
 def test_a_day_is_read_no_further_than_the_last_of_our_texts(world: World) -> None:
     for n in range(2_000):
         world.message(f"+1303555{n:04}")
