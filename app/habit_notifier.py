@@ -2437,6 +2437,7 @@ class Ledger:
         self._there = False
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
         self._recorded: deque[tuple[float, list[Row]]] = deque()
+        self._released: deque[tuple[float, list[tuple[Any, ...]]]] = deque()  # their keys
         database.on_connect = self._write_again
 
     def open(self) -> None:
@@ -2597,8 +2598,9 @@ class Ledger:
         self._recorded.append((time.monotonic(), list(kept.values())))
         for part in chunks(list(kept.values()), KEYS):
             self._database.run(*upsert(part))
-        while self._recorded and self._recorded[0][0] < self._safe_before:
-            self._recorded.popleft()
+        for past in (self._recorded, self._released):
+            while past and past[0][0] < self._safe_before:
+                past.popleft()
         for reminder in kept:
             del self.claims[reminder]
         self.release([reminder for reminder in answers if reminder not in kept])
@@ -2611,20 +2613,24 @@ class Ledger:
     def release(self, reminders: Iterable[Reminder]) -> None:
         """Delete the rows of texts that were surely not sent, so that they may be tried again."""
         for part in chunks([reminder for reminder in reminders if reminder in self.claims], KEYS):
-            rows = [self.claims[reminder] for reminder in part]
-            self._delete([(row.user_id, row.local_day, row.token) for row in rows])
+            keys = [(row.user_id, row.local_day, row.token) for row in map(self.claims.__getitem__, part)]
+            self._released.append((time.monotonic(), keys))
+            self._delete(keys, self._database.run)
             for reminder in part:  # at once: a new connection writes again what is claimed
                 del self.claims[reminder]
 
-    def _delete(self, keys: Sequence[tuple[Any, ...]]) -> None:
+    def _delete(self, keys: Sequence[tuple[Any, ...]], run: Execute) -> None:
         if keys:
-            self._database.run(f"DELETE FROM {LEDGER} WHERE {any_of(keys)}", list(chain.from_iterable(keys)))
+            run(f"DELETE FROM {LEDGER} WHERE {any_of(keys)}", list(chain.from_iterable(keys)))
 
     def _write_again(self, execute: Execute) -> None:
         """On a new connection: what was written last may be lost with the server that it was written to."""
         recent = (row for at, some in self._recorded if at >= self._safe_before for row in some)
         for part in chunks([*recent, *self.claims.values()], KEYS):
             execute(*upsert(part))
+        gone = [key for at, some in self._released if at >= self._safe_before for key in some]
+        for keys in chunks(gone, KEYS):
+            self._delete(keys, execute)
 
     def unsettled(self, now: datetime) -> list[Row]:
         """The oldest rows of whose texts Twilio's last word is not known, those of the last minutes left out."""
@@ -2659,7 +2665,7 @@ class Ledger:
                 WHERE local_day < %s AND {self._ours} ORDER BY local_day LIMIT {KEYS}""",
             [before],
         )
-        self._delete(keys)
+        self._delete(keys, self._database.run)
         return len(keys)
 
 

@@ -491,9 +491,25 @@ def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
     assert list(job.ledger._rows([1, 2])) == [sent, claimed]
     monkeypatch.setattr(habit_notifier, "DATABASE_MEMORY", 0.0)
     assert written_again() == [claimed]
+    job.ledger.claim([anna], LATER)
+    job.ledger.release([anna])
     job.ledger.record({bert: ACCEPTED}, LATER)
     assert written_again() == []
     assert not job.ledger._recorded  # nor is it kept in memory
+    assert not job.ledger._released
+
+
+def test_a_release_that_the_old_servers_crash_took_back_is_made_again(town: Town, job: Job) -> None:
+    """Else the row of a text that was surely not sent would stay at 'sending', and nobody try it again that day."""
+    anna, bert = reminders("+12025550101", "+12025550102")
+    job.ledger.claim([anna, bert], NOON)
+    claimed = job.ledger.claims[anna]
+    job.ledger.release([anna])
+    with opened(town.environ) as admin:
+        admin.database.run(*habit_notifier.upsert([claimed]))
+    job.database.close()
+    job.ledger.record({bert: ACCEPTED}, NOON)
+    assert town.states == {bert.user.phone: "sent"}
 
 
 @pytest.mark.constants(DATABASE_MEMORY=0.2)
@@ -545,7 +561,7 @@ def test_a_crash_between_the_statements_of_a_release_brings_no_row_back(
     any_of, calls = habit_notifier.any_of, iter([False, True])
 
     def crash_before(keys: Sequence[object]) -> str:
-        if next(calls):
+        if next(calls, False):
             job.database.close()
         return any_of(keys)
 
