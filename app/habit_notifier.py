@@ -530,7 +530,8 @@ class Job:
             yield "nobody in User has a phone number: is DB_NAME right, or does a view leave everybody out?"
         if only := self.settings.only_users:
             yield f"ONLY_USERS is set: of all users only these {len(only)} may be texted"
-            for user_id in sorted(only - self.tracker.known(only)):
+            texted = {key for key, user in self.tracker.named(only).items() if user.phone}
+            for user_id in sorted(only - texted):
                 yield f"ONLY_USERS names {user_id}: there is no such user with a phone number"
 
     def pages(self) -> Iterator[list[Reminder]]:
@@ -2060,6 +2061,8 @@ HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
 ZONE_KEY = "COALESCE(CAST(u.time_zone AS BINARY), '')"  # as it is stored: a collation folds case and trailing blanks
 LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
     WHERE h.user_id = u.id AND l.created_at >= z.{start} AND l.created_at < z.{end})"""
+DUE = f"NOT {LOGGED.format(start='day2', end='ends')}"  # or without a known zone, and so without days
+ANYBODY = "TRUE"
 
 
 def as_text(column: str) -> str:
@@ -2095,7 +2098,7 @@ class Tracker:
         self._users = f"{HAS_PHONE} AND {of_this_shard('u.id', settings)}"
         self._dates = self._binary_ids = False  # what Log.created_at and User.id are
         self._days: Mapping[bytes, Days] = {}
-        self._zones, self._rows_matter = "", "FALSE"
+        self._zones, self._rows_matter, self._whom = "", "FALSE", DUE
         self._ahead: deque[tuple[UserId | None, UserId | None, int]] = deque()  # ids still to be read, how many at most
         self._size = 0  # of the next page
 
@@ -2115,7 +2118,7 @@ class Tracker:
             raise FixFirst(f"Log.created_at is {created_at}: it must be a TIMESTAMP or a DATETIME in UTC, or a DATE")
         self._dates, self._binary_ids = created_at == "date", "binary" in self._database.type_of("User", "id")
         self.judge_by({}, datetime.now(UTC))
-        self._database.run(*self._page_query(None, None, limit="LIMIT 0"))  # finds what is wrong between the tables
+        self._read(self._database, f"{self._users} AND {DUE} LIMIT 0")  # finds what is wrong between the tables
 
     def doubts(self) -> Iterator[str]:
         """What works, but not well."""
@@ -2191,28 +2194,26 @@ class Tracker:
         )
         return [Zone(key, zone_name(name), users) for key, name, users in rows]
 
-    def known(self, ids: Collection[str]) -> set[str]:
-        """Those of the ids, as ONLY_USERS names them, that are in User with a phone number."""
-        wanted = list(chain.from_iterable(map(self._spellings, ids)))
-        there = f"{HAS_PHONE} AND u.id IN ({placeholders(wanted)})"
-        found = self._database.run(f"SELECT u.id FROM `User` u WHERE {there}", wanted)
-        return {id_key(user_id) for (user_id,) in found}
+    def named(self, ids: Iterable[str]) -> dict[str, User]:
+        """Users by their ids as ONLY_USERS names them; a phone number they need not have."""
+        spelt = list(chain.from_iterable(map(self._spellings, ids)))
+        found = self._read(self._database, " OR ".join(["u.id = %s"] * len(spelt)), spelt)  # IN may convert bytes
+        return {id_key(user.id): user for user in found}
 
     def judge_by(self, days: Mapping[bytes, Days], now: datetime, rows_matter: str = "FALSE") -> None:
         """Judge users by these days of their zones, at this instant; of whom rows matter, `Ledger.rows_matter` says."""
         self._days, self._rows_matter = days, rows_matter
         self._zones = zones_table(days, now, dates=self._dates)
 
-    def pages(self, total: int) -> Iterator[Page]:
-        """This run's users with a phone number: those who are due, and those whose days cannot be told.
+    def pages(self, total: int, whom: str = DUE) -> Iterator[Page]:
+        """This run's users with a phone number: those who are due, and those whose days cannot be told; or anybody.
 
-        Starts at another place each time, so that a deadline does not starve the same people day after day. While a
-        page is at work the next ones are read, each on a connection of its own.
+        Of a total it starts at another user each time, so that a deadline does not starve the same people day after
+        day; without one at the first. While a page is at work the next ones are read, each on a connection of its own.
         """
-        middle = self._database.run(
-            f"SELECT u.id FROM `User` u WHERE {self._users} ORDER BY u.id LIMIT 1 OFFSET %s",
-            [random.randrange(max(total, 1))],  # noqa: S311 - no secret
-        )
+        self._whom = whom
+        one = f"SELECT u.id FROM `User` u WHERE {self._users} ORDER BY u.id LIMIT 1 OFFSET %s"
+        middle = self._database.run(one, [random.randrange(total)]) if total else []  # noqa: S311 - no secret
         ranges = [(middle[0][0], None), (None, middle[0][0])] if middle else [(None, None)]
         self._ahead, self._size = deque((low, through, PAGE_USERS) for low, through in ranges), FIRST_PAGE
         readers = [self._database.beside() for _ in range(READERS)]
@@ -2258,7 +2259,8 @@ class Tracker:
         """Read one page; if that takes too long, put its ids back, to be read fewer at a time."""
         began = time.monotonic()
         try:
-            users = list(self._due(reader, low, high))
+            these, args = id_range(low, high)
+            users = self._read(reader, f"{these} AND {self._users} AND {self._whom} ORDER BY u.id", args)
         except DatabaseError as failure:
             if failure.remedy is not Remedy.SMALLER:
                 raise
@@ -2271,29 +2273,18 @@ class Tracker:
         self._size = next_size(self._size, time.monotonic() - began)
         return Page(count, users)
 
-    def _due(self, reader: Database, low: UserId | None, high: UserId) -> Iterator[User]:
-        """The users in (low, high] who have logged nothing on day 2, and those whose zone is unknown."""
-        for user_id, name, phone, zone, key, day1, matter in reader.run(*self._page_query(low, high)):
-            days = self._days.get(key)
-            yield User(user_id, shown_name(name), phone_number(phone), zone_name(zone), days, bool(day1), bool(matter))
-
-    def _page_query(self, low: UserId | None, high: UserId | None, limit: str = "") -> tuple[str, list[UserId]]:
-        these, args = id_range(low, high)
-        return (
-            f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")},
-                       IF(z.zone IS NULL, {as_text("u.time_zone")}, NULL), z.zone,
+    def _read(self, reader: Database, where: str, args: Sequence[object] = ()) -> list[User]:
+        """The users for whom a condition holds."""
+        rows = reader.run(
+            f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")}, {as_text("u.time_zone")}, z.zone,
                        {LOGGED.format(start="day1", end="day2")}, {self._rows_matter}
-                FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {ZONE_KEY}
-                WHERE {these} AND {self._users} AND NOT {LOGGED.format(start="day2", end="ends")}
-                ORDER BY u.id {limit}""",
+                FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {ZONE_KEY} WHERE {where}""",
             args,
         )
-
-    def user(self, user_id: str) -> User | None:
-        """One user, as ONLY_USERS would name them."""
-        spelt = self._spellings(user_id)
-        found = self._users_where(" OR ".join(["u.id = %s"] * len(spelt)), spelt)  # IN would convert bytes, or fail
-        return next((user for user in found if id_key(user.id) == id_key(user_id)), None)
+        return [
+            User(user_id, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), *map(bool, rest))
+            for user_id, name, phone, zone, key, *rest in rows
+        ]
 
     def _spellings(self, text: str) -> list[UserId]:
         """An id that a person wrote, as its column may hold it: as bytes, what an ASCII column cannot hold."""
@@ -2303,26 +2294,6 @@ class Tracker:
         forms = text, plain, id_key(text)
         cases = dict.fromkeys(case for form in forms for case in (form, form.lower(), form.upper()))
         return [case if case.isascii() else case.encode(errors="replace") for case in cases]
-
-    def everybody(self) -> Iterator[User]:
-        """All of this run's users with a phone number, whatever they logged."""
-        low: UserId | None = None
-        while True:
-            these, args = id_range(low, None)
-            users = self._users_where(f"{these} AND {self._users} ORDER BY u.id LIMIT {PAGE_USERS}", args)
-            yield from users
-            if len(users) < PAGE_USERS:
-                return
-            low = users[-1].id
-
-    def _users_where(self, where: str, args: Sequence[object]) -> list[User]:
-        """Users, whatever they logged."""
-        columns = ", ".join(map(as_text, ("u.name", "u.phone_number", "u.time_zone")))
-        rows = self._database.run(f"SELECT u.id, {columns}, {ZONE_KEY} FROM `User` u WHERE {where}", args)
-        return [
-            User(user_id, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), False)
-            for user_id, name, phone, zone, key in rows
-        ]
 
     def logs_of(self, user: User, days: Days, as_of: datetime | None) -> list[tuple[date, str]]:
         """The logs of a user since day 1, as of now or of another moment, each with its habit's name."""
@@ -2881,10 +2852,11 @@ def explain(job: Job) -> Exit:
         job.tracker.look()
         job.ledger.look()
         job.look_around()
-        if not (user := job.tracker.user(job.about)):
+        if not (user := job.tracker.named([job.about]).get(id_key(job.about))):
             raise RetryLater(f"there is no user {quoted(job.about) or '“”'} in User")  # it may be a name
         zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
-        user = replace(user, days=days_of(job.now, zone, job.settings.day_starts_at) if zone else None)
+        days = days_of(job.now, zone, job.settings.day_starts_at) if zone else None
+        user = replace(user, days=days, rows_matter=True)
         shown_zone = user.zone if resolve_zone(user.zone) else Personal(user.zone)
         log.info("User %s, %s, time zone %r", user, Personal(user.phone) or "no phone number", shown_zone)
         rows, last_logs = job.history([user])
@@ -2985,7 +2957,8 @@ def check_users(job: Job) -> Iterator[str]:
     yield from job.doubts(job.read_zones())
     found: dict[str, list[int | str]] = defaultdict(list)
     longest = ""
-    for _, (user, *again) in groupby(job.tracker.everybody(), key=lambda user: user.id):
+    everybody = chain.from_iterable(page.users for page in job.tracker.pages(0, ANYBODY))
+    for _, (user, *again) in groupby(everybody, key=lambda user: user.id):
         longest = max(longest, user.name, key=len)
         problems = {
             "have no time zone that is known": user.days is None,
