@@ -2304,7 +2304,7 @@ class Tracker:
                 WHERE h.user_id = %s AND l.created_at BETWEEN %s AND %s ORDER BY l.created_at""",
             [user.id, first, last],
         )
-        return [(aware(at), clean(habit)) for at, habit in rows]
+        return [(at, clean(habit)) for at, habit in rows]
 
     def last_logs(self, user_ids: Sequence[UserId], as_of: datetime | None) -> dict[UserId, date]:
         """The last log of each of these users, as of now or of another moment."""
@@ -2896,10 +2896,9 @@ def explain_days(job: Job, case: Case) -> None:
 
 
 def days_with(logged: date, days: Days) -> int | None:
-    """Which of the two days a log belongs to."""
-    if not isinstance(logged, datetime):
-        return {2: 1, 1: 2}.get((days.today - logged).days)
-    return 1 if days.day1 <= logged < days.day2 else 2 if days.day2 <= logged < days.end else None
+    """Which of the two days a log belongs to, its time as Log.created_at has it."""
+    day1, day2, end = bounds_of(days, dates=not isinstance(logged, datetime))
+    return 1 if day1 <= logged < day2 else 2 if day2 <= logged < end else None
 
 
 def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
