@@ -330,9 +330,9 @@ def of_the_past(case: Case) -> Skip | None:
         written = row.last_possible_text()  # clocks can step ahead while a text is on its way
         if written > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
             words = "a clock that was ahead left the row of %s, written at %s UTC. Unless its text went out today: "
-            delete = f"DELETE FROM {LEDGER} WHERE user_id = %s AND local_day = '%s' AND run_token = %s;"
+            delete = f"DELETE FROM `%s`.{LEDGER} WHERE user_id = %s AND local_day = '%s' AND run_token = %s;"
             at, key = f"{written:%Y-%m-%d %H:%M}", (literal(row.user_id), row.local_day, literal(row.token))
-            return Skip(Outcome.FUTURE, words + delete, (row.local_day, at, *key))
+            return Skip(Outcome.FUTURE, words + delete, (row.local_day, at, case.settings.db_name, *key))
     return None
 
 

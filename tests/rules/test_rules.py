@@ -315,7 +315,7 @@ def test_a_row_of_the_future_bars_its_user_by_name_with_the_statement_to_paste(
     assert (outcome(skip) is Outcome.FUTURE) is barred
     if barred:
         this_row = f"user_id = 42 AND local_day = '{row.local_day}' AND run_token = 'theirs'"  # none that comes later
-        assert told(skip).endswith(f"DELETE FROM HabitNotification WHERE {this_row};")
+        assert told(skip).endswith(f"DELETE FROM `habits`.HabitNotification WHERE {this_row};")
 
 
 @pytest.mark.parametrize("finished", [-SECOND, timedelta(), SECOND])
