@@ -44,8 +44,8 @@ def values_of(secret: Object) -> dict[str, str]:
 def read_file(path: str) -> dict[str, str]:
     """Lines NAME=value, or a filled copy of k8s/secret.yaml."""
     try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError):
+        text = Path(path).expanduser().read_text()  # zsh leaves the ~ of FILE=~/... as it is
+    except (OSError, UnicodeDecodeError, RuntimeError):  # there is no such user's home
         raise Stop(f"there is no file {path} that can be read.") from None
     if re.search("^kind: *Secret", text, re.MULTILINE):
         (found,) = objects(text)

@@ -172,7 +172,7 @@ def test_secret_takes_a_file_of_variables(cluster: Cluster, tmp_path: Path, quot
     file = tmp_path / "filled.env"
     lines = [f"export {name}={quote}{value}{quote}" for name, value in SECRETS.items()]
     file.write_text("# comment\n\n" + "\r\n".join(lines), newline="")
-    cluster.does("secret", FILE=str(file), DB_PASSWORD="not this one")
+    cluster.does("secret", FILE="~/filled.env", HOME=str(tmp_path), DB_PASSWORD="not this one")
     assert sent_values(cluster) == SECRETS
 
 
