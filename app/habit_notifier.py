@@ -590,7 +590,8 @@ class Job:
         rows = self.ledger.history([user.id for user in users if user.rows_matter], self.as_of)
         quiet = self.settings.quiet_after
         long = [user_id for user_id, own in rows.items() if quiet and len(own) >= quiet]
-        return rows, self.tracker.last_logs(long, self.as_of)
+        latest = self.as_of or self.now + EARLIEST_ZONE  # one of a clock that is years ahead is none
+        return rows, self.tracker.last_logs(long, latest)
 
     def once_each(self, users: Sequence[User]) -> list[User]:
         """The users, each id once: a view over a join may return one twice."""
@@ -2306,8 +2307,8 @@ class Tracker:
         )
         return [(at, clean(habit)) for at, habit in rows]
 
-    def last_logs(self, user_ids: Sequence[UserId], as_of: datetime | None) -> dict[UserId, date]:
-        """The last log of each of these users, as of now or of another moment."""
+    def last_logs(self, user_ids: Sequence[UserId], latest: datetime) -> dict[UserId, date]:
+        """The last log of each of these users until a moment."""
         if not user_ids:
             return {}
         found = self._database.run(
@@ -2317,7 +2318,7 @@ class Tracker:
                     ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
                 FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
                 WHERE u.id IN ({placeholders(user_ids)}) GROUP BY u.id""",
-            [naive(as_of) if as_of else date.max, *user_ids],
+            [naive(latest), *user_ids],
         )
         return {user_id: aware(at) for user_id, at in found if isinstance(at, date)}  # a zero date is a str
 

@@ -222,6 +222,21 @@ def test_a_log_that_is_a_date_ends_the_silence(town: Town) -> None:
     assert town.said("left in peace (QUIET_AFTER): no log since the last 2 texts: silence until the next log") == 1
 
 
+@pytest.mark.parametrize("column", ["DATETIME", "DATE"])
+def test_of_logs_that_are_ahead_only_those_of_another_zone_end_the_silence(town: Town, column: str) -> None:
+    """A clock may be years ahead; and where it is tomorrow already, today's log is one."""
+    town.sql(f"ALTER TABLE Log MODIFY created_at {column}")
+    town.user(PHONE, logs=[NOON + 1_000 * DAY])
+    [habit] = town.database.insert_habits([town.user("+12025550199", "Pacific/Kiritimati")])
+    for day in range(2):
+        assert town.run(NOON + day * DAY, QUIET_AFTER="2") == 0
+        assert len(town.texts) == 2
+    town.database.insert_logs([(habit, NOON + 2 * DAY + 13 * HOUR)])
+    assert town.run(NOON + 2 * DAY, QUIET_AFTER="2") == 0
+    assert town.texted == ["+12025550199"]
+    assert town.said("left in peace (QUIET_AFTER) 1") == 1
+
+
 # --- MAX_TEXTS
 
 

@@ -140,7 +140,7 @@ def test_a_users_last_log_is_found_without_reading_all_logs(server: Server) -> N
         user = database.insert_user("Ana", "+12025550100", "UTC", logs=logs)
         with opened(database.environ() | twilio.environ()) as job:
             before = rows_read(job)
-            assert job.tracker.last_logs([user], None) == {user: NOON}
+            assert job.tracker.last_logs([user], NOON) == {user: NOON}
             assert rows_read(job) - before < 1_000
 
 
