@@ -3007,7 +3007,7 @@ class Kind(NamedTuple):
     def value(self, text: str) -> Any:
         """What a text means.
 
-        :raises ValueError: when it can't be right
+        :raises ValueError: or OSError, when it can't be right
         """
         if not re.fullmatch(self.pattern, text) or not self.holds(value := self.parse(text)):
             raise ValueError
@@ -3016,15 +3016,6 @@ class Kind(NamedTuple):
 
 def whole(low: int, high: int) -> Kind:
     return Kind(f"a whole number from {low} to {high}", "[0-9]+", int, lambda number: low <= number <= high)
-
-
-def ca_file(path: str) -> str:
-    """The path itself, if its file holds a certificate."""
-    try:
-        ssl.create_default_context(cafile=path)
-    except OSError:  # SSLError is one
-        raise ValueError from None
-    return path
 
 
 def is_template(text: str) -> bool:
@@ -3051,7 +3042,10 @@ TEXT = Kind("")
 TOKEN = Kind("it as the console shows it, without blanks and typographic characters", "[!-~]+")
 HOST_NAME = r"[\w-]{1,63}(\.[\w-]{1,63})*\.?"
 HOST = Kind("a host name or an address, without scheme and port", rf"{HOST_NAME}|[0-9a-fA-F]*(:[0-9a-fA-F.]*){{2,7}}")
-CA_FILE = Kind("the path of a PEM file with certificates that this user can read", parse=ca_file)
+CA_FILE = Kind(
+    "the path of a PEM file with certificates that this user can read",
+    holds=lambda path: ssl.create_default_context(cafile=path),  # or an OSError, as SSLError is
+)
 ACCOUNT_SID = Kind("the Account SID: AC and 32 hexadecimal digits", "AC[0-9a-fA-F]{32}")
 KEY_SID = Kind("the key's SID: SK and 32 hexadecimal digits", "SK[0-9a-fA-F]{32}")
 SERVICE_SID = Kind("the service's SID: MG and 32 hexadecimal digits", "MG[0-9a-fA-F]{32}")
@@ -3223,7 +3217,7 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
         raise ValueError(f"{name} is still the placeholder{shown}: write {kind.write or declared['help']}")
     try:
         return kind.value(text)
-    except ValueError:
+    except (ValueError, OSError):
         wrong = f"is{shown}" if shown else "has a value that cannot be right"
         raise ValueError(f"{name} {wrong}: write {kind.write}") from None
 
