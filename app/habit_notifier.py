@@ -2053,11 +2053,6 @@ class Database:
         return f"{kind} COLLATE {collation}" if collation else str(kind)
 
 
-TABLES = {
-    "User": ("id", "name", "phone_number", "time_zone"),
-    "Habit": ("id", "user_id"),
-    "Log": ("id", "habit_id", "created_at"),
-}
 HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
 ZONE_KEY = "COALESCE(CAST(u.time_zone AS BINARY), '')"  # as it is stored: a collation folds case and trailing blanks
 LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
@@ -2112,14 +2107,13 @@ class Tracker:
         log.info("Database connection established")
         if not self._settings.db_ssl_ca:
             log.info("MySQL's server is not verified: DB_SSL_CA would do that")
-        for table, columns in TABLES.items():
-            self._database.run(f"SELECT {', '.join(columns)} FROM `{table}` LIMIT 0")
+        self.judge_by({}, datetime.now(UTC))
+        self._read(self._database, f"{self._users} AND {DUE} LIMIT 0")  # finds what is missing, or wrong between the tables
+        self._database.run("SELECT id FROM `Log` LIMIT 0")
         created_at = self._database.type_of("Log", "created_at")
         if not created_at.startswith(("datetime", "timestamp", "date")):
             raise FixFirst(f"Log.created_at is {created_at}: it must be a TIMESTAMP or a DATETIME in UTC, or a DATE")
         self._dates, self._binary_ids = created_at == "date", "binary" in self._database.type_of("User", "id")
-        self.judge_by({}, datetime.now(UTC))
-        self._read(self._database, f"{self._users} AND {DUE} LIMIT 0")  # finds what is wrong between the tables
 
     def doubts(self) -> Iterator[str]:
         """What works, but not well."""

@@ -169,9 +169,9 @@ def test_a_table_that_may_not_be_read_is_named_and_the_account_is_not(town: Town
     ("change", "words"),
     [
         ("DROP TABLE Log", [".Log'", "is missing"]),
-        ("ALTER TABLE User DROP COLUMN time_zone", ["'time_zone'", "column is missing"]),
-        ("ALTER TABLE User DROP COLUMN phone_number", ["'phone_number'", "column is missing"]),
-        ("ALTER TABLE Log DROP COLUMN created_at", ["'created_at'", "column is missing"]),
+        ("ALTER TABLE User DROP COLUMN time_zone", ["u.time_zone'", "column is missing"]),
+        ("ALTER TABLE User DROP COLUMN phone_number", ["u.phone_number'", "column is missing"]),
+        ("ALTER TABLE Log DROP COLUMN created_at", ["l.created_at'", "column is missing"]),
         ("ALTER TABLE Log MODIFY created_at BIGINT NOT NULL", ["Log.created_at is bigint", "TIMESTAMP or a DATETIME"]),
         ("ALTER TABLE Log MODIFY created_at VARCHAR(32) NOT NULL", ["Log.created_at is varchar(32)"]),
         ("ALTER TABLE Log MODIFY created_at TIME NOT NULL", ["Log.created_at is time", "or a DATE"]),
