@@ -1946,9 +1946,6 @@ STATEMENT_LIMIT = (
 )
 
 
-Execute = Callable[[str, Sequence[object]], object]
-
-
 class Database:
     """One connection to MySQL, made anew when it is lost. Belongs to one thread at a time.
 
@@ -1963,7 +1960,7 @@ class Database:
         self._fresh = False
         self.last_answer = 0.0  # when a statement had one
         self._others: list[Database] = []
-        self.on_connect: Callable[[Execute], object] = lambda _execute: None
+        self.first: Callable[[], Iterable[tuple[str, Sequence[object]]]] = list  # statements of a new connection
 
     def __enter__(self) -> Database:
         return self
@@ -2035,7 +2032,8 @@ class Database:
         if self._connection is None:
             self._connection, self._fresh = self._connect(), True
         if self._fresh:
-            self.on_connect(self._execute)
+            for statement in self.first():
+                self._execute(*statement)
             self._fresh = False
         rows = self._execute(sql, args)
         self.last_answer = time.monotonic()
@@ -2108,7 +2106,7 @@ class Tracker:
         if not self._settings.db_ssl_ca:
             log.info("MySQL's server is not verified: DB_SSL_CA would do that")
         self.judge_by({}, datetime.now(UTC))
-        self._read(self._database, f"{self._users} AND {DUE} LIMIT 0")  # finds what is missing, or wrong between the tables
+        self._read(self._database, f"{self._users} AND {DUE} LIMIT 0")  # finds what is missing, or wrong
         self._database.run("SELECT id FROM `Log` LIMIT 0")
         created_at = self._database.type_of("Log", "created_at")
         if not created_at.startswith(("datetime", "timestamp", "date")):
@@ -2404,7 +2402,7 @@ class Ledger:
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
         self._recorded: deque[tuple[float, list[Row]]] = deque()
         self._released: deque[tuple[float, list[tuple[Any, ...]]]] = deque()  # their keys
-        database.on_connect = self._write_again
+        database.first = self._write_again
 
     def open(self) -> None:
         """Make the ledger, or check by statements that touch no row that it can be written.
@@ -2581,22 +2579,16 @@ class Ledger:
         for part in chunks([reminder for reminder in reminders if reminder in self.claims], KEYS):
             keys = [(row.user_id, row.local_day, row.token) for row in map(self.claims.__getitem__, part)]
             self._released.append((time.monotonic(), keys))
-            self._delete(keys, self._database.run)
+            self._database.run(*delete(keys))
             for reminder in part:  # at once: a new connection writes again what is claimed
                 del self.claims[reminder]
 
-    def _delete(self, keys: Sequence[tuple[Any, ...]], run: Execute) -> None:
-        if keys:
-            run(f"DELETE FROM {LEDGER} WHERE {any_of(keys)}", list(chain.from_iterable(keys)))
-
-    def _write_again(self, execute: Execute) -> None:
-        """On a new connection: what was written last may be lost with the server that it was written to."""
+    def _write_again(self) -> Iterator[tuple[str, list[object]]]:
+        """Statements for a new connection: what was written last may be lost with the server that it was written to."""
         recent = (row for at, some in self._recorded if at >= self._safe_before for row in some)
-        for part in chunks([*recent, *self.claims.values()], KEYS):
-            execute(*upsert(part))
+        yield from map(upsert, chunks([*recent, *self.claims.values()], KEYS))
         gone = [key for at, some in self._released if at >= self._safe_before for key in some]
-        for keys in chunks(gone, KEYS):
-            self._delete(keys, execute)
+        yield from map(delete, chunks(gone, KEYS))
 
     def unsettled(self, now: datetime) -> list[Row]:
         """The oldest rows of whose texts Twilio's last word is not known, those of the last minutes left out."""
@@ -2631,7 +2623,8 @@ class Ledger:
                 WHERE local_day < %s AND {self._ours} ORDER BY local_day LIMIT {KEYS}""",
             [before],
         )
-        self._delete(keys, self._database.run)
+        if keys:
+            self._database.run(*delete(keys))
         return len(keys)
 
 
@@ -2676,6 +2669,11 @@ def upsert(rows: Sequence[Row]) -> tuple[str, list[object]]:
     written = "state", "finished_at", "message_sid", "error_code", "final_status", "segments"
     ours = [f"{column} = IF(run_token = VALUES(run_token), VALUES({column}), {column})" for column in written]
     return insert(rows, ", ".join(ours))
+
+
+def delete(keys: Sequence[tuple[Any, ...]]) -> tuple[str, list[object]]:
+    """The statement that deletes the rows with these keys."""
+    return f"DELETE FROM {LEDGER} WHERE {any_of(keys)}", list(chain.from_iterable(keys))
 
 
 def as_row(values: Sequence[Any]) -> Row:

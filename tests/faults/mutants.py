@@ -83,7 +83,7 @@ MUTANTS = [
     Mutant("a proxy believed", {"    if body is None:\n": BELIEVE}, LEDGER, "4xx of a proxy after accepting"),
     Mutant(
         "not written again",
-        {"            self.on_connect(self._execute)\n": "            pass\n"},
+        {"                self._execute(*statement)\n": "                pass\n"},
         LEDGER,
         "lost commits",
     ),
