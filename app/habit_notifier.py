@@ -434,7 +434,6 @@ class Job:
         self.aside: list[tuple[User, Skip]] = []  # another run holds them
         self.last_call = False  # whether nobody is put aside any more
         self.about = ""  # whom --explain asks about
-        self.as_of: datetime | None = None  # --now
 
     def run(self) -> Exit:
         """Text everybody who is due."""
@@ -523,7 +522,7 @@ class Job:
     def doubts(self, zones: Iterable[Zone]) -> Iterator[str]:
         """What concerns everybody and looks wrong."""
         yield from zone_doubts(zones, self.settings)
-        if not self.as_of:  # of another moment the newest logs say nothing
+        if not self.tracker.as_of:  # of another moment the newest logs say nothing
             users = self.report.users * self.settings.shard_count
             yield from self.tracker.log_doubts(self.now + CLOCK_TOLERANCE, users)
         if not self.report.users and self.settings.shard_count == 1:
@@ -573,7 +572,7 @@ class Job:
     def due(self, users: Sequence[User]) -> list[Reminder]:
         """The reminders to claim; who gets none is reported, or put aside."""
         today = {user.id: user.days.today for user in users if user.rows_matter and user.days}
-        rows = self.ledger.todays(today, self.as_of)  # these are served: no gate asks for another of their rows
+        rows = self.ledger.todays(today)  # these are served: no gate asks for another of their rows
         others, last_logs = self.history([user for user in users if user.id not in rows])
         rows |= others
         now, reminders = self.clock(), []  # read after the rows: what another run has just written is not of the future
@@ -587,10 +586,10 @@ class Job:
 
     def history(self, users: Sequence[User]) -> tuple[Mapping[UserId, list[Row]], Mapping[UserId, date]]:
         """The ledger's rows of those of whom some may matter; the last log of those whom QUIET_AFTER may concern."""
-        rows = self.ledger.history([user.id for user in users if user.rows_matter], self.as_of)
+        rows = self.ledger.history([user.id for user in users if user.rows_matter])
         quiet = self.settings.quiet_after
         long = [user_id for user_id, own in rows.items() if quiet and len(own) >= quiet]
-        latest = self.as_of or self.now + EARLIEST_ZONE  # one of a clock that is years ahead is none
+        latest = self.tracker.as_of or self.now + EARLIEST_ZONE  # one of a clock that is years ahead is none
         return rows, self.tracker.last_logs(long, latest)
 
     def once_each(self, users: Sequence[User]) -> list[User]:
@@ -2095,6 +2094,7 @@ class Tracker:
         self._zones, self._rows_matter, self._whom = "", "FALSE", DUE
         self._ahead: deque[tuple[UserId | None, UserId | None, int]] = deque()  # ids still to be read, how many at most
         self._size = 0  # of the next page
+        self.as_of: datetime | None = None  # --now: logs of later are not there yet
 
     def look(self) -> None:
         """Connect, and check what is read.
@@ -2288,10 +2288,10 @@ class Tracker:
         cases = dict.fromkeys(case for form in forms for case in (form, form.lower(), form.upper()))
         return [case if case.isascii() else case.encode(errors="replace") for case in cases]
 
-    def logs_of(self, user: User, days: Days, as_of: datetime | None) -> list[tuple[date, str]]:
+    def logs_of(self, user: User, days: Days) -> list[tuple[date, str]]:
         """The logs of a user since day 1, as of now or of another moment, each with its habit's name."""
         first = bounds_of(days, dates=self._dates)[0]
-        last = date.max if not as_of else days.today if self._dates else naive(as_of)
+        last = date.max if not self.as_of else days.today if self._dates else naive(self.as_of)
         rows = self._database.run(
             f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
                 WHERE h.user_id = %s AND l.created_at BETWEEN %s AND %s ORDER BY l.created_at""",
@@ -2399,6 +2399,7 @@ class Ledger:
         self._settings, self._database = settings, database
         self._ours = of_this_shard("user_id", settings)
         self._there = False
+        self.as_of: datetime | None = None  # --now: rows of later are not there yet
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
         self._recorded: deque[tuple[float, list[Row]]] = deque()
         self._released: deque[tuple[float, list[tuple[Any, ...]]]] = deque()  # their keys
@@ -2516,24 +2517,23 @@ class Ledger:
         counts = [f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in limits.items() if limit]
         return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
 
-    def history(
-        self, user_ids: Sequence[UserId], as_of: datetime | None = None, since: date = date.min
-    ) -> dict[UserId, list[Row]]:
+    def history(self, user_ids: Sequence[UserId], since: date = date.min) -> dict[UserId, list[Row]]:
         """The rows of users, as they are now or were at another moment; of days since then."""
-        rows = self._rows(user_ids, since) if user_ids and self._there else ()
-        return by_user(row for row in rows if as_of is None or row.claimed_at <= as_of)
-
-    def todays(self, today: Mapping[UserId, date], as_of: datetime | None) -> dict[UserId, list[Row]]:
-        """The rows since today of those who have one of today."""
-        recent = self.history(list(today), as_of, min(today.values(), default=date.max))
-        return {user: rows for user, rows in recent.items() if today.get(user) in [row.local_day for row in rows]}
-
-    def _rows(self, user_ids: Sequence[UserId], since: date = date.min) -> Iterator[Row]:
+        found: dict[UserId, list[Row]] = defaultdict(list)
+        if not user_ids or not self._there:
+            return found
         sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({placeholders(user_ids)}) AND local_day >= %s"
         exact, alike = set(user_ids), {id_key(user_id): user_id for user_id in user_ids}
-        for row in map(as_row, self._database.run(sql, [*user_ids, since])):  # a UUID may have been written anew
-            same = row.user_id in exact
-            yield row if same else replace(row, user_id=alike.get(id_key(row.user_id), row.user_id))
+        for row in map(as_row, self._database.run(sql, [*user_ids, since])):
+            if self.as_of is None or row.claimed_at <= self.as_of:
+                same = row.user_id in exact  # a UUID may have been written anew
+                found[row.user_id if same else alike.get(id_key(row.user_id), row.user_id)].append(row)
+        return found
+
+    def todays(self, today: Mapping[UserId, date]) -> dict[UserId, list[Row]]:
+        """The rows since today of those who have one of today."""
+        recent = self.history(list(today), min(today.values(), default=date.max))
+        return {user: rows for user, rows in recent.items() if today.get(user) in [row.local_day for row in rows]}
 
     def claim(self, reminders: Sequence[Reminder], now: datetime) -> dict[UserId, list[Row]]:
         """Write claims into the ledger; the rows of these users' last days, as they stand then.
@@ -2546,7 +2546,7 @@ class Ledger:
         self.claims |= {reminder: claim_of(reminder, now) for reminder in reminders}
         self._database.run(*insert([self.claims[r] for r in reminders], f"user_id = {LEDGER}.user_id"))
         since = min(reminder.days.today for reminder in reminders) - timedelta(days=2)
-        return by_user(self._rows([reminder.user.id for reminder in reminders], since))
+        return self.history([reminder.user.id for reminder in reminders], since)
 
     def record(self, answers: Mapping[Reminder, Answer], now: datetime) -> None:
         """Write what became of claims: keep the row of a text that may have been sent, delete the others'.
@@ -2681,13 +2681,6 @@ def as_row(values: Sequence[Any]) -> Row:
     user_id, local_day, phone, rule, state, token, claimed_at, finished_at, *rest = values
     known = STATES.get(state, State.UNCERTAIN)
     return Row(user_id, local_day, phone, rule, known, token, aware(claimed_at), aware(finished_at), *rest)
-
-
-def by_user(rows: Iterable[Row]) -> dict[UserId, list[Row]]:
-    found: dict[UserId, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.user_id, []).append(row)
-    return found
 
 
 def aware(value: T) -> T:
@@ -2872,7 +2865,7 @@ def explain(job: Job) -> Exit:
 
 def explain_days(job: Job, case: Case) -> None:
     """The days of a user, the logs in them, the rule, and when a text is possible."""
-    days, logs = case.days, job.tracker.logs_of(case.user, case.days, job.as_of)
+    days, logs = case.days, job.tracker.logs_of(case.user, case.days)
     local = case.now.astimezone(days.zone)
     log.info("It is %s in %s, the local day %s", f"{local:%Y-%m-%d %H:%M}", days.zone, days.today)
     for number, start, end in ((1, days.day1, days.day2), (2, days.day2, days.end)):
@@ -3406,7 +3399,8 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
         if asked.mode in ("run", "settle") or settings.log_level == "DEBUG":  # the lines of the others are their answer
             log.setLevel(settings.log_level)
         job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
-        job.about, job.as_of = asked.explain or "", asked.now
+        job.about = asked.explain or ""
+        job.tracker.as_of = job.ledger.as_of = asked.now
         with watchdog(job, asked.mode):
             code = MODES[asked.mode][0](job)
         if job.brake.failure:

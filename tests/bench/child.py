@@ -96,7 +96,7 @@ class WithoutLedger(notifier.Ledger):
 
     @override
     def history(
-        self, user_ids: Sequence[notifier.UserId], as_of: datetime | None = None, since: date = date.min
+        self, user_ids: Sequence[notifier.UserId], since: date = date.min
     ) -> dict[notifier.UserId, list[notifier.Row]]:
         """Nobody was texted."""
         return {}

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
+from itertools import chain
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -453,7 +454,7 @@ def test_what_became_of_a_text_is_never_written_into_another_runs_row(town: Town
     ledger.claims[anna] = mine
     job.database.close()
     sent = replace(theirs, state=State.SENT, finished_at=NOON, sid="SM" + "b" * 32, segments=1)
-    assert list(ledger._rows([1])) == [sent]
+    assert ledger.history([1]) == {1: [sent]}
     assert town.sql(columns) == told
 
 
@@ -481,14 +482,14 @@ def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
     def written_again() -> list[Row]:
         town.sql(f"DELETE FROM {LEDGER}")
         job.database.close()
-        return list(job.ledger._rows([1, 2]))
+        return list(chain.from_iterable(job.ledger.history([1, 2]).values()))
 
     sent, in_flight = written_again()
     assert (sent.state, sent.sid, sent.finished_at) == (State.SENT, ACCEPTED.sid, LATER)
     assert in_flight == claimed
     town.sql(f"UPDATE {LEDGER} SET state = 'sending', message_sid = NULL WHERE user_id = 1")  # the record alone is lost
     job.database.close()
-    assert list(job.ledger._rows([1, 2])) == [sent, claimed]
+    assert job.ledger.history([1, 2]) == {1: [sent], 2: [claimed]}
     monkeypatch.setattr(habit_notifier, "DATABASE_MEMORY", 0.0)
     assert written_again() == [claimed]
     job.ledger.claim([anna], LATER)
@@ -597,9 +598,9 @@ def test_the_widest_values_that_are_let_through_fit_their_columns(job: Job) -> N
     [anna] = reminders("+123456789012345")
     job.ledger.claim([anna], NOON)
     job.ledger.record({anna: replace(ACCEPTED, code=999_999, segments=32_767)}, NOON)
-    [row] = job.ledger._rows([1])
+    [row] = job.ledger.history([1])[1]
     job.ledger.settle([replace(row, final_status="x" * 32)])
-    [row] = job.ledger._rows([1])
+    [row] = job.ledger.history([1])[1]
     assert (row.phone, row.sid, row.code) == (anna.user.phone, ACCEPTED.sid, 999_999)
     assert (row.segments, row.final_status) == (32_767, "x" * 32)
 
@@ -624,7 +625,8 @@ def test_the_ledger_of_another_moment_has_what_was_claimed_until_then(
     town: Town, job: Job, after: int, known: int
 ) -> None:
     town.database.insert_row(1, NOON)
-    assert len(job.ledger.history([1], NOON + timedelta(microseconds=after)).get(1, ())) == known
+    job.ledger.as_of = NOON + timedelta(microseconds=after)
+    assert len(job.ledger.history([1]).get(1, ())) == known
 
 
 def test_rows_of_which_no_gate_has_anything_to_say_are_not_read(town: Town, proxy: Proxy) -> None:
@@ -658,6 +660,7 @@ def test_the_rows_of_a_page_are_not_all_in_memory_at_once(
     """There are up to ninety of each user: those of 5,000 are more than a pod may hold."""
     town.people(5)
     assert town.run() == 0
+    del read[:]
     monkeypatch.setattr(habit_notifier, "IN_LIST", 2)
     assert town.run(NOON + timedelta(days=1), QUIET_AFTER=1) == 0
     assert max(map(len, read)) == 2
