@@ -2989,15 +2989,6 @@ class Kind(NamedTuple):
     parse: Callable[[str], Any] = str
     holds: Callable[[Any], object] = lambda _value: True
 
-    def value(self, text: str) -> Any:
-        """What a text means.
-
-        :raises ValueError: or OSError, when it can't be right
-        """
-        if not re.fullmatch(self.pattern, text) or not self.holds(value := self.parse(text)):
-            raise ValueError
-        return value
-
 
 def whole(low: int, high: int) -> Kind:
     return Kind(f"a whole number from {low} to {high}", "[0-9]+", int, lambda number: low <= number <= high)
@@ -3200,11 +3191,11 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
     shown = "" if declared["secret"] or is_secret(text, environ) else f" {text!r}"
     if PLACEHOLDER.fullmatch(text):
         raise ValueError(f"{name} is still the placeholder{shown}: write {kind.write or declared['help']}")
-    try:
-        return kind.value(text)
-    except (ValueError, OSError):
-        wrong = f"is{shown}" if shown else "has a value that cannot be right"
-        raise ValueError(f"{name} {wrong}: write {kind.write}") from None
+    with suppress(ValueError, OSError):
+        if re.fullmatch(kind.pattern, text) and kind.holds(value := kind.parse(text)):
+            return value
+    wrong = f"is{shown}" if shown else "has a value that cannot be right"
+    raise ValueError(f"{name} {wrong}: write {kind.write}")
 
 
 def is_secret(text: str, environ: Mapping[str, str]) -> bool:
