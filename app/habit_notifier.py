@@ -3223,19 +3223,17 @@ def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, st
 def odds(values: Mapping[str, Any]) -> Iterator[str]:
     """A line for each pair of settings that contradict each other; what could not be read is left out."""
 
-    def given(*names: str) -> int:
-        return sum(bool(values.get(name)) for name in names)
+    def given(*names: str) -> int | None:
+        return sum(bool(values[name]) for name in names) if values.keys() >= set(names) else None
 
-    senders = "twilio_from_number", "twilio_messaging_service_sid"
-    if values.keys() >= set(senders) and given(*senders) != 1:
+    if given("twilio_from_number", "twilio_messaging_service_sid") in (0, 2):
         sender = f"the texts' sender: {SENDER.write}, or {SERVICE_SID.write}"
         yield f"TWILIO_FROM_NUMBER and TWILIO_MESSAGING_SERVICE_SID: set exactly one of them, {sender}"
-    if values.keys() >= {"twilio_auth_token", "twilio_api_key_sid", "twilio_api_key_secret"}:
-        if given("twilio_api_key_sid") != given("twilio_api_key_secret"):
-            yield "TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET: set both or none"
-        elif given("twilio_auth_token", "twilio_api_key_sid") != 1:
-            credentials = f"the credentials: the account's auth token, or {KEY_SID.write}, and TWILIO_API_KEY_SECRET"
-            yield f"TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them, {credentials}"
+    if given("twilio_api_key_sid", "twilio_api_key_secret") == 1:
+        yield "TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET: set both or none"
+    elif given("twilio_auth_token", "twilio_api_key_sid") in (0, 2):
+        credentials = f"the credentials: the account's auth token, or {KEY_SID.write}, and TWILIO_API_KEY_SECRET"
+        yield f"TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them, {credentials}"
     if values.keys() >= {"shard_count", "job_completion_index"}:
         count, index = values["shard_count"], values["job_completion_index"]
         if index not in range(count) and (count, index) != (1, ""):
