@@ -476,7 +476,7 @@ def read_only(rng: Rng, _tls: bool) -> Fault:
 
 def lost_commits(rng: Rng, _tls: bool) -> Fault:
     """A crash that loses the last second, at some statement."""
-    return f.LostCommits(rng.choice(["claim", "record", "read back"]), rng.choice([1, 2, 2, 3, 3, 4, 6]))
+    return f.LostCommits(rng.choice(["claim", "record", "release", "read back"]), rng.choice([1, 2, 2, 3, 3, 4, 6]))
 
 
 FOREIGN = [

@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=int, default=1, help="with --only: how often")
     parser.add_argument("--workers", type=int, default=4 * (os.cpu_count() or 1), help="most of the time they wait")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no more runs after so long")
-    parser.add_argument("--mutants", action="store_true", help="break the program in nine ways, until each is caught")
+    parser.add_argument("--mutants", action="store_true", help="break the program in ten ways, until each is caught")
     told = parser.parse_args(argv)
     if told.mutants:
         return hunt_all(told.seed, told.runs, told.workers)

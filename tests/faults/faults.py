@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pymysql
@@ -554,23 +554,40 @@ class WrongClock(Fault):
 
 
 class LostCommits(AtQuery):
-    """The server crashes and comes back without what was committed in the last second.
+    """The server crashes and comes back without what was committed in the last second: rows are gone, or back again.
 
     Only while a run is alone, and only its rows: what another one that has ended wrote, nobody could write again.
     """
 
     kind = "lost commits"
 
+    def __init__(self, target: str, nth: int) -> None:
+        super().__init__(target, nth)
+        self._released: list[tuple[datetime, tuple[tuple[Any, ...], ...]]] = []
+
+    def query(self, text: str) -> Verdict:
+        if RELEASE in text:
+            with self._group.database.connect() as admin, admin.cursor() as cursor:
+                cursor.execute(text.replace("DELETE", "SELECT *", 1))
+                self._released.append((self._now(), cursor.fetchall()))
+        return super().query(text)
+
     def strike(self, text: str) -> Verdict:  # noqa: ARG002
         if len(self._group.actors) > 1:
             return Verdict.PASS
-        since = (self._group.clock() - timedelta(seconds=1)).replace(tzinfo=None)
+        since, old = self._now() - timedelta(seconds=1), ["", *self._group.old_tokens]
+        back = [row for at, rows in self._released if at > since for row in rows if row[5] not in old]  # its token
         with self._group.database.connect() as admin, admin.cursor() as cursor:
             self.hits += cursor.execute(
                 f"DELETE FROM {LEDGER} WHERE (claimed_at > %s OR finished_at > %s) AND run_token NOT IN %s",
-                (since, since, ["", *self._group.old_tokens]),
+                (since, since, old),
             )
+            for row in back:
+                self.hits += cursor.execute(f"INSERT IGNORE INTO {LEDGER} VALUES %s", [row])
         return Verdict.CUT_BEFORE
+
+    def _now(self) -> datetime:
+        return self._group.clock().replace(tzinfo=None)
 
 
 class ForgottenConnections(Fault):

@@ -88,6 +88,12 @@ MUTANTS = [
         "lost commits",
     ),
     Mutant(
+        "not released again",
+        {"        yield from map(delete, chunks(gone, KEYS))\n": ""},
+        LEDGER,
+        "lost commits",
+    ),
+    Mutant(
         "any clock believed", {"elif abs(twilios - now) > CLOCK_TOLERANCE:": "elif False:"}, NOT_DUE, "clock behind"
     ),
     Mutant(
