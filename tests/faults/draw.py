@@ -528,7 +528,8 @@ INLINE_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
 PROCESS_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
     (10, ended(True, *PLACES)),
     (7, ended(True, *NEW_PLACES)),
-    (7, ended(False, *PLACES, *NEW_PLACES)),
+    (4, ended(False, *PLACES)),
+    (6, ended(False, *NEW_PLACES)),
     (6, at_query(f.ServerRestart, kill=lambda rng: rng.random() < 0.6, seconds=lambda rng: rng.choice([0, 0.3, 1.5]))),
 ]
 
