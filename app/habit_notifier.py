@@ -2054,8 +2054,9 @@ HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
 ZONE_KEY = "COALESCE(CAST(u.time_zone AS BINARY), '')"  # as it is stored: a collation folds case and trailing blanks
 LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
     WHERE h.user_id = u.id AND l.created_at >= z.{start} AND l.created_at < z.{end})"""
-DUE = f"NOT {LOGGED.format(start='day2', end='ends')}"  # or without a known zone, and so without days
-ANYBODY = "TRUE"
+# Whom to read, by a condition, and whether they logged on day 1, where it matters. Without a known zone all are due.
+DUE = f"NOT {LOGGED.format(start='day2', end='ends')}", LOGGED.format(start="day1", end="day2")
+ANYBODY = "TRUE", "FALSE"
 
 
 def as_text(column: str) -> str:
@@ -2106,7 +2107,7 @@ class Tracker:
         if not self._settings.db_ssl_ca:
             log.info("MySQL's server is not verified: DB_SSL_CA would do that")
         self.judge_by({}, datetime.now(UTC))
-        self._read(self._database, f"{self._users} AND {DUE} LIMIT 0")  # finds what is missing, or wrong
+        self._read(self._database, DUE, self._users, limit="LIMIT 0")  # finds what is missing, or wrong
         self._database.run("SELECT id FROM `Log` LIMIT 0")
         created_at = self._database.type_of("Log", "created_at")
         if not created_at.startswith(("datetime", "timestamp", "date")):
@@ -2190,7 +2191,8 @@ class Tracker:
     def named(self, ids: Iterable[str]) -> dict[str, User]:
         """Users by their ids as ONLY_USERS names them; a phone number they need not have."""
         spelt = list(chain.from_iterable(map(self._spellings, ids)))
-        found = self._read(self._database, " OR ".join(["u.id = %s"] * len(spelt)), spelt)  # IN may convert bytes
+        these = f"({' OR '.join(['u.id = %s'] * len(spelt))})"  # IN may convert bytes
+        found = self._read(self._database, ANYBODY, these, spelt)
         return {id_key(user.id): user for user in found}
 
     def judge_by(self, days: Mapping[bytes, Days], now: datetime, rows_matter: str = "FALSE") -> None:
@@ -2198,7 +2200,7 @@ class Tracker:
         self._days, self._rows_matter = days, rows_matter
         self._zones = zones_table(days, now, dates=self._dates)
 
-    def pages(self, total: int, whom: str = DUE) -> Iterator[Page]:
+    def pages(self, total: int, whom: tuple[str, str] = DUE) -> Iterator[Page]:
         """This run's users with a phone number: those who are due, and those whose days cannot be told; or anybody.
 
         Of a total it starts at another user each time, so that a deadline does not starve the same people day after
@@ -2253,7 +2255,7 @@ class Tracker:
         began = time.monotonic()
         try:
             these, args = id_range(low, high)
-            users = self._read(reader, f"{these} AND {self._users} AND {self._whom} ORDER BY u.id", args)
+            users = self._read(reader, self._whom, f"{these} AND {self._users}", args)
         except DatabaseError as failure:
             if failure.remedy is not Remedy.SMALLER:
                 raise
@@ -2266,12 +2268,16 @@ class Tracker:
         self._size = next_size(self._size, time.monotonic() - began)
         return Page(count, users)
 
-    def _read(self, reader: Database, where: str, args: Sequence[object] = ()) -> list[User]:
-        """The users for whom a condition holds."""
+    def _read(
+        self, reader: Database, whom: tuple[str, str], where: str, args: Sequence[object] = (), limit: str = ""
+    ) -> list[User]:
+        """The users for whom a condition holds, in the order of their ids."""
+        are_meant, logged_day1 = whom
         rows = reader.run(
             f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")}, {as_text("u.time_zone")}, z.zone,
-                       {LOGGED.format(start="day1", end="day2")}, {self._rows_matter}
-                FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {ZONE_KEY} WHERE {where}""",
+                       {logged_day1}, {self._rows_matter}
+                FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {ZONE_KEY}
+                WHERE {where} AND {are_meant} ORDER BY u.id {limit}""",
             args,
         )
         return [

@@ -156,7 +156,7 @@ def test_the_zones_bounds_are_not_read_for_each_user_anew(filled: tuple[Database
         days = {name.encode(): habit_notifier.days_of(NOON, pytz.timezone(name)) for name in pytz.all_timezones}
         job.tracker.judge_by(days, NOON)
         before = rows_read(job)
-        assert job.tracker._read(job.database, f"u.id <= {USERS} AND {habit_notifier.DUE}")
+        assert job.tracker._read(job.database, habit_notifier.DUE, f"u.id <= {USERS}")
         assert rows_read(job) - before < len(days) * USERS / 10
 
 
