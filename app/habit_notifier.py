@@ -1786,7 +1786,7 @@ class Sender:
 
 FIRST_PAGE, PAGE_USERS = 1_000, 5_000  # users judged by one query: by the first one, and at most
 READERS = 2  # pages that are read at the same time
-PAGE_SECONDS = 1.0, 3.0  # a page that took less is followed by one of twice the users, one that took more by a half
+PAGE_SECONDS = 1.0  # a page that took less is followed by one of twice the users
 IN_LIST = 500  # ids in one IN (...): from 1,000 on MariaDB turns the list into a subquery
 KEYS = 500  # ledger rows that one statement deletes or changes
 NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where ids are random
@@ -2265,7 +2265,8 @@ class Tracker:
             log.info("A page of %d users takes too long: asking for %d", count, half)
             self._ahead.appendleft((low, high, half))
             return Page(0)
-        self._size = next_size(self._size, time.monotonic() - began)
+        if time.monotonic() - began < PAGE_SECONDS:
+            self._size = min(self._size * 2, PAGE_USERS)
         return Page(count, users)
 
     def _read(
@@ -2326,14 +2327,6 @@ def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[Us
     bounds = [("u.id > %s", after), ("u.id <= %s", through)]
     these = " AND ".join(condition for condition, bound in bounds if bound is not None)
     return these or "TRUE", [bound for _, bound in bounds if bound is not None]
-
-
-def next_size(size: int, seconds: float) -> int:
-    """How many users to ask for after a page of that size took so many seconds: as many as come in good time."""
-    fast, slow = PAGE_SECONDS
-    if seconds > slow:
-        return max(size // 2, 1)
-    return min(size * 2, PAGE_USERS) if seconds < fast else size
 
 
 def zones_table(days: Mapping[bytes, Days], now: datetime, *, dates: bool) -> str:
