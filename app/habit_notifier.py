@@ -2584,10 +2584,11 @@ class Ledger:
 
     def _write_again(self) -> Iterator[tuple[str, list[object]]]:
         """Statements for a new connection: what was written last may be lost with the server that it was written to."""
-        recent = (row for at, some in self._recorded if at >= self._safe_before for row in some)
-        yield from map(upsert, chunks([*recent, *self.claims.values()], KEYS))
         gone = [key for at, some in self._released if at >= self._safe_before for key in some]
         yield from map(delete, chunks(gone, KEYS))
+        # Only then: of a user who was claimed once more, a released row that came back would keep out the later one.
+        recent = (row for at, some in self._recorded if at >= self._safe_before for row in some)
+        yield from map(upsert, chunks([*recent, *self.claims.values()], KEYS))
 
     def unsettled(self, now: datetime) -> list[Row]:
         """The oldest rows of whose texts Twilio's last word is not known, those of the last minutes left out."""

@@ -513,6 +513,22 @@ def test_a_release_that_the_old_servers_crash_took_back_is_made_again(town: Town
     assert town.states == {bert.user.phone: "sent"}
 
 
+def test_a_release_made_again_leaves_room_for_the_text_that_was_sent_after_it(town: Town, job: Job) -> None:
+    """Else no row would say that a text was sent, and the next run would send another."""
+    [anna] = reminders("+12025550101")
+    job.ledger.claim([anna], NOON)
+    first = job.ledger.claims[anna]
+    job.ledger.release([anna])
+    job.ledger.claim([anna], NOON)
+    job.ledger.record({anna: ACCEPTED}, NOON)
+    town.sql(f"DELETE FROM {LEDGER}")  # the crash took back all but the first claim
+    with opened(town.environ) as admin:
+        admin.database.run(*habit_notifier.upsert([first]))
+    job.database.close()
+    job.database.run("SELECT 1")
+    assert town.states == {anna.user.phone: "sent"}
+
+
 @pytest.mark.constants(DATABASE_MEMORY=0.2)
 def test_what_may_be_lost_is_told_by_when_the_server_last_answered_not_by_when_that_is_noticed(
     town: Town, job: Job
