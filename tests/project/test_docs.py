@@ -159,7 +159,7 @@ def test_every_variable_in_a_document_is_one_that_something_reads(document: Path
 
 def test_how_many_in_a_country_that_is_off_fail_a_later_run_of_the_day(database: Database, twilio: FakeTwilio) -> None:
     [words] = [words for code, _, words in rows("### Outcomes") if "a country is off" in words]
-    assert "below ten, if a country is off: all day" in words
+    assert "later that day, ten where a country is off" in words
     database.insert_user("In a country that is on", "+12025550142", "UTC")
     environ = database.environ() | twilio.environ()
     twilio.hook = lambda request: refuse(21408) if (request.to or "").startswith("+49") else None
