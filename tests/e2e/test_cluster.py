@@ -455,7 +455,7 @@ def test_5_a_run_that_waits_says_why_and_goes_on_by_itself(
 @pytest.mark.usefixtures("due")
 def test_5_a_password_is_rotated_as_the_documents_say(user: User, outside: Outside) -> None:
     new, discard = (sql for sql in blocks("DEPLOYMENT.md", "sql") if re.search("(CURRENT|OLD) PASSWORD", sql))
-    (change,) = (steps for steps in blocks("DEPLOYMENT.md", "bash") if "New password" in steps)
+    (change,) = (steps for steps in blocks("DEPLOYMENT.md", "bash") if "read -rs DB_PASSWORD" in steps)
     keeps_old = "MariaDB" not in outside.call("rows", "SELECT VERSION()")[0][0]
     try:
         if not keeps_old:
