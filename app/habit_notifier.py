@@ -237,6 +237,11 @@ class Row:
     final_status: str | None = None
     segments: int | None = None
 
+    @property
+    def key(self) -> tuple[UserId, date, str]:
+        """What names this row and no other, also when its day was released and claimed anew."""
+        return self.user_id, self.local_day, self.token
+
     def last_possible_text(self, deadline: timedelta = timedelta()) -> datetime:
         """The latest instant at which this row's text can have been posted, if its run had that deadline."""
         return max(self.claimed_at, self.finished_at or self.claimed_at + deadline)  # clocks can step back
@@ -2108,7 +2113,7 @@ class Tracker:
             log.info("MySQL's server is not verified: DB_SSL_CA would do that")
         self.judge_by({}, datetime.now(UTC))
         self._read(self._database, DUE, self._users, limit="LIMIT 0")  # finds what is missing, or wrong
-        self._database.run("SELECT id FROM `Log` LIMIT 0")
+        self._database.run("SELECT id FROM `Log` LIMIT 0")  # by which the newest logs are found
         created_at = self._database.type_of("Log", "created_at")
         if not created_at.startswith(("datetime", "timestamp", "date")):
             raise FixFirst(f"Log.created_at is {created_at}: it must be a TIMESTAMP or a DATETIME in UTC, or a DATE")
@@ -2401,7 +2406,7 @@ class Ledger:
         self.as_of: datetime | None = None  # --now: rows of later are not there yet
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
         self._recorded: deque[tuple[float, list[Row]]] = deque()
-        self._released: deque[tuple[float, list[tuple[Any, ...]]]] = deque()  # their keys
+        self._released: deque[tuple[float, list[tuple[UserId, date, str]]]] = deque()  # the keys of their rows
         database.first = self._write_again
 
     def open(self) -> None:
@@ -2576,7 +2581,7 @@ class Ledger:
     def release(self, reminders: Iterable[Reminder]) -> None:
         """Delete the rows of texts that were surely not sent, so that they may be tried again."""
         for part in chunks([reminder for reminder in reminders if reminder in self.claims], KEYS):
-            keys = [(row.user_id, row.local_day, row.token) for row in map(self.claims.__getitem__, part)]
+            keys = [self.claims[reminder].key for reminder in part]
             self._released.append((time.monotonic(), keys))
             self._database.run(*delete(keys))
             for reminder in part:  # at once: a new connection writes again what is claimed
@@ -2607,7 +2612,7 @@ class Ledger:
         alike = defaultdict(list)
         for row in settled:
             said = row.state, row.code, row.final_status, row.segments, row.sid is None
-            alike[said].append((row.user_id, row.local_day, row.token))
+            alike[said].append(row.key)
         for said, keys in alike.items():
             for part in chunks(keys, KEYS):
                 self._database.run(
