@@ -321,7 +321,9 @@ def handled(case: Case) -> Skip | None:
     if row.state in (State.SENDING, State.UNCERTAIN):
         sending, recent = row.state is State.SENDING, case.now - row.claimed_at < ALL_ATTEMPTS
         words = "another run is texting this user, or was cut off while it did" if sending else "it may have been sent"
-        return Skip(Outcome.UNCERTAIN if recent else Outcome.EARLIER, words, again=sending and recent)
+        which = Personal(row.phone), f"{row.claimed_at:%Y-%m-%d %H:%M:%S}"
+        kind = Outcome.UNCERTAIN if recent else Outcome.EARLIER
+        return Skip(kind, f"{words}: %s at %s UTC", which, again=sending and recent)
     if (last := row.last_possible_text()) < case.days.end:
         reason = "the row of %s is that of a text before that day: zone or DAY_STARTS_AT changed after %s UTC"
         return Skip(Outcome.DEFERRED, reason, (row.local_day, f"{last:%Y-%m-%d %H:%M}"))

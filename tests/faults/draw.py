@@ -431,7 +431,7 @@ def door(kind: str, state: Door) -> Callable[[Rng, bool], Fault]:
 
 
 PLACES = ["post", "post", *WRITES, "read back", "any", "sometime"]
-NEW_PLACES = ["learn", "settle", "settle", "writing again", "writing again"]
+NEW_PLACES = [*["learn"] * 2, *["settle"] * 3, *["writing again"] * 2]
 
 
 def ended(kill: bool, *places: str) -> Callable[[Rng, bool], Fault]:
@@ -527,9 +527,9 @@ INLINE_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
 
 PROCESS_FAULTS: list[tuple[float, Callable[[Rng, bool], Fault]]] = [
     (10, ended(True, *PLACES)),
-    (7, ended(True, *NEW_PLACES)),
+    (9, ended(True, *NEW_PLACES)),
     (4, ended(False, *PLACES)),
-    (6, ended(False, *NEW_PLACES)),
+    (9, ended(False, *NEW_PLACES)),
     (6, at_query(f.ServerRestart, kill=lambda rng: rng.random() < 0.6, seconds=lambda rng: rng.choice([0, 0.3, 1.5]))),
 ]
 

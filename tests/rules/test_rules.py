@@ -217,6 +217,7 @@ def test_what_all_attempts_of_a_job_left_uncertain_fails_and_what_is_older_is_co
     assert skip
     assert skip.again is (state is State.SENDING and expected is Outcome.UNCERTAIN)
     assert told(skip).startswith("another run is texting" if state is State.SENDING else "it may have been sent")
+    assert told(skip).endswith(f": {PHONE} at {NOW - age:%Y-%m-%d %H:%M:%S} UTC")  # to be looked for in the console
 
 
 @pytest.mark.parametrize("state", [State.SENT, State.UNCERTAIN, State.SENDING])
