@@ -99,6 +99,14 @@ def test_an_account_that_may_not_send_stops_the_run_before_the_first_claim(town:
         assert town.said(f"ERROR Twilio: {TWILIO_CODES[code][1]} (error {code}, ")
 
 
+def test_a_proxy_that_opens_tls_and_asks_for_a_login_needs_a_person(town: Town) -> None:
+    town.people(3)
+    town.twilio.script(on="list", then=Answer("", status=407, body="<html>Who are you?</html>"))
+    assert town.run() == 2
+    assert town.said("ERROR Twilio: HTTPS_PROXY asks for a login or cannot be used: correct it. Nobody was texted")
+    assert town.rows("*") == []
+
+
 @pytest.mark.constants(OUTAGE_PATIENCE=1.0, OUTAGE_PAUSES=(0.1,))
 @pytest.mark.parametrize(
     "answer",
