@@ -226,21 +226,32 @@ def test_an_account_that_may_have_one_connection_is_enough(town: Town, people: l
     assert town.served == people
 
 
+IMPATIENT = " /*!50708 , max_execution_time = 150 */ /*M!100101 , max_statement_time = 0.15 */"
+SLOW_VIEW = "CREATE VIEW Log AS SELECT * FROM Entry WHERE SLEEP(0.1) = 2"  # reads long, and finds nothing
+
+
+@pytest.mark.constants(STATEMENT_LIMIT=IMPATIENT)
+def test_newest_logs_that_take_too_long_to_read_are_told_and_hold_up_nobody(town: Town, people: list[str]) -> None:
+    [habit] = town.database.insert_habits([town.user("")])
+    town.database.insert_logs((habit, NOON - n * DAY) for n in range(3))
+    town.sql("RENAME TABLE Log TO Entry")
+    town.sql(SLOW_VIEW)
+    assert town.run() == 0
+    assert town.served == people
+    assert town.said("WARNING the newest logs could not be read: MySQL: a statement took too long: ") == 1
+
+
+@pytest.mark.constants(STATEMENT_LIMIT=IMPATIENT)
 @pytest.mark.parametrize("everybody", [False, True])
 def test_pages_that_take_too_long_are_halved_until_whom_nobody_can_read_is_named(
     town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch, everybody: bool
 ) -> None:
     """Habit 7 stands for one of a user with millions of logs; or all of them, where no index helps."""
-    monkeypatch.setattr(
-        habit_notifier,
-        "STATEMENT_LIMIT",
-        " /*!50708 , max_execution_time = 150 */ /*M!100101 , max_statement_time = 0.15 */",
-    )
     habits = town.database.insert_habits(range(1, USERS + 1))
     slow = habits if everybody else [7]
     town.database.insert_logs((habit, NOON - day) for habit in slow for day in (DAY, 2 * DAY) for _ in range(3))
     town.sql("RENAME TABLE Log TO Entry")
-    town.sql("CREATE VIEW Log AS SELECT * FROM Entry WHERE SLEEP(0.1) = 2")  # reads long, and finds nothing
+    town.sql(SLOW_VIEW)
     monkeypatch.setattr(Tracker, "log_doubts", lambda *_: iter(()))
     only = ",".join(str(n + 1) for n in range(USERS))  # of whom it is looked up that they are there
     assert town.run(ONLY_USERS=only if everybody else "") == Exit.RETRY
