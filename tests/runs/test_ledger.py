@@ -17,7 +17,7 @@ import pymysql
 import pytest
 
 import habit_notifier
-from habit_notifier import Exit, Job, Ledger
+from habit_notifier import Exit, Job, Ledger, RetryLater
 from tests.runs.program import started, starting_at
 from tests.runs.statements import CLAIM, CLAIM_CHECK, RECORD, RELEASE
 from tests.runs.town import NOON, Town, also, at_send, create_ledger, numbers, variants
@@ -287,6 +287,28 @@ def test_what_another_run_wrote_after_this_one_began_is_not_of_the_future(
     assert islands.run(lambda: clock[-1]) == 0
     assert islands.said(f"deferred {USERS}")
     assert not islands.served
+
+
+def test_who_gave_way_to_another_run_is_named_once_though_the_run_then_fails(
+    islands: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_ledger(islands.database)
+    theirs = list(islands.ids)
+
+    def claimed_meanwhile() -> None:
+        while theirs:
+            islands.database.insert_row(theirs.pop(), MARQUESAS - timedelta(days=2), finished_at=MARQUESAS)
+
+    def lost(*_: object) -> None:
+        raise RetryLater("the database is gone")
+
+    monkeypatch.setattr(Ledger, "claim", also(Ledger.claim, before=claimed_meanwhile))
+    monkeypatch.setattr(Ledger, "record", lost)
+    assert islands.run(MARQUESAS) == Exit.RETRY
+    deferred = islands.said("gets no text, deferred: another text may have been posted as late as")
+    assert deferred
+    assert islands.said(f" users, deferred {deferred}") == 1
+    assert not islands.said(", not sent ")
 
 
 @pytest.mark.parametrize(
