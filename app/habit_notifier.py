@@ -595,9 +595,8 @@ class Job:
         """The ledger's rows of those of whom some may matter; the last log of those whom QUIET_AFTER may concern."""
         rows = self.ledger.history([user.id for user in users if user.rows_matter])
         quiet = self.settings.quiet_after
-        long = [user_id for user_id, own in rows.items() if quiet and len(own) >= quiet]
-        latest = self.tracker.as_of or self.now + EARLIEST_ZONE  # one of a clock that is years ahead is none
-        return rows, self.tracker.last_logs(long, latest)
+        long = {user.id: user.days for user in users if quiet and user.days and len(rows.get(user.id, ())) >= quiet}
+        return rows, self.tracker.last_logs(long, self.now)
 
     def once_each(self, users: Sequence[User]) -> list[User]:
         """The users, each id once: a view over a join may return one twice."""
@@ -2305,7 +2304,7 @@ class Tracker:
     def logs_of(self, user: User, days: Days) -> list[tuple[date, str]]:
         """The logs of a user since day 1, as of now or of another moment, each with its habit's name."""
         first = bounds_of(days, dates=self._dates)[0]
-        last = date.max if not self.as_of else days.today if self._dates else naive(self.as_of)
+        last = self._until(days, date.max)
         rows = self._database.run(
             f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
                 WHERE h.user_id = %s AND l.created_at BETWEEN %s AND %s ORDER BY l.created_at""",
@@ -2313,20 +2312,28 @@ class Tracker:
         )
         return [(at, clean(habit)) for at, habit in rows]
 
-    def last_logs(self, user_ids: Sequence[UserId], latest: datetime) -> dict[UserId, date]:
-        """The last log of each of these users until a moment."""
-        if not user_ids:
-            return {}
-        found = self._database.run(
-            # One look into the index for each habit; MySQL sorts all of its logs unless the order names it, too.
-            f"""SELECT u.id, MAX((SELECT l.created_at FROM `Log` l
-                    WHERE l.habit_id = h.id AND l.created_at <= %s
-                    ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
-                FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
-                WHERE u.id IN ({placeholders(user_ids)}) GROUP BY u.id""",
-            [naive(latest), *user_ids],
-        )
-        return {user_id: aware(at) for user_id, at in found if isinstance(at, date)}  # a zero date is a str
+    def _until(self, days: Days, otherwise: date) -> date:
+        """The latest log that counts: --now as Log.created_at has it."""
+        return otherwise if not self.as_of else days.today if self._dates else naive(self.as_of)
+
+    def last_logs(self, users: Mapping[UserId, Days], now: datetime) -> dict[UserId, date]:
+        """The last log of each of these users as of now or of another moment."""
+        found: dict[UserId, date] = {}
+        untils = defaultdict(list)
+        for user_id, days in users.items():
+            untils[self._until(days, naive(now + EARLIEST_ZONE))].append(user_id)  # one that is years ahead is none
+        for until, user_ids in untils.items():
+            rows = self._database.run(
+                # One look into the index for each habit; MySQL sorts all of its logs unless the order names it, too.
+                f"""SELECT u.id, MAX((SELECT l.created_at FROM `Log` l
+                        WHERE l.habit_id = h.id AND l.created_at <= %s
+                        ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
+                    FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
+                    WHERE u.id IN ({placeholders(user_ids)}) GROUP BY u.id""",
+                [until, *user_ids],
+            )
+            found |= {user_id: aware(at) for user_id, at in rows if isinstance(at, date)}  # a zero date is a str
+        return found
 
 
 def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[UserId]]:
@@ -2895,16 +2902,22 @@ def days_with(logged: date, days: Days) -> int | None:
 
 
 def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
-    """The first quarter of an hour, or now, at which a rule asks for a text and no gate speaks against it."""
+    """The first minute, or now, at which a rule asks for a text and no gate speaks against it."""
     hour = case.now.replace(minute=0, second=0, microsecond=0)
     for quarters in range(4 * 24 * RETENTION.days):
-        now = max(case.now, hour + timedelta(minutes=15 * quarters))
-        days = days_of(now, case.days.zone, case.settings.day_starts_at)
-        kept = [row for row in case.rows if row.local_day >= (now - RETENTION).date()]
-        later = replace(case, now=now, rows=kept, user=replace(case.user, days=days))
-        if all(days_with(at, days) != 2 for at in logs) and not speaks_against(later):
-            return now
+        at = hour + timedelta(minutes=15 * quarters)
+        if is_possible(case, logs, max(case.now, at)):
+            minutes = (max(case.now, at - timedelta(minutes=n)) for n in range(14, -1, -1))
+            return next(minute for minute in minutes if is_possible(case, logs, minute))
     return None
+
+
+def is_possible(case: Case, logs: Sequence[date], now: datetime) -> bool:
+    """Whether a user would be texted then, if nothing is logged until then: a run deletes old rows at its end."""
+    days = days_of(now, case.days.zone, case.settings.day_starts_at)
+    rows = [row for row in case.rows if now == case.now or row.local_day >= (now - RETENTION).date()]
+    later = replace(case, now=now, rows=rows, user=replace(case.user, days=days))
+    return all(days_with(at, days) != 2 for at in logs) and not speaks_against(later)
 
 
 def check(job: Job) -> Exit:

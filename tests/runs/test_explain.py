@@ -139,8 +139,9 @@ def test_a_users_last_log_is_found_without_reading_all_logs(server: Server) -> N
         logs = [NOON - timedelta(minutes=n) for n in range(2_000)]
         user = database.insert_user("Ana", "+12025550100", "UTC", logs=logs)
         with opened(database.environ() | twilio.environ()) as job:
+            days: dict[int | str | bytes, habit_notifier.Days] = {user: habit_notifier.days_of(NOON, pytz.utc)}
             before = rows_read(job)
-            assert job.tracker.last_logs([user], NOON) == {user: NOON}
+            assert job.tracker.last_logs(days, NOON) == {user: NOON}
             assert rows_read(job) - before < 1_000
 
 

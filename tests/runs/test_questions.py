@@ -460,6 +460,51 @@ def test_what_was_logged_after_that_moment_is_not_known_there(database: Database
     assert any(line.startswith("INFO - Gate wanted: no text") for line in quiet)
 
 
+@pytest.mark.parametrize(
+    ("zone", "now", "logged", "quiet"),
+    [
+        ("Asia/Tokyo", "2026-05-13T23:00:00Z", date(2026, 5, 14), False),  # it is the 14th there
+        ("Asia/Tokyo", "2026-05-13T23:00:00Z", date(2026, 5, 15), True),
+        ("Pacific/Honolulu", "2026-05-13T05:00:00Z", date(2026, 5, 12), False),
+        ("Pacific/Honolulu", "2026-05-13T05:00:00Z", date(2026, 5, 13), True),
+    ],
+)
+def test_what_was_logged_after_that_moment_is_told_by_the_users_own_date_where_logs_have_dates(
+    database: Database, zone: str, now: str, logged: date, quiet: bool
+) -> None:
+    database.execute("ALTER TABLE Log MODIFY created_at DATE NOT NULL")
+    user = database.insert_user("Ana", ANA, zone)
+    [habit] = database.insert_habits([user])
+    database.execute("INSERT INTO Log (id, habit_id, created_at) VALUES (1, %s, %s)", (habit, logged))
+    create_ledger(database)
+    row(database, user, date(2026, 5, 10))
+    environ, later = database.environ() | {"QUIET_AFTER": "1"}, datetime(2026, 6, 1, tzinfo=UTC)
+    gate = "no text, left in peace" if quiet else "nothing against it"
+    explained = said(environ, "--explain", str(user), "--now", now, at=later)[1]
+    assert any(line.startswith(f"INFO - Gate wanted: {gate}") for line in explained)
+    listed = said(environ, "--dry-run", "--now", now, at=later)[1]
+    assert any("would be texted" in line for line in listed) is not quiet
+
+
+@pytest.mark.parametrize("asked", ["19:00", "20:36", "20:37"])
+def test_the_earliest_next_text_is_told_to_the_minute(database: Database, asked: str) -> None:
+    """Half past eleven hours after a text, on the next day in Tokyo."""
+    user = database.insert_user("Ana", ANA, "Asia/Tokyo")
+    create_ledger(database)
+    database.insert_row(user, datetime(2026, 3, 30, 9, 7, tzinfo=UTC), phone_number=ANA)
+    lines = said(database.environ(), "--explain", str(user), "--now", f"2026-03-30T{asked}:00Z")[1]
+    assert "at the earliest: 2026-03-30 20:37 UTC" in str(lines)
+
+
+def test_a_row_that_the_next_run_deletes_at_its_end_still_speaks_until_then(database: Database) -> None:
+    user = database.insert_user("Ana", ANA, "UTC")
+    create_ledger(database)
+    row(database, user, NOW.date() - 91 * DAY)
+    lines = said(database.environ() | {"QUIET_AFTER": "1"}, "--explain", str(user))[1]
+    assert "at the earliest: 2026-03-30 09:01 UTC" in str(lines)
+    assert any(line.startswith("INFO - Gate wanted: no text") for line in lines)
+
+
 # --- check ------------------------------------------------------------------------------------------------------------
 
 Verdicts = dict[str, list[str]]
