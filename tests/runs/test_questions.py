@@ -488,7 +488,7 @@ def test_what_was_logged_after_that_moment_is_told_by_the_users_own_date_where_l
 
 @pytest.mark.parametrize("asked", ["19:00", "20:36", "20:37"])
 def test_the_earliest_next_text_is_told_to_the_minute(database: Database, asked: str) -> None:
-    """Half past eleven hours after a text, on the next day in Tokyo."""
+    """Eleven and a half hours after a text, on the next day in Tokyo."""
     user = database.insert_user("Ana", ANA, "Asia/Tokyo")
     create_ledger(database)
     database.insert_row(user, datetime(2026, 3, 30, 9, 7, tzinfo=UTC), phone_number=ANA)
