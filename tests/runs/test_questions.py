@@ -486,6 +486,16 @@ def test_what_was_logged_after_that_moment_is_told_by_the_users_own_date_where_l
     assert any("would be texted" in line for line in listed) is not quiet
 
 
+def test_of_another_moment_the_newest_logs_say_nothing(database: Database) -> None:
+    for name in ("Ana", "Bo", "Cy"):
+        database.insert_user(name, ANA, "UTC", logs=[NOW])
+    past = NOW - timedelta(days=7)
+    asked = said(database.environ(), "--dry-run", "--now", past.isoformat())[1]
+    assert sum("would be texted" in line for line in asked) == 3
+    assert not [line for line in asked if line.startswith("WARNING") and "logs" in line]
+    assert "of the newest logs are still to come" in str(said(database.environ(), "--dry-run", at=past)[1])
+
+
 @pytest.mark.parametrize("asked", ["19:00", "20:36", "20:37"])
 def test_the_earliest_next_text_is_told_to_the_minute(database: Database, asked: str) -> None:
     """Eleven and a half hours after a text, on the next day in Tokyo."""

@@ -445,6 +445,7 @@ TWO_SETTINGS = "DB_NAME is missing: write the database that holds User, Habit an
         ({"DB_PORT": "1"}, ["--dry-run"], None, 1, "MySQL: it cannot be reached", []),
         ({}, ["--explain", "7"], None, 1, "there is no user (hidden) in User", []),
         ({"TWILIO_AUTH_TOKEN": "guessed"}, ["--check"], None, 2, "Twilio: the credentials were refused", []),
+        ({"TWILIO_AUTH_TOKEN": "guessed", "DB_PORT": "1"}, ["--check"], None, 2, "database: MySQL: it cannot", []),
         ({"DB_PORT": "1"}, ["--settle"], None, 1, "MySQL: it cannot be reached", []),
         *(({}, [question], None, 0, None, []) for question in ("--dry-run", "--check", "--settle")),
     ],
