@@ -112,11 +112,7 @@ class NotifierError(Exception):
 
 
 class RetryLater(NotifierError):  # noqa: N818 - named by what the caller should do next
-    """The set-up is right as far as we know: the same run may succeed later."""
-
-
-class Outage(RetryLater):
-    """Something is away: worth waiting for while nobody is claimed."""
+    """The set-up is right as far as we know: worth waiting for while nobody is claimed, or for the next run."""
 
     may_pass = True
 
@@ -1293,12 +1289,12 @@ def in_background(step: Callable[[], T]) -> Future[T]:
 def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
     """What a step comes to, in a thread of its own: an answer that goes on for ever holds up nobody else.
 
-    :raises Outage: when it takes longer
+    :raises RetryLater: when it takes longer
     """
     future, until = in_background(step), time.monotonic() + seconds
     while not wait([future], timeout=0.2).done:
         if time.monotonic() > until or brake.overdue():
-            raise Outage(f"Twilio does not answer, or its answer does not end: {AWAY}")
+            raise RetryLater(f"Twilio does not answer, or its answer does not end: {AWAY}")
     return future.result()
 
 
@@ -1487,7 +1483,7 @@ class Twilio(threading.local):
         A list of one message, since a Standard API key cannot read the account.
 
         :raises FixFirst: when a person must act first
-        :raises Outage: when Twilio cannot be reached or does not answer as it should
+        :raises RetryLater: when Twilio cannot be reached or does not answer as it should
         """
         answer, _ = self.ask(partial(self._client.messages.page, page_size=1))
         last = self._http.last
@@ -1499,7 +1495,7 @@ class Twilio(threading.local):
         if known or answer.action is Action.STOP:
             raise FixFirst(f"Twilio: {answer.words}. Nobody was texted")
         if answer.action is not Action.ACCEPT:
-            raise Outage(f"Twilio cannot be used: {answer.words}. Nobody was texted{answer.remedy}")
+            raise RetryLater(f"Twilio cannot be used: {answer.words}. Nobody was texted{answer.remedy}")
         try:
             return parsedate_to_datetime(last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
         except (KeyError, TypeError, ValueError, OverflowError):

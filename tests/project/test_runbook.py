@@ -16,7 +16,7 @@ import habit_notifier as hn
 DOCUMENT = (Path(__file__).resolve().parents[2] / "DEPLOYMENT.md").read_text()
 TREE = ast.parse(inspect.getsource(hn))
 LOGGED = {"warning", "error", "critical"}
-RAISED = {kind.__name__ for kind in (hn.FixFirst, hn.RetryLater, hn.Outage, hn.Terminated, ValueError)} | {"kind"}
+RAISED = {kind.__name__ for kind in (hn.FixFirst, hn.RetryLater, hn.Terminated, ValueError)} | {"kind"}
 WARNED = {outcome.name for outcome in hn.Outcome if outcome.level == logging.WARNING}
 ASKED = {  # who asks at a keyboard is told at once, in full
     "--now goes with --dry-run or --explain",

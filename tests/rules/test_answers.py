@@ -504,7 +504,7 @@ def test_addresses_that_all_drop_what_comes_are_not_blamed_on_twilio_alone(monke
     monkeypatch.setattr(habit_notifier, "HTTP_TIMEOUT", (0.2, 0.2))
     resolve = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *asked: resolve(*asked) * 8)
-    with Full() as server, pytest.raises(habit_notifier.Outage, match="DNS, the proxy and the NetworkPolicy"):
+    with Full() as server, pytest.raises(habit_notifier.RetryLater, match="DNS, the proxy and the NetworkPolicy"):
         habit_notifier.within(0.5, a_brake(), client_of(server.url).probe)
 
 
@@ -668,7 +668,7 @@ def test_a_deadline_that_is_over_stays_over_when_the_clock_is_set_back() -> None
 def test_sigterm_ends_the_wait_for_an_answer_that_does_not_end() -> None:
     stop, start = Stop(), time.monotonic()
     stop.request()
-    with pytest.raises(habit_notifier.Outage, match="does not end"):
+    with pytest.raises(habit_notifier.RetryLater, match="does not end"):
         habit_notifier.within(30, Brake(stop, utc_now, deadline=60), lambda: time.sleep(3))
     assert time.monotonic() - start < 2
 
