@@ -51,6 +51,7 @@ import struct
 import threading
 import time
 import traceback
+import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -82,6 +83,7 @@ SPACING = timedelta(hours=11, minutes=30)  # between two texts to one user, what
 ALL_ATTEMPTS = timedelta(minutes=30)  # of a Job: its activeDeadlineSeconds
 RETENTION = timedelta(days=90)  # of the ledger's rows
 CLOCK_TOLERANCE = timedelta(minutes=5)  # between Twilio's clock or a time stamp and ours
+CLOCKS_APART = 2 * CLOCK_TOLERANCE  # two nodes: one ahead, the other behind
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -294,7 +296,7 @@ def placed(case: Case) -> Skip | None:
     user = case.user
     if user.days:
         return None
-    if resolve_zone(user.zone):
+    if resolve_zone(user.zone) or case.settings.default_time_zone:
         return Skip(Outcome.BAD_ZONE, "time zone %r came in use during this run: the next one serves", (user.zone,))
     wrong = "time zone %r is unknown" if user.zone else "there is no time zone"
     remedy = f"{wrong}: correct User.time_zone or set DEFAULT_TIME_ZONE"
@@ -331,7 +333,7 @@ def of_the_past(case: Case) -> Skip | None:
     last_day = max(case.days.today + timedelta(days=1), (case.now + EARLIEST_ZONE).date())  # people may have moved
     for row in case.rows:
         written = row.last_possible_text()  # clocks can step ahead while a text is on its way
-        if written > case.now + CLOCK_TOLERANCE or row.local_day > last_day:
+        if written > case.now + CLOCKS_APART or row.local_day > last_day:
             words = "a clock that was ahead left the row of %s, written at %s UTC. Unless its text went out today: "
             delete = f"DELETE FROM `%s`.{LEDGER} WHERE user_id = %s AND local_day = '%s' AND run_token = %s;"
             at, key = f"{written:%Y-%m-%d %H:%M}", (literal(row.user_id), row.local_day, literal(row.token))
@@ -1036,7 +1038,7 @@ def clean(value: object) -> str:
     """The value as one line, without characters that don't print: what is read from the database can forge nothing."""
     text = decoded(value)
     if not text.isprintable():
-        text = "".join(c if shows(c) else " " for c in text)
+        text = "".join(c if shows(c) else "" if unicodedata.category(c) == "Cf" else " " for c in text)
     return " ".join(text.split())
 
 
@@ -1497,7 +1499,8 @@ class Twilio(threading.local):
         if answer.action is not Action.ACCEPT:
             raise RetryLater(f"Twilio cannot be used: {answer.words}. Nobody was texted{answer.remedy}")
         try:
-            return parsedate_to_datetime(last.headers["Date"]).astimezone(UTC)  # type: ignore[union-attr,index]
+            said = parsedate_to_datetime(last.headers["Date"])  # type: ignore[union-attr,index]
+            return said.astimezone(UTC) if said.tzinfo else aware(said)  # HTTP has GMT alone
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
@@ -2043,7 +2046,7 @@ class Database:
     def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
         assert self._connection is not None  # noqa: S101 - for the type checker
         with self._connection.cursor() as cursor:
-            cursor.execute(sql, tuple(args))
+            cursor.execute(sql, tuple(args) or None)  # without arguments, a % is none of a place
             return list(cursor.fetchall())
 
     def type_of(self, table: str, column: str) -> str:
@@ -2397,7 +2400,7 @@ STATES = {state.value: state for state in State}
 # The promise: the rows of these texts stay, since they may have been sent, or are refused. All others go.
 KEPT = {Outcome.SENT: State.SENT, Outcome.REFUSED: State.REFUSED, Outcome.UNCERTAIN: State.UNCERTAIN}
 # Rows of which `of_the_past`, `handled`, `remembered`, `delivered` or `spaced` may have something to say.
-ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR n.finished_at >= z.since
+ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR GREATEST(n.claimed_at, n.finished_at) >= z.since
     OR n.state = 'refused' OR n.final_status IN ('undelivered', 'failed'))"""
 
 
@@ -2496,7 +2499,7 @@ class Ledger:
         ahead = "GREATEST(claimed_at, COALESCE(finished_at, claimed_at)) > %s"
         cut_off = "state = 'sending' AND final_status IS NULL AND claimed_at < %s"
         questions = {
-            "written in the future, by a clock that was ahead": (ahead, now + CLOCK_TOLERANCE),
+            "written in the future, by a clock that was ahead": (ahead, now + CLOCKS_APART),
             "left at 'sending' by a run that was cut off": (cut_off, now - ALL_ATTEMPTS),
         }
         for words, (where, bound) in questions.items():
@@ -2532,11 +2535,11 @@ class Ledger:
         if not user_ids or not self._there:
             return found
         sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({placeholders(user_ids)}) AND local_day >= %s"
-        exact, alike = set(user_ids), {id_key(user_id): user_id for user_id in user_ids}
+        exact, alike = set(user_ids), {id_key(user_id).casefold(): user_id for user_id in user_ids}
         for row in map(as_row, self._database.run(sql, [*user_ids, since])):
             if self.as_of is None or row.claimed_at <= self.as_of:
-                same = row.user_id in exact  # a UUID may have been written anew
-                found[row.user_id if same else alike.get(id_key(row.user_id), row.user_id)].append(row)
+                same = row.user_id in exact  # an id may have been written anew, in other letters
+                found[row.user_id if same else alike.get(id_key(row.user_id).casefold(), row.user_id)].append(row)
         return found
 
     def todays(self, today: Mapping[UserId, date]) -> dict[UserId, list[Row]]:
@@ -3178,8 +3181,9 @@ class Settings:
 
     def hide(self, text: str) -> str:
         """What MySQL, Twilio or a library says, without the secrets."""
-        values = sorted((str(getattr(self, f.name)) for f in fields(self) if not f.repr), key=len, reverse=True)
-        found = "|".join(re.escape(value) for value in values if value)  # one may begin with another
+        values = [str(getattr(self, f.name)) for f in fields(self) if not f.repr]
+        spelt = sorted({*values, *map(clean, values)}, key=len, reverse=True)  # one may begin with another
+        found = "|".join(re.escape(value) for value in spelt if value)
         return re.sub(rf"(?<!\w)({found})(?!\w)", "***", text) if found else text
 
 
