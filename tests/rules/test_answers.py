@@ -346,6 +346,20 @@ def test_a_date_that_nobody_can_read_is_none(date: str) -> None:
         assert client_of(server.url).probe() is None
 
 
+@pytest.mark.parametrize("zone", ["GMT", "-0000"])
+def test_a_date_is_in_utc_wherever_this_node_is(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = b'{"messages": [], "page": 0, "page_size": 1}'
+    date = f"Tue, 12 May 2026 12:00:00 {zone}".encode()
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        with Canned(b"HTTP/1.1 200 OK\r\nDate: %s\r\nContent-Length: %d\r\n\r\n" % (date, len(page)) + page) as server:
+            assert client_of(server.url).probe() == datetime(2026, 5, 12, 12, tzinfo=UTC)
+    finally:
+        monkeypatch.delenv("TZ")
+        time.tzset()
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_an_ordinary_answer_may_be_compressed_and_come_in_pieces(chunked: bool) -> None:
     body = gzip.compress(json.dumps({"sid": "SM" + "0" * 32}).encode())

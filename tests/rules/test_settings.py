@@ -16,7 +16,7 @@ from typing import Any
 import certifi
 import pytest
 
-from habit_notifier import FixFirst, Settings, Stop, main
+from habit_notifier import FixFirst, Settings, Stop, clean, main
 from tests.environ import ENVIRON
 from tests.sandbox.fake_twilio import FakeTwilio
 
@@ -509,6 +509,8 @@ def test_secrets_are_taken_out_whole_also_when_one_begins_with_another(user: str
 
 def test_a_short_secret_does_not_blacken_the_words_that_hold_it() -> None:
     assert Settings.read(ENVIRON | {"DB_USER": "a"}).hide("a table is missing") == "*** table is missing"
+    spaced = Settings.read(ENVIRON | {"DB_USER": "an  odd\taccount"})
+    assert spaced.hide(clean("Access denied for 'an  odd\taccount'@'%'")) == "Access denied for '***'@'%'"
 
 
 # --- the command line

@@ -331,14 +331,28 @@ def test_whose_day_comes_once_more_is_named_and_served_the_day_after(
 
 
 @variants({"id_type": "CHAR(36)"})
-def test_ids_that_are_written_anew_in_capitals_are_those_of_the_same_people(islands: Town) -> None:
+@pytest.mark.parametrize("ids", ["id", "CONCAT('ana-', LEFT(id, 18), '@example.com')"])
+def test_ids_that_are_written_anew_in_capitals_are_those_of_the_same_people(islands: Town, ids: str) -> None:
     """To the server's collation they are one; so no text of a few minutes ago, and no refusal, is forgotten."""
+    islands.sql(f"UPDATE User SET id = {ids.replace('%', '%%')}")
     assert islands.run(MARQUESAS) == 0
     islands.sql("UPDATE User SET id = UPPER(id)")
     assert islands.run(MARQUESAS + timedelta(minutes=20)) == 0
     assert islands.said(f"already handled today {USERS}")
     assert islands.run(MARQUESAS + timedelta(minutes=35)) == 0  # the next day there
     assert islands.said(f"deferred {USERS}")
+    assert islands.served == PEOPLE
+
+
+def test_two_nodes_with_clocks_nine_minutes_apart_bar_nobody_at_midnight(islands: Town) -> None:
+    """Each is as near to Twilio's as it must be."""
+    midnight = MARQUESAS + timedelta(minutes=30)
+    islands.twilios = midnight - timedelta(minutes=1)
+    assert islands.run(islands.twilios + timedelta(minutes=4, seconds=30)) == 0
+    islands.twilios = midnight
+    assert islands.run(midnight - timedelta(minutes=4, seconds=30)) == 0
+    assert islands.said(f"deferred {USERS}")
+    assert not islands.said("DELETE")
     assert islands.served == PEOPLE
 
 

@@ -764,16 +764,28 @@ def test_somebody_deleted_at_the_place_where_the_pages_start_costs_nobody_a_text
     assert sorted(first + rest) == [user for user in users if user != start]
 
 
+def test_a_percent_sign_in_a_statement_without_arguments_stands_for_itself(job: Job) -> None:
+    assert job.database.run("SELECT '100%s'") == [("100%s",)]  # as a name of a database may have it
+
+
+@pytest.mark.parametrize(
+    ("zone", "settings", "shown"),
+    [
+        ("'Asia/Tokyo'", {}, "'Asia/Tokyo'"),
+        ("NULL", {"DEFAULT_TIME_ZONE": "Asia/Tokyo"}, "''"),
+        ("'Mars'", {"DEFAULT_TIME_ZONE": "Asia/Tokyo"}, "'Mars'"),
+    ],
+)
 def test_a_zone_that_came_in_use_during_the_run_is_not_called_unknown(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    town: Town, zone: str, settings: dict[str, str], shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     town.people(3)
-    move = "UPDATE User SET time_zone = 'Asia/Tokyo' WHERE id = 2"
+    move = f"UPDATE User SET time_zone = {zone} WHERE id = 2"
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "zones", also(Tracker.zones, after=lambda: town.sql(move)))
-        assert town.run() == 0
+        assert town.run(**settings) == 0
     [told] = [line for line in town.lines("WARNING") if line.startswith("User ")]
-    assert told.endswith("time zone 'Asia/Tokyo' came in use during this run: the next one serves")
+    assert told.endswith(f"time zone {shown} came in use during this run: the next one serves")
     assert len(town.twilio.book) == 2
-    assert town.run() == 0
+    assert town.run(**settings) == 0
     assert len(town.twilio.book) == 3
