@@ -297,10 +297,11 @@ def placed(case: Case) -> Skip | None:
     if user.days:
         return None
     if resolve_zone(user.zone) or case.settings.default_time_zone:
-        return Skip(Outcome.BAD_ZONE, "time zone %r came in use during this run: the next one serves", (user.zone,))
+        reason = "time zone %r came in use during this run: the next one serves"
+        return Skip(Outcome.BAD_ZONE, reason, (shown_zone(user.zone),))
     wrong = "time zone %r is unknown" if user.zone else "there is no time zone"
     remedy = f"{wrong}: correct User.time_zone or set DEFAULT_TIME_ZONE"
-    return Skip(Outcome.BAD_ZONE, remedy, (Personal(user.zone),) if user.zone else ())
+    return Skip(Outcome.BAD_ZONE, remedy, (shown_zone(user.zone),) if user.zone else ())
 
 
 def numbered(case: Case) -> Skip | None:
@@ -1045,6 +1046,11 @@ def clean(value: object) -> str:
 def zone_name(value: object) -> str:
     """The name of a time zone without what nobody sees in it: blanks around, characters that don't print."""
     return "".join(c for c in decoded(value) if c.isprintable()).strip()
+
+
+def shown_zone(name: str) -> str:
+    """The name of a zone; what is none may hold anything of a person, which LOG_PII=off hides."""
+    return name if resolve_zone(name) else Personal(name)
 
 
 def quoted(value: object) -> str:
@@ -2046,7 +2052,7 @@ class Database:
     def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
         assert self._connection is not None  # noqa: S101 - for the type checker
         with self._connection.cursor() as cursor:
-            cursor.execute(sql, tuple(args) or None)  # without arguments, a % is none of a place
+            cursor.execute(sql, tuple(args) or None)  # without arguments, % stands for itself
             return list(cursor.fetchall())
 
     def type_of(self, table: str, column: str) -> str:
@@ -2856,8 +2862,7 @@ def explain(job: Job) -> Exit:
         zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
         days = days_of(job.now, zone, job.settings.day_starts_at) if zone else None
         user = replace(user, days=days, rows_matter=True)
-        shown_zone = user.zone if resolve_zone(user.zone) else Personal(user.zone)
-        log.info("User %s, %s, time zone %r", user, Personal(user.phone) or "no phone number", shown_zone)
+        log.info("User %s, %s, time zone %r", user, Personal(user.phone) or "no phone number", shown_zone(user.zone))
         rows, last_logs = job.history([user])
         case = Case(user, rows.get(user.id, ()), last_logs.get(user.id), job.settings, job.now)
         if user.days:

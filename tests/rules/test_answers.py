@@ -350,14 +350,12 @@ def test_a_date_that_nobody_can_read_is_none(date: str) -> None:
 def test_a_date_is_in_utc_wherever_this_node_is(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     page = b'{"messages": [], "page": 0, "page_size": 1}'
     date = f"Tue, 12 May 2026 12:00:00 {zone}".encode()
-    monkeypatch.setenv("TZ", "America/New_York")
-    time.tzset()
-    try:
-        with Canned(b"HTTP/1.1 200 OK\r\nDate: %s\r\nContent-Length: %d\r\n\r\n" % (date, len(page)) + page) as server:
-            assert client_of(server.url).probe() == datetime(2026, 5, 12, 12, tzinfo=UTC)
-    finally:
-        monkeypatch.delenv("TZ")
+    head = b"HTTP/1.1 200 OK\r\nDate: %s\r\nContent-Length: %d\r\n\r\n" % (date, len(page))
+    with monkeypatch.context() as patch, Canned(head + page) as server:
+        patch.setenv("TZ", "America/New_York")
         time.tzset()
+        assert client_of(server.url).probe() == datetime(2026, 5, 12, 12, tzinfo=UTC)
+    time.tzset()
 
 
 @pytest.mark.parametrize("chunked", [False, True])

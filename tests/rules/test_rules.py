@@ -19,6 +19,7 @@ from habit_notifier import (
     Case,
     Message,
     Outcome,
+    Personal,
     Reminder,
     Row,
     Rule,
@@ -338,6 +339,16 @@ def test_whoever_moved_from_the_first_zone_to_the_last_is_not_barred(day: date, 
     assert pago.today == TODAY - DAY
     row = a_row(local_day=day, claimed_at=now, finished_at=now)
     assert outcome(skipped([row], a_user(days=pago), now + MINUTE)) is expected
+
+
+@pytest.mark.parametrize("default", ["", "UTC"])
+def test_what_is_no_zone_may_be_a_persons_name_and_is_marked_as_personal(default: str) -> None:
+    skip = skipped((), a_user(days=None, zone="Zorbax"), DEFAULT_TIME_ZONE=default)
+    assert skip
+    assert [type(value) for value in skip.args] == [Personal]
+    known = skipped((), a_user(days=None, zone="Asia/Tokyo"), DEFAULT_TIME_ZONE=default)
+    assert known
+    assert [type(value) for value in known.args] == [str]
 
 
 rows = st.builds(

@@ -509,6 +509,9 @@ def test_secrets_are_taken_out_whole_also_when_one_begins_with_another(user: str
 
 def test_a_short_secret_does_not_blacken_the_words_that_hold_it() -> None:
     assert Settings.read(ENVIRON | {"DB_USER": "a"}).hide("a table is missing") == "*** table is missing"
+
+
+def test_a_secret_with_blanks_is_taken_out_as_a_line_of_the_log_has_it() -> None:
     spaced = Settings.read(ENVIRON | {"DB_USER": "an  odd\taccount"})
     assert spaced.hide(clean("Access denied for 'an  odd\taccount'@'%'")) == "Access denied for '***'@'%'"
 
