@@ -1045,12 +1045,12 @@ def test_idle_connections_that_a_gateway_forgot_make_nobody_uncertain(town: Town
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.constants(HTTP_TIMEOUT=(0.2, 0.2))
+@pytest.mark.constants(HTTP_TIMEOUT=(1.0, 1.0))
 def test_no_secret_is_in_a_log_however_loud_it_is_and_whatever_goes_wrong(town: Town) -> None:
     secrets = [town.environ[name] for name in ("DB_USER", "DB_PASSWORD", "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN")]
     wrong: dict[str, Any] = {"TWILIO_AUTH_TOKEN": "wrong-token", "DB_PASSWORD": "wrong-password"}
     town.people(8)
-    faults = [ACCEPT, refuse(21999), server_error(), RESET_AFTER_ACCEPTING, BROKEN_JSON, slow(0.5), throttle(1)]
+    faults = [ACCEPT, refuse(21999), server_error(), RESET_AFTER_ACCEPTING, BROKEN_JSON, slow(1.5), throttle(1)]
     town.twilio.script(*faults, then=refuse(20003, 401))
     assert town.run(SEND_CONCURRENCY=1) == 2
     logs = [town.text]
