@@ -1417,6 +1417,10 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
 PERMANENT = {code for code, (action, _) in TWILIO_CODES.items() if action is Action.REFUSE}  # tomorrow, too
 AWAY = "check https://status.twilio.com, DNS, the proxy and the NetworkPolicy"
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
+UNUSABLE = (  # what of a proxy's URL, or of the login in it, no request can be made of
+    *(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema),
+    *(urllib3.exceptions.LocationParseError, UnicodeEncodeError),
+)
 NO_TRUST = "name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct this node's clock"
 NO_SUCH = 20404
 SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
@@ -1672,7 +1676,7 @@ def unanswered(error: Exception) -> Answer:
     if isinstance(reason, ssl.SSLCertVerificationError):
         return Answer(Action.STOP, f"Twilio's certificate does not verify ({reason.verify_message}): {NO_TRUST}")
     tunnel = str(reason) if str(reason).startswith("Tunnel connection failed") else ""
-    if "407" in tunnel or isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+    if "407" in tunnel or isinstance(error, UNUSABLE):
         return Answer(Action.STOP, PROXY)
     unread = isinstance(reason, PermissionError) or getattr(reason, "library", None) == "X509"
     if unread or (type(error) is OSError and error.errno is None):
@@ -2421,6 +2425,7 @@ class Ledger:
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
         self._recorded: deque[tuple[float, list[Row]]] = deque()
         self._released: deque[tuple[float, list[tuple[UserId, date, str]]]] = deque()  # the keys of their rows
+        self._created = ""  # the DDL, if this run made the ledger: a replica that is promoted may lack it
         database.first = self._write_again
 
     def open(self) -> None:
@@ -2435,6 +2440,7 @@ class Ledger:
                 raise self._no_ledger(ddl) if refused.number in {1044, 1142} else refused from None
             if self.missing(explain=""):  # a proxy may ask another server
                 raise self._no_ledger(ddl)
+            self._created = ddl
             log.info("Created the ledger %s", LEDGER)
         self._there = self._database.opened = True
 
@@ -2603,6 +2609,8 @@ class Ledger:
 
     def _write_again(self) -> Iterator[tuple[str, list[object]]]:
         """Statements for a new connection: what was written last may be lost with the server that it was written to."""
+        if self._created:
+            yield self._created, []
         gone = [key for at, some in self._released if at >= self._safe_before for key in some]
         yield from map(delete, chunks(gone, KEYS))
         # Only then: of a user who was claimed once more, a released row that came back would keep out the later one.

@@ -407,7 +407,7 @@ def question(cluster: Cluster, purpose: str, *arguments: str) -> int:
 def explain(cluster: Cluster) -> int:
     if not given("USER_ID"):
         raise Stop("whom? make explain USER_ID=42")
-    return question(cluster, "explain", "--explain", given("USER_ID"))
+    return question(cluster, "explain", f"--explain={given('USER_ID')}")
 
 
 def shell(cluster: Cluster) -> int:

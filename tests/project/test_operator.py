@@ -987,7 +987,7 @@ def test_stop_in_a_script(cluster: Cluster) -> None:
 QUESTIONS = [
     ("preflight", {}, ["--check"]),
     ("dry-run", {}, ["--dry-run"]),
-    ("explain", {"USER_ID": "42"}, ["--explain", "42"]),
+    ("explain", {"USER_ID": "-42a"}, ["--explain=-42a"]),
 ]
 
 

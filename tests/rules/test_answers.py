@@ -585,7 +585,13 @@ def test_a_tunnel_that_the_proxy_did_not_build_is_surely_not_sent(
     assert f"Tunnel connection failed: {reason}" in answer.words
 
 
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "socks5h://127.0.0.1:1080", "ftp://127.0.0.1", "407"])
+UNUSABLE = [
+    *("socks5://127.0.0.1:1080", "socks5h://127.0.0.1:1080", "ftp://127.0.0.1", "http://", "http://127.0.0.1:99999"),
+    *("http://user:p€@127.0.0.1", "http://user:p%E2%82%AC@127.0.0.1", "http://..:3128", f"http://{'a' * 64}:3128"),
+]
+
+
+@pytest.mark.parametrize("proxy", [*UNUSABLE, "407"])
 def test_a_proxy_that_wants_a_login_or_cannot_be_used_needs_a_person_and_nothing_was_sent(
     secure: FakeTwilio, proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -529,6 +529,17 @@ def test_a_release_made_again_leaves_room_for_the_text_that_was_sent_after_it(to
     assert town.states == {anna.user.phone: "sent"}
 
 
+def test_a_ledger_that_a_promoted_replica_lacks_is_made_again_by_the_run_that_had_made_it(town: Town) -> None:
+    town.sql(f"DROP TABLE IF EXISTS {LEDGER}")
+    [anna] = reminders("+12025550101")
+    with opened(town.environ) as job:
+        job.ledger.claim([anna], NOON)
+        town.sql(f"DROP TABLE {LEDGER}")
+        job.database.close()
+        job.ledger.record({anna: ACCEPTED}, NOON)
+    assert town.states == {anna.user.phone: "sent"}
+
+
 @pytest.mark.constants(DATABASE_MEMORY=0.2)
 def test_what_may_be_lost_is_told_by_when_the_server_last_answered_not_by_when_that_is_noticed(
     town: Town, job: Job
