@@ -3233,9 +3233,17 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
 
 def is_secret(text: str, environ: Mapping[str, str]) -> bool:
     """Whether a value that is wrong here would be right in a secret's place, or holds one, as a URL may."""
-    values = (environ.get(declared.name.upper()) for declared in fields(Settings) if declared.metadata["secret"])
-    held = any(value and value in text for value in values)
+    held = any(value and value in text for value in secrets_in(environ))
     return held or "@" in text or re.fullmatch("[A-Z]{0,2}[0-9a-zA-Z]{32}", text) is not None
+
+
+def secrets_in(environ: Mapping[str, str]) -> Iterator[str]:
+    """Every secret that is set, whatever else is wrong."""
+    for declared in fields(Settings):
+        if declared.metadata["secret"]:
+            yield environ.get(name := declared.name.upper(), "")
+            with suppress(ValueError):
+                yield raw_setting(name, declared.metadata, environ)
 
 
 def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, str]) -> str:
