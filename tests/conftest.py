@@ -30,9 +30,8 @@ IMPATIENT = {"OUTAGE_PATIENCE": 2.0, "OTHERS_ANSWER": 0.0}
 def pytest_configure(config: pytest.Config) -> None:
     """Under FULL=1 hypothesis draws new examples each time, else always the same."""
     config.addinivalue_line("markers", "constants(NAME=value, ...): constants of the program that the test changes")
-    hypothesis.settings.register_profile("sample", derandomize=True)
-    if not FULL:
-        hypothesis.settings.load_profile("sample")
+    hypothesis.settings.register_profile("sample", derandomize=not FULL, deadline=None)
+    hypothesis.settings.load_profile("sample")
     # A shell's background job ignores SIGINT, and so would every program that tests start there and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

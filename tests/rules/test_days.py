@@ -187,7 +187,7 @@ zones = st.sampled_from(ZONES)
 instants = st.integers(0, 22 * 365 * 86_400 * 10**6).map(lambda n: datetime(2015, 1, 1, tzinfo=UTC) + n * MICROSECOND)
 
 
-@settings(max_examples=sample(1_000, 200), deadline=None)
+@settings(max_examples=sample(1_000, 200))
 @given(zones, instants)
 def test_days_are_right_at_any_moment_in_any_zone(name: str, now: datetime) -> None:
     found = of_program(now, name)
@@ -195,7 +195,7 @@ def test_days_are_right_at_any_moment_in_any_zone(name: str, now: datetime) -> N
     assert found.day1 <= found.day2 <= found.end <= now
 
 
-@settings(max_examples=sample(500, 100), deadline=None)
+@settings(max_examples=sample(500, 100))
 @given(zones, instants, st.timedeltas(timedelta(0), timedelta(days=2)))
 def test_the_zone_of_now_does_not_matter(name: str, now: datetime, ahead: timedelta) -> None:
     elsewhere = now.astimezone(oracle.zone_named("Asia/Kathmandu"))
@@ -203,7 +203,7 @@ def test_the_zone_of_now_does_not_matter(name: str, now: datetime, ahead: timede
     assert of_program(now + ahead, name).today >= of_program(now, name).today
 
 
-@settings(max_examples=sample(800, 200), deadline=None)
+@settings(max_examples=sample(800, 200))
 @given(
     zones,
     instants,

@@ -366,7 +366,7 @@ def test_segments_at_their_edges(text: str, parts: int) -> None:
     assert segments(text) == parts
 
 
-@settings(max_examples=sample(2_000, 300), deadline=None)
+@settings(max_examples=sample(2_000, 300))
 @given(
     st.one_of(
         st.text(st.sampled_from(BASIC), max_size=500),

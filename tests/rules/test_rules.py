@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import pytz
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from habit_notifier import (
@@ -361,7 +361,6 @@ rows = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(rows, max_size=5), st.integers(0, 90))
 def test_no_day_is_tried_twice(found: list[Row], retry_days: int) -> None:
     barred = any(r.local_day == TODAY for r in found)
@@ -486,7 +485,6 @@ def test_the_instant_of_the_claim_counts_not_its_zone() -> None:
     assert outcome(lost([recent, ours()], elsewhere)) is Outcome.DEFERRED
 
 
-@settings(deadline=None)
 @given(st.lists(rows, max_size=5), st.integers(0, 48 * 3600))
 def test_of_two_claims_at_the_same_moment_never_both_are_posted(found: list[Row], later: int) -> None:
     """Two runs with different local days: each sees the other and gives way; the later one while the text is recent."""

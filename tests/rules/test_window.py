@@ -118,7 +118,7 @@ windows = st.tuples(st.integers(5 * 60, 22 * 60), st.integers(60, 18 * 60)).map(
 )
 
 
-@settings(max_examples=sample(2_000, 300), deadline=None)
+@settings(max_examples=sample(2_000, 300))
 @given(moments, windows)
 def test_the_seconds_to_the_windows_end_are_those_on_the_wall(moment: tuple[str, datetime], window: Window) -> None:
     name, now = moment
@@ -144,7 +144,7 @@ def test_a_window_ends_when_the_clock_passes_its_end(name: str, window: Window, 
     assert seconds_left(window, datetime.fromisoformat(now), zone_of(name)) == left
 
 
-@settings(max_examples=sample(1_000, 150), deadline=None)
+@settings(max_examples=sample(1_000, 150))
 @given(moments, windows, st.lists(st.integers(1, 20 * 60), min_size=1, max_size=12))
 def test_runs_at_any_time_text_as_soon_as_window_day_and_spacing_let_them(
     moment: tuple[str, datetime], window: Window, pauses: list[int]

@@ -107,13 +107,13 @@ def test_what_another_run_has_on_its_way_is_waited_for_until_it_is_answered_or_r
     assert town.said(f"sent 1, already handled today {USERS - 1}")
 
 
-@pytest.mark.constants(OTHERS_ANSWER=ROUNDS * 2.0)
+@pytest.mark.constants(OTHERS_ANSWER=ROUNDS * 3.4)
 def test_another_run_has_all_its_answers_while_it_is_waited_for(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last of what it has claimed waits for a thread, and so for two answers of a Twilio that is slow."""
     town.sql(f"DELETE FROM User WHERE id > {CLAIMED}")
-    town.twilio.script(then=slow(1.5))
+    town.twilio.script(then=slow(2.0))
     monkeypatch.setattr("random.uniform", lambda *_: 0.2)
-    with started(town.environ, command=starting_at(NOON, HTTP_TIMEOUT=(0.2, 1.8))) as another:
+    with started(town.environ, command=starting_at(NOON, HTTP_TIMEOUT=(0.4, 3.0))) as another:
         wait_for(lambda: len(town.twilio.book) >= IN_FLIGHT)
         assert town.run() == Exit.DONE
         assert another.wait(10) == Exit.DONE
