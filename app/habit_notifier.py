@@ -347,7 +347,7 @@ def remembered(case: Case) -> Skip | None:
     for row in own_rows(case):
         if row.state is State.SENT and row.final_status not in LOST:
             return None
-        permanent = row.state is State.REFUSED and row.code in PERMANENT
+        permanent = row.state is State.REFUSED and row.code in LEFT_ALONE
         if permanent and (case.days.today - row.local_day).days < case.settings.refused_retry_days:
             reason = "Twilio refused %s for good on %s (error %s)"
             return Skip(Outcome.REMEMBERED, reason, (Personal(row.phone), row.local_day, row.code))
@@ -360,7 +360,7 @@ def delivered(case: Case) -> Skip | None:
     ends = [row for row in known if row.final_status not in LOST or row.code not in SENDERS_FAULT]
     if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
         return None
-    if ends[0].final_status in LOST and (ends[0].code in GONE or ends[0].code in PERMANENT):
+    if ends[0].final_status in LOST and ends[0].code in LEFT_ALONE:
         return Skip(Outcome.REMEMBERED, "the last text did not arrive: %s", (meaning(ends[0].code),))
     limit = case.settings.undelivered_limit
     if limit and len(ends) >= limit and all(row.final_status in LOST for row in ends[:limit]):
@@ -822,7 +822,7 @@ class Report:
             self._out_of_reach += answer.action is Action.SKIP
             details = event("text", user.id, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
             if outcome is Outcome.SENT:
-                self._longest_name = max(self._longest_name, user.name, key=len)
+                self._longest_name = max(self._longest_name, user.name or NAMELESS, key=len)
                 self._at_night += not NIGHT_ENDS <= now.astimezone(reminder.days.zone).hour < NIGHT_STARTS
                 name, phone = Personal(user.name or "(no name)"), Personal(user.phone)
                 log.info("Notification sent to %s (%s). Message SID: %s", name, phone, answer.sid, extra=details)
@@ -967,6 +967,7 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
 # --- what rules and gates are made of: pure functions -----------------------------------------------------------------
 
 NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
+NAMELESS = "there"  # who has no name, in a text
 EARLIEST_ZONE = timedelta(hours=14)  # ahead of UTC
 EXAMPLE = "+14155550123"  # of the numbers that belong to nobody
 SMALLEST_VALIDITY = 60  # seconds: a text that may wait less is left for the next window
@@ -1092,7 +1093,7 @@ def id_key(user_id: UserId) -> str:
 
 def message_for(reminder: Reminder, settings: Settings) -> str:
     """The text that a person reads."""
-    return str(getattr(settings, reminder.rule.setting)).replace("{name}", reminder.user.name or "there")
+    return str(getattr(settings, reminder.rule.setting)).replace("{name}", reminder.user.name or NAMELESS)
 
 
 GSM7 = frozenset(
@@ -1900,6 +1901,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
 }
 SILENT = {0, 1411, 1525, 1690, 1698, 3118, 3141, 4038, 4151}  # what the server says of these is a value, or no help
 NO_SUCH_TABLE = 1146
+NO_GRANT = {1044, 1142}
 NO_SUCH_GRANT_OR_TABLE = {1142, NO_SUCH_TABLE}
 ODD_ERRORS = (ValueError, AttributeError, struct.error, RuntimeError, IndexError, AssertionError)  # of the driver
 
@@ -2301,6 +2303,15 @@ class Tracker:
             for user_id, name, phone, zone, key, *rest in rows
         ]
 
+    def try_days(self) -> Iterator[str]:
+        """Judge the first users: a view may fail on what it holds."""
+        try:
+            self._read(self._database, ("TRUE", DUE[1]), self._users, limit=f"LIMIT {FIRST_PAGE}")
+        except DatabaseError as failure:
+            if failure.remedy is not Remedy.SMALLER:
+                raise
+            yield str(failure)
+
     def _spellings(self, text: str) -> list[UserId]:
         """An id that a person wrote, as its column may hold it: as bytes, what an ASCII column cannot hold."""
         plain = text.replace("-", "")  # Django, SQLAlchemy and JPA write a UUID with dashes, and keep it without
@@ -2406,6 +2417,15 @@ LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
 ) ENGINE=InnoDB DEFAULT CHARACTER SET ascii"""
 LEDGER_COLUMNS = dict(re.findall(r"^  `(\w+)` (.*),$", LEDGER_DDL, re.MULTILINE))
 ROW = ", ".join(LEDGER_COLUMNS)
+WRITES = (  # they touch no row, but fail when a column or a grant is missing
+    f"INSERT INTO {LEDGER} ({ROW}) SELECT {ROW} FROM {LEDGER} WHERE FALSE",
+    f"UPDATE {LEDGER} SET {', '.join(f'{column} = {column}' for column in LEDGER_COLUMNS)} WHERE FALSE",
+    f"DELETE FROM {LEDGER} WHERE FALSE",
+)
+CAN_CREATE = re.compile("CREATE(,| ON)|ALL PRIVILEGES|GRANT [`']")  # or has a role, which may
+NO_TRANSACTIONS = """SELECT t.engine FROM information_schema.tables t JOIN information_schema.engines e
+    ON e.engine = t.engine
+    WHERE t.table_schema = DATABASE() AND t.table_name = %s AND COALESCE(e.transactions, '') <> 'YES'"""
 STATES = {state.value: state for state in State}
 # The promise: the rows of these texts stay, since they may have been sent, or are refused. All others go.
 KEPT = {Outcome.SENT: State.SENT, Outcome.REFUSED: State.REFUSED, Outcome.UNCERTAIN: State.UNCERTAIN}
@@ -2437,7 +2457,7 @@ class Ledger:
             try:
                 self._database.run(ddl)
             except DatabaseError as refused:
-                raise self._no_ledger(ddl) if refused.number in {1044, 1142} else refused from None
+                raise self._no_ledger(ddl) if refused.number in NO_GRANT else refused from None
             if self.missing(explain=""):  # a proxy may ask another server
                 raise self._no_ledger(ddl)
             self._created = ddl
@@ -2445,18 +2465,17 @@ class Ledger:
         self._there = self._database.opened = True
 
     def _prove(self, id_type: str, explain: str) -> None:
-        """Statements that touch no row, but fail when a column or a grant is missing.
+        """Whether the ledger is there and can be written, by WRITES, and by what not each of them finds.
 
-        :raises FixFirst: when the server is read-only, which not each of them finds, or a type or the key is wrong
+        :raises FixFirst: when the server is read-only, or a type, the engine or the key is wrong
         """
         [switches] = self._database.run("SELECT @@read_only, @@innodb_read_only")
         if not {0, "OFF"}.issuperset(switches):  # MariaDB 12 has a word
             raise FixFirst(f"MySQL: {READ_ONLY}")
         self._database.run(f"SELECT 1 FROM {LEDGER} LIMIT 0")
         self._check_shape(id_type)
-        self._database.run(f"{explain}INSERT INTO {LEDGER} ({ROW}) SELECT {ROW} FROM {LEDGER} WHERE FALSE")
-        self._database.run(f"{explain}UPDATE {LEDGER} SET state = state WHERE FALSE")
-        self._database.run(f"{explain}DELETE FROM {LEDGER} WHERE FALSE")
+        for statement in WRITES:
+            self._database.run(explain + statement)
 
     def look(self) -> None:
         """Whoever only reads takes a ledger that is not there for an empty one."""
@@ -2478,15 +2497,33 @@ class Ledger:
         try:
             self._prove(id_type, explain)
         except DatabaseError as error:
-            if error.number == NO_SUCH_TABLE:
-                return ddl
-            raise self._no_ledger(ddl) if error.number in NO_SUCH_GRANT_OR_TABLE else error from None
+            if error.number not in NO_SUCH_GRANT_OR_TABLE:
+                raise
+            if error.number != NO_SUCH_TABLE or (explain and self._is_barred()):
+                raise self._no_ledger(ddl) from None
+            return ddl
         return ""
+
+    def _is_barred(self) -> bool:
+        """Whether a grant is missing to make a ledger that is not there, or to write it then, as far as can be read."""
+        granted = " ".join(line for (line,) in self._database.run("SHOW GRANTS"))
+        if not CAN_CREATE.search(granted):
+            return True
+        for statement in WRITES:
+            try:
+                self._database.run(f"EXPLAIN {statement}")
+            except DatabaseError as error:
+                if error.number in NO_GRANT:
+                    return True
+                if error.number != NO_SUCH_TABLE:
+                    raise
+        return False
 
     def _check_shape(self, id_type: str) -> None:
         """Whether a ledger that was made by hand holds what is written, one row for each user and day."""
         ledger = f"`{self._settings.db_name}`.`{LEDGER}`"
-        columns = self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`")
+        found = self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`")
+        columns = [(column.lower(), *rest) for column, *rest in found]  # a name's case says nothing
         if lacking := sorted(LEDGER_COLUMNS.keys() - {column for column, *_ in columns}):
             added = ", ".join(f"ADD `{column}` {LEDGER_COLUMNS[column].format(user_id=id_type)}" for column in lacking)
             reason = f"{LEDGER} lacks the column {', '.join(lacking)}. Run as an administrator:"
@@ -2494,7 +2531,8 @@ class Ledger:
         for column, kind, collation, null, _, default, extra, *_ in columns:
             there = f"{kind} COLLATE {collation}" if collation else kind
             wanted = LEDGER_COLUMNS.get(column, f"{kind} NULL")
-            demands = (null, default, extra) == ("NO", None, "") and not wanted.endswith("NOT NULL")
+            filled = default is not None or re.search("auto_increment|GENERATED", extra)
+            demands = null == "NO" and not filled and not wanted.endswith("NOT NULL")
             if column == "user_id" and there != id_type:
                 reason = f"{LEDGER}.user_id is {there}, but User.id is {id_type}. Run as an administrator:"
                 raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `user_id` {id_type} NOT NULL;")
@@ -2502,16 +2540,24 @@ class Ledger:
                 reason = f"{LEDGER}.{column} is {kind}, too little for {wanted}. Run as an administrator:"
                 raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `{column}` {wanted};")
         key = self._database.run(f"SHOW INDEX FROM `{LEDGER}` WHERE Key_name = 'PRIMARY'")
-        if [column for _, _, _, _, column, *_ in key] != ["user_id", "local_day"]:
+        if [(row[4].lower(), row[7]) for row in key] != [("user_id", None), ("local_day", None)]:  # whole, no prefix
+            counted = [f"ADD KEY (`{column}`), " for column, *rest in columns if "auto_increment" in rest[5]]
+            instead = "".join([*counted, "DROP PRIMARY KEY, " if key else ""])
             why = f"{LEDGER} lacks the primary key that keeps a day from being claimed twice. Run as an administrator:"
-            raise FixFirst(why, f"ALTER TABLE {ledger} ADD PRIMARY KEY (`user_id`, `local_day`);")
+            raise FixFirst(why, f"ALTER TABLE {ledger} {instead}ADD PRIMARY KEY (`user_id`, `local_day`);")
+        for (engine,) in self._database.run(NO_TRANSACTIONS, [LEDGER]):
+            why = f"{LEDGER} is of the engine {engine}, too little for a crash. Run as an administrator:"
+            raise FixFirst(why, f"ALTER TABLE {ledger} ENGINE=InnoDB;")
 
     def check_rows(self, now: datetime) -> Iterator[str]:
         """What of the ledger's rows wants a person's eye."""
         ahead = "GREATEST(claimed_at, COALESCE(finished_at, claimed_at)) > %s"
         cut_off = "state = 'sending' AND final_status IS NULL AND claimed_at < %s"
         questions = {
-            "written in the future, by a clock that was ahead": (ahead, now + CLOCKS_APART),
+            "written in the future, by a clock that was ahead: a run names those it meets, and their DELETE": (
+                ahead,
+                now + CLOCKS_APART,
+            ),
             "left at 'sending' by a run that was cut off": (cut_off, now - ALL_ATTEMPTS),
         }
         for words, (where, bound) in questions.items():
@@ -2521,11 +2567,11 @@ class Ledger:
 
     def _no_ledger(self, ddl: str) -> FixFirst:
         [(account,)] = self._database.run("SELECT CURRENT_USER()")
-        user, _, host = account.rpartition("@")
+        user, host = map(literal, account.rsplit("@", 1))
         return FixFirst(
             f"DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:",
             ddl,
-            f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{self._settings.db_name}`.`{LEDGER}` TO '{user}'@'{host}';",
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{self._settings.db_name}`.`{LEDGER}` TO {user}@{host};",
         )
 
     @property
@@ -2783,6 +2829,7 @@ OTHER_REASONS = {  # the sender, or nobody in particular
     30615: "no such texts are allowed at that hour there: see SEND_WINDOW",
     30620: "the text is not what the sender is registered for",
 }
+LEFT_ALONE = GONE.keys() | PERMANENT
 DELIVERY_CODES = GONE | UNREACHABLE | BLOCKED_SENDER | OTHER_REASONS
 OUR_SETUP = TWILIO_CODES.keys() - PERMANENT  # a service fails later
 SENDERS_FAULT = OUR_SETUP | BLOCKED_SENDER.keys() | OTHER_REASONS.keys()  # whatever is not the recipient's own
@@ -2809,6 +2856,7 @@ def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: date
             settled.append(replace(row, state=State.SENT, code=code, final_status=final, segments=parts))
         elif age > (patience if row.sid else ALL_ATTEMPTS):
             state = State.SENT if row.sid else State.UNCERTAIN
+            state = State.REFUSED if row.state is State.REFUSED else state  # at once, with a SID
             settled.append(replace(row, state=state, final_status=UNKNOWN))
     return settled
 
@@ -2856,7 +2904,7 @@ def dry_run(job: Job) -> Exit:
     job.report.tell_totals()
     reasons = "".join(f", {reason} {count}" for reason, count in sorted(rules.items()))
     log.info("Dry run completed: nobody was texted. Texts that a run would send: %d%s", rules.total(), reasons)
-    return Exit.DONE
+    return Exit.RETRY if job.report.counts[Outcome.NOT_TRIED] else Exit.DONE
 
 
 def explain(job: Job) -> Exit:
@@ -2972,11 +3020,12 @@ def check_ledger(job: Job) -> Iterator[str]:
 def check_users(job: Job) -> Iterator[str]:
     """Rows that would be skipped, ids that come twice, and all texts' lengths."""
     yield from job.doubts(job.read_zones())
+    yield from job.tracker.try_days()
     found: dict[str, list[int | str]] = defaultdict(list)
     longest = ""
     everybody = chain.from_iterable(page.users for page in job.tracker.pages(0, ANYBODY))
     for _, (user, *again) in groupby(everybody, key=lambda user: user.id):
-        longest = max(longest, user.name, key=len)
+        longest = max(longest, user.name or NAMELESS, key=len)
         problems = {
             "have no time zone that is known": user.days is None,
             "have a phone number that is not E.164": not E164.fullmatch(user.phone),

@@ -116,7 +116,7 @@ def test_a_number_that_is_gone_is_left_alone_for_as_long_as_one_that_refused(
     assert not skip or meaning(code) in skip.args
 
 
-@pytest.mark.parametrize("code", [21610, 21211, 21614, 30630])
+@pytest.mark.parametrize("code", [21610, 21211, 21614, 30630, *sorted(GONE)])
 def test_a_refusal_that_came_as_a_failed_text_stays_remembered_once_it_is_settled(code: int) -> None:
     before, after = a_row(1, "refused", code, state=State.REFUSED), a_row(1, "failed", code)
     assert [outcome(speaks_against(a_case([row]))) for row in (before, after)] == [Outcome.REMEMBERED] * 2

@@ -563,6 +563,11 @@ def test_a_sent_text_that_is_not_found_is_unknown_in_the_end_and_stays_sent(
     assert found == (dataclasses.replace(row, final_status="unknown") if said else None)
 
 
+def test_a_text_that_was_refused_at_once_and_is_not_found_stays_refused() -> None:
+    row = a_row(State.REFUSED, sid="SM1", code=21610)
+    assert settled(row, now=NOW + timedelta(days=4)) == dataclasses.replace(row, final_status="unknown")
+
+
 @pytest.mark.parametrize(("age", "said"), [(-SECOND, False), (timedelta(0), False), (SECOND, True)])
 @pytest.mark.parametrize("state", [State.SENDING, State.UNCERTAIN])
 @pytest.mark.parametrize("looked_up", [True, False])

@@ -392,6 +392,14 @@ def test_a_run_says_once_what_carriers_or_the_bill_would_dislike(town: Town) -> 
     assert town.said("segments") == 0  # nobody was texted
 
 
+@pytest.mark.parametrize("name", ["", "  ", None, "Jo"])
+def test_who_has_no_name_is_called_there_in_what_a_text_costs_too(town: Town, name: str | None) -> None:
+    user = town.user("+12025550101")
+    town.sql("UPDATE User SET name = COALESCE(%s, '') WHERE id = %s", (name, user))
+    assert town.run(NOON, MESSAGE_NO_LOGS="a" * 150 + " STOP {name}") == 0
+    assert town.said("costs 2 segments with a name of 5 characters") == (name != "Jo")
+
+
 def test_one_number_in_two_forms_is_one_in_the_ledger(town: Town) -> None:
     user = town.user("+1 (202) 555-0100")
     town.twilio.script(refuse(21610), to=PHONE)

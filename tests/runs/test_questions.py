@@ -644,6 +644,18 @@ BROKEN = {
             FAILS + f"{LEDGER} lacks the primary key",
             sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD PRIMARY KEY (user_id, local_day, run_token)"),
         ),
+        "own key": shows(
+            FAILS + f"{LEDGER} lacks the primary key",
+            sql(
+                f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,"
+                " ADD UNIQUE (user_id, local_day)"
+            ),
+        ),
+        "memory": shows(
+            FAILS + f"{LEDGER} is of the engine MEMORY, too little for a crash. Run as an administrator:",
+            sql(f"ALTER TABLE {LEDGER} ENGINE=MEMORY"),
+        ),
+        "MyISAM": shows(FAILS + f"{LEDGER} is of the engine MyISAM", sql(f"ALTER TABLE {LEDGER} ENGINE=MyISAM")),
         "stuck": shows(HOW + "1 rows were left at 'sending'", claimed(state="sending", final_status=None)),
         "future": shows(
             HOW + "1 rows were written in the future", claimed(claimed_at=(NOW + DAY).replace(tzinfo=None))
@@ -668,6 +680,14 @@ BROKEN = {
         "numbers": shows(HOW + "7 users have a phone number that is not E.164: 2, 3,", many("N", "12", "UTC")),
         "twice": shows(HOW + "1 users stand in User more than once: 1", often(2)),
         "thrice": shows(HOW + "1 users stand in User more than once: 1", often(3)),
+        "view": shows(
+            FAILS + "MySQL: a view asks for one value where there are several",
+            sql(
+                "RENAME TABLE Habit TO Activity",
+                "CREATE VIEW Habit AS SELECT id, user_id, (SELECT 1 UNION SELECT id + 1) AS name FROM Activity"
+                " WHERE id <> (SELECT id + 1 UNION SELECT 0)",
+            ),
+        ),
         "nobody": shows(HOW + "ONLY_USERS is set: of all users only these 1", ONLY_USERS="99"),
         "long text": shows(
             HOW + "MESSAGE_NO_LOGS costs 2 segments with a name of 3 characters",
@@ -725,6 +745,48 @@ def test_what_is_broken_alone_is_what_its_line_tells(
     assert found | {name: []} == expected | unchecked | {name: []}
     assert code == (2 if fails else 0)
     assert twilio.book == []
+
+
+@pytest.mark.parametrize("broken", BROKEN["ledger"])
+def test_what_an_administrator_is_told_to_run_mends_the_ledger(
+    broken: str, database: Database, twilio: FakeTwilio, ready: dict[str, str]
+) -> None:
+    words, break_, _ = BROKEN["ledger"][broken]
+    break_(database, twilio)
+    told = verdicts(ready)[1]["ledger"]
+    if words.startswith(FAILS):
+        assert "Run as an administrator:" in told[0]
+        for statement in told[1:]:
+            database.execute(statement.removeprefix(FAILS))
+        assert verdicts(ready)[1]["ledger"] == ["INFO ok"]
+        assert program.run(ready, at=NOW + DAY) == 0
+
+
+@variants({"id_type": "CHAR(36)", "collation": "ascii_general_ci"})
+def test_a_key_that_takes_two_users_for_one_is_no_key(database: Database, ready: dict[str, str]) -> None:
+    database.execute(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD PRIMARY KEY (user_id(1), local_day)")
+    assert verdicts(ready)[1]["ledger"][0].startswith(f"ERROR {LEDGER} lacks the primary key")
+    assert program.run(ready, at=NOW) == 2
+
+
+def test_one_more_column_that_only_an_update_fills_is_too_little(database: Database, ready: dict[str, str]) -> None:
+    """MariaDB gives it a default of itself."""
+    database.execute(f"ALTER TABLE {LEDGER} ADD touched DATETIME NOT NULL ON UPDATE CURRENT_TIMESTAMP")
+    told = verdicts(ready)[1]["ledger"]
+    if database.server.kind == "mysql":
+        assert told[0].startswith(f"ERROR {LEDGER}.touched is datetime, too little for datetime NULL. Run as an admin")
+        database.execute(told[1].removeprefix(FAILS))
+        told = verdicts(ready)[1]["ledger"]
+    assert told == ["INFO ok"]
+    assert program.run(ready, at=NOW + DAY) == 0
+
+
+def test_a_ledger_with_names_in_capitals_is_the_same(database: Database, ready: dict[str, str]) -> None:
+    database.execute(
+        f"ALTER TABLE {LEDGER} CHANGE user_id USER_ID INT NOT NULL, CHANGE state STATE VARCHAR(16) NOT NULL"
+    )
+    assert verdicts(ready)[1]["ledger"] == ["INFO ok"]
+    assert program.run(ready, at=NOW + DAY) == 0
 
 
 IN_FLIGHT = {"state": "sending", "final_status": None, "finished_at": None}
@@ -844,6 +906,52 @@ def test_a_missing_ledger_fails_the_check_only_if_the_run_may_not_make_it(
     code = verdicts(ready | account)[0]
     assert code == (0 if create else 2)
     assert program.run(ready | account, at=NOW) == code
+
+
+@pytest.mark.parametrize(
+    ("privileges", "code"),
+    [
+        ("SELECT, INSERT, UPDATE, DELETE", 2),
+        ("SELECT, INSERT, UPDATE, DELETE, CREATE VIEW, CREATE TEMPORARY TABLES", 2),
+        ("SELECT, CREATE", 2),
+        ("SELECT, INSERT, UPDATE, CREATE", 2),
+        ("SELECT, INSERT, UPDATE, DELETE, CREATE", 0),
+        ("ALL", 0),
+    ],
+)
+def test_a_missing_ledger_is_a_note_only_where_the_run_can_make_it_and_write_it(
+    privileges: str, code: int, database: Database, ready: dict[str, str]
+) -> None:
+    database.execute(f"DROP TABLE {LEDGER}")
+    account = database._new_account()
+    database.execute(f"GRANT {privileges} ON `{database.name}`.* TO %s@'%%'", (account["DB_USER"],))
+    assert verdicts(ready | account)[0] == code
+    assert program.run(ready | account, at=NOW) == code
+
+
+def test_a_role_may_be_what_lets_an_account_make_the_ledger(database: Database, ready: dict[str, str]) -> None:
+    database.execute(f"DROP TABLE {LEDGER}")
+    account, role = database._new_account(), f"role_{database.name[-6:]}"
+    grants = f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{database.name}`.* TO %s@'%%'"
+    database.execute(f"CREATE ROLE {role}")
+    try:
+        database.execute(grants, (account["DB_USER"],))
+        database.execute(f"GRANT {role} TO %s@'%%'", (account["DB_USER"],))
+        code, found = verdicts(ready | account)
+    finally:
+        database.execute(f"DROP ROLE {role}")
+    assert (code, found["ledger"][0].startswith("WARNING the ledger is not there yet")) == (0, True)
+
+
+@pytest.mark.parametrize("columns", ["state", "user_id, local_day, state"])
+def test_an_update_of_some_columns_alone_is_a_grant_too_few(
+    columns: str, database: Database, ready: dict[str, str]
+) -> None:
+    account = database.least_account()
+    database.execute(f"REVOKE UPDATE ON `{database.name}`.{LEDGER} FROM %s@'%%'", (account["DB_USER"],))
+    database.execute(f"GRANT UPDATE ({columns}) ON `{database.name}`.{LEDGER} TO %s@'%%'", (account["DB_USER"],))
+    assert verdicts(ready | account)[0] == 2
+    assert program.run(ready | account, at=NOW) == 2
 
 
 READ_ONLY = "ERROR MySQL: it is read-only: set DB_HOST to the primary"
