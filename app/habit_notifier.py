@@ -3269,12 +3269,13 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
         return ""
     if re.search("[\ud800-\udfff]", text):  # how Python reads such bytes
         raise ValueError(f"{name} holds bytes that are no UTF-8: write it anew")
-    shown = "" if declared["secret"] or is_secret(text, environ) else f" {text!r}"
-    if PLACEHOLDER.fullmatch(text):
-        raise ValueError(f"{name} is still the placeholder{shown}: write {kind.write or declared['help']}")
+    placeholder = PLACEHOLDER.fullmatch(text)
     with suppress(ValueError, OSError):
-        if re.fullmatch(kind.pattern, text) and kind.holds(value := kind.parse(text)):
+        if not placeholder and re.fullmatch(kind.pattern, text) and kind.holds(value := kind.parse(text)):
             return value
+    shown = "" if declared["secret"] or is_secret(text, environ) else f" {text!r}"
+    if placeholder:
+        raise ValueError(f"{name} is still the placeholder{shown}: write {kind.write or declared['help']}")
     wrong = f"is{shown}" if shown else "has a value that cannot be right"
     raise ValueError(f"{name} {wrong}: write {kind.write}")
 
