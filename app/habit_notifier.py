@@ -1874,6 +1874,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((1267, 1270, 1271), (Remedy.FIX, COLLATIONS)),
     1317: (Remedy.REPEAT, "the statement was interrupted"),
     1356: (Remedy.FIX, "a view refers to what is missing, or its definer may not read it: see docs/your-tables.md"),
+    1364: (Remedy.FIX, "a column that was added to the ledger HabitNotification must be filled: give it a default"),
     1370: (Remedy.FIX, "a view calls a function that DB_USER may not execute: see docs/your-tables.md"),
     1411: (Remedy.FIX, "a view hands a function a value that it cannot read: see docs/your-tables.md"),
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
@@ -2423,9 +2424,7 @@ WRITES = (  # they touch no row, but fail when a column or a grant is missing
     f"DELETE FROM {LEDGER} WHERE FALSE",
 )
 CAN_CREATE = re.compile("CREATE(,| ON )|ALL PRIVILEGES|^(?!.* ON )")  # or a role's, which may
-NO_TRANSACTIONS = """SELECT t.engine FROM information_schema.tables t JOIN information_schema.engines e
-    ON e.engine = t.engine
-    WHERE t.table_schema = DATABASE() AND t.table_name = %s AND COALESCE(e.transactions, '') <> 'YES'"""
+SAYS_LITTLE = re.compile(r"(?<=int)\(\d+\)| COLLATE \w+")  # of a type: MariaDB's display width, a text's charset
 STATES = {state.value: state for state in State}
 # The promise: the rows of these texts stay, since they may have been sent, or are refused. All others go.
 KEPT = {Outcome.SENT: State.SENT, Outcome.REFUSED: State.REFUSED, Outcome.UNCERTAIN: State.UNCERTAIN}
@@ -2519,34 +2518,29 @@ class Ledger:
         return False
 
     def _check_shape(self, id_type: str) -> None:
-        """Whether a ledger that was made by hand holds what is written, one row for each user and day."""
-        ledger = f"`{self._settings.db_name}`.`{LEDGER}`"
-        found = self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`")
-        columns = [(column.lower(), *rest) for column, *rest in found]  # a name's case says nothing
-        if lacking := sorted(LEDGER_COLUMNS.keys() - {column for column, *_ in columns}):
-            added = ", ".join(f"ADD `{column}` {LEDGER_COLUMNS[column].format(user_id=id_type)}" for column in lacking)
-            reason = f"{LEDGER} lacks the column {', '.join(lacking)}. Run as an administrator:"
-            raise FixFirst(reason, f"ALTER TABLE {ledger} {added};")
-        for column, kind, collation, null, _, default, extra, *_ in columns:
-            there = f"{kind} COLLATE {collation}" if collation else kind
-            wanted = LEDGER_COLUMNS.get(column, f"{kind} NULL")
-            filled = default is not None or re.search("auto_increment|GENERATED", extra)
-            demands = null == "NO" and not filled and not wanted.endswith("NOT NULL")
-            if column == "user_id" and there != id_type:
-                reason = f"{LEDGER}.user_id is {there}, but User.id is {id_type}. Run as an administrator:"
-                raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `user_id` {id_type} NOT NULL;")
-            if column != "user_id" and (demands or not holds(kind, wanted)):
-                reason = f"{LEDGER}.{column} is {kind}, too little for {wanted}. Run as an administrator:"
-                raise FixFirst(reason, f"ALTER TABLE {ledger} MODIFY `{column}` {wanted};")
-        key = self._database.run(f"SHOW INDEX FROM `{LEDGER}` WHERE Key_name = 'PRIMARY'")
-        if [(row[4].lower(), row[7]) for row in key] != [("user_id", None), ("local_day", None)]:  # whole, no prefix
-            counted = [f"ADD KEY (`{column}`), " for column, *rest in columns if "auto_increment" in rest[5]]
-            instead = "".join([*counted, "DROP PRIMARY KEY, " if key else ""])
-            why = f"{LEDGER} lacks the primary key that keeps a day from being claimed twice. Run as an administrator:"
-            raise FixFirst(why, f"ALTER TABLE {ledger} {instead}ADD PRIMARY KEY (`user_id`, `local_day`);")
-        for (engine,) in self._database.run(NO_TRANSACTIONS, [LEDGER]):
-            why = f"{LEDGER} is of the engine {engine}, too little for a crash. Run as an administrator:"
-            raise FixFirst(why, f"ALTER TABLE {ledger} ENGINE=InnoDB;")
+        """Whether a ledger that was made by hand has LEDGER_DDL's columns, key and engine; it may have more columns.
+
+        :raises FixFirst: when it lacks some of that
+        """
+        [(_, ddl, *_)] = self._database.run(f"SHOW CREATE TABLE `{LEDGER}`")
+        ddl = ddl.lower().replace("`", "")  # a name's case says nothing
+        there = {}
+        for column, kind, collation, null, *_ in self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`"):
+            text = f"{kind} COLLATE {collation}" if collation else kind
+            there[column.lower()] = f"{text} NOT NULL" if null == "NO" else f"{text} NULL"
+        changes = []
+        for column, definition in LEDGER_COLUMNS.items():
+            wanted, found = definition.format(user_id=id_type), there.get(column, "")
+            if wanted.lower() not in (found.lower(), SAYS_LITTLE.sub("", found).lower()):
+                changes.append(f"{'MODIFY' if found else 'ADD'} `{column}` {wanted}")
+        if "primary key (user_id,local_day)" not in ddl:  # the whole columns, no prefix, and no more of them
+            instead = "DROP PRIMARY KEY, " if "primary key" in ddl else ""
+            changes.append(f"{instead}ADD PRIMARY KEY (`user_id`, `local_day`)")
+        if "engine=innodb" not in ddl:
+            changes.append("ENGINE=InnoDB")
+        if changes:
+            why = f"{LEDGER} lacks the columns, the key or the engine that is needed. Run as an administrator:"
+            raise FixFirst(why, f"ALTER TABLE `{self._settings.db_name}`.`{LEDGER}` {', '.join(changes)};")
 
     def check_rows(self, now: datetime) -> Iterator[str]:
         """What of the ledger's rows wants a person's eye."""
@@ -2698,14 +2692,6 @@ class Ledger:
         if keys:
             self._database.run(*delete(keys))
         return len(keys)
-
-
-def holds(there: str, wanted: str) -> bool:
-    """Whether a column of the one type can hold what one of the other does."""
-    parts = re.compile(r"(?:var|big|medium)?([a-z]+)(?:\((\d+)\))?")
-    [(kind, width), (least_kind, least)] = (parts.findall(text.lower())[0] for text in (there, wanted))
-    fits = kind == least_kind or (kind, least_kind) == ("int", "smallint")
-    return fits and int(width or 0) >= int(least or 0)
 
 
 def any_of(keys: Sequence[object]) -> str:
