@@ -259,6 +259,9 @@ def test_pages_that_take_too_long_are_halved_until_whom_nobody_can_read_is_named
     named = [line for line in town.lines("WARNING") if "gets no text, not tried: MySQL does not read" in line]
     assert len(named) == (USERS if everybody else 1)
     assert everybody or "(ID: 7)" in named[0]
+    assert town.run(NOON, "--check") == Exit.DONE
+    told = "6 users have logs" if everybody else "1 users have logs"
+    assert town.said(f"WARNING users and logs: {told} that MySQL does not read in time, see DEPLOYMENT.md: ") == 1
     assert "index Log (habit_id, created_at)" in named[0]
     assert town.served == ([] if everybody else [number for number in people if not number.endswith("06")])
     time.sleep(0.3)  # what was read ahead when the run ended has its limit, too
