@@ -2125,7 +2125,7 @@ class Tracker:
         if not self._settings.db_ssl_ca:
             log.info("MySQL's server is not verified: DB_SSL_CA would do that")
         self.judge_by({}, datetime.now(UTC))
-        self._read(self._database, DUE, self._users, limit="LIMIT 0")  # finds what is missing, or wrong
+        self._read(self._database, DUE, f"FALSE AND {self._users}")  # finds what is missing, or wrong
         self._database.run("SELECT id FROM `Log` LIMIT 0")  # by which the newest logs are found
         created_at = self._database.type_of("Log", "created_at")
         if not created_at.startswith(("datetime", "timestamp", "date")):
@@ -2287,16 +2287,14 @@ class Tracker:
             self._size = min(self._size * 2, PAGE_USERS)
         return Page(count, users)
 
-    def _read(
-        self, reader: Database, whom: tuple[str, str], where: str, args: Sequence[object] = (), limit: str = ""
-    ) -> list[User]:
+    def _read(self, reader: Database, whom: tuple[str, str], where: str, args: Sequence[object] = ()) -> list[User]:
         """The users for whom a condition holds, in the order of their ids."""
         are_meant, logged_day1 = whom
         rows = reader.run(
             f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")}, {as_text("u.time_zone")}, z.zone,
                        {logged_day1}, {self._rows_matter}
                 FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {ZONE_KEY}
-                WHERE {where} AND {are_meant} ORDER BY u.id {limit}""",
+                WHERE {where} AND {are_meant} ORDER BY u.id""",
             args,
         )
         return [
@@ -2535,16 +2533,13 @@ class Ledger:
 
     def check_rows(self, now: datetime) -> Iterator[str]:
         """What of the ledger's rows wants a person's eye."""
-        ahead = "GREATEST(claimed_at, COALESCE(finished_at, claimed_at)) > %s"
-        cut_off = "state = 'sending' AND final_status IS NULL AND claimed_at < %s"
-        questions = {
-            "written in the future, by a clock that was ahead: a run names those it meets, and their DELETE": (
-                ahead,
-                now + CLOCKS_APART,
-            ),
-            "left at 'sending' by a run that was cut off": (cut_off, now - ALL_ATTEMPTS),
-        }
-        for words, (where, bound) in questions.items():
+        ahead = "written in the future, by a clock that was ahead: a run names those it meets, and their DELETE"
+        unfinished = "state = 'sending' AND final_status IS NULL AND claimed_at < %s"
+        questions = (
+            (ahead, "GREATEST(claimed_at, COALESCE(finished_at, claimed_at)) > %s", now + CLOCKS_APART),
+            ("left at 'sending' by a run that was cut off", unfinished, now - ALL_ATTEMPTS),
+        )
+        for words, where, bound in questions:
             [(count,)] = self._database.run(f"SELECT COUNT(*) FROM {LEDGER} WHERE {where}", [naive(bound)])
             if count:
                 yield f"{count} rows were {words}"

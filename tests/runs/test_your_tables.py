@@ -582,7 +582,7 @@ def steps(crowd: Application, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
     monkeypatch.setattr(habit_notifier, "NEWEST_LOGS", PAGE_USERS)
 
     def wanted(sql: str) -> bool:
-        return sql.startswith("SELECT") and "`" in sql and "LIMIT 0" not in sql
+        return sql.startswith("SELECT") and "`" in sql and not re.search("LIMIT 0|WHERE FALSE", sql)
 
     with explained(crowd.server, crowd.schema, wanted) as found:
         yield found
