@@ -2460,7 +2460,6 @@ class Ledger:
         [switches] = self._database.run("SELECT @@read_only, @@innodb_read_only")
         if not {0, "OFF"}.issuperset(switches):  # MariaDB 12 has a word
             raise FixFirst(f"MySQL: {READ_ONLY}")
-        self._database.run(f"SELECT 1 FROM {LEDGER} LIMIT 0")
         self._check_shape(id_type)
         for statement in WRITES:
             self._database.run(explain + statement)

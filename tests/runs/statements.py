@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.sandbox.database import LEDGER
 
 COLUMNS = "SHOW FULL COLUMNS"
-LEDGER_IS_THERE = f"FROM {LEDGER} LIMIT 0"
+LEDGER_IS_THERE = f"SHOW CREATE TABLE `{LEDGER}`"
 NEWEST_LOGS = "MAX(created_at)"
 ZONES = "GROUP BY 1"
 START = "LIMIT 1 OFFSET"
