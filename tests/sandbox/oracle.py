@@ -67,12 +67,12 @@ def transitions(name: str, first: date, last: date) -> list[datetime]:
 # --- days
 
 
-@lru_cache(100_000)
 def midnight(day: date, name: str) -> datetime:
     """The first instant at which the wall clock shows this day's 0:00 or later."""
     return first_instant(day, time(), name)
 
 
+@lru_cache(100_000)
 def first_instant(day: date, at: time, name: str) -> datetime:
     """The first instant at which the wall clock shows that time of this day, or later.
 
