@@ -479,26 +479,6 @@ def test_no_error_shows_a_secret(name: str, tmp_path: Path) -> None:
         assert secret not in str(found)
 
 
-def test_a_file_that_can_be_read_only_once_is_read_once() -> None:
-    """As a shell's <(...) is."""
-    reading, writing = os.pipe()
-    os.write(writing, b"from a pipe")
-    os.close(writing)
-    told = Settings.read(ENVIRON | {"DB_PASSWORD": "", "DB_PASSWORD_FILE": f"/dev/fd/{reading}"})
-    os.close(reading)
-    assert told.db_password == "from a pipe"
-
-
-@pytest.mark.parametrize("name", sorted(SECRETS))
-def test_a_secret_that_stands_elsewhere_by_mistake_is_not_shown(name: str, tmp_path: Path) -> None:
-    secret = f"x{secrets.token_hex(8)}"
-    (tmp_path / "secret").write_text(f"{secret}\n")
-    for its in ({name: secret}, {name: "", f"{name}_FILE": str(tmp_path / "secret")}):
-        found = problems(around(name) | its | {"DB_PORT": secret, "ONLY_USERS": f"é {secret}", "SEND_WINDOW": secret})
-        assert len(found) >= 3
-        assert secret not in str(found)
-
-
 def test_a_secret_that_begins_like_a_placeholder_is_not_shown() -> None:
     secret = f"your-{secrets.token_hex(12)}"
     for name in SECRETS:
