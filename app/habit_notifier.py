@@ -2149,12 +2149,11 @@ class Tracker:
 
     def default_doubts(self) -> Iterator[str]:
         """Whether the server itself fills in local times; west of UTC no log would look odd."""
-        for (zone,) in self._database.run(
-            """SELECT @@GLOBAL.time_zone FROM information_schema.columns
-               WHERE table_schema = DATABASE() AND table_name = 'Log' AND column_name = 'created_at'
-                 AND data_type = 'datetime' AND LOWER(column_default) REGEXP 'current_timestamp|now'
-                 AND CONVERT_TZ(UTC_TIMESTAMP(), '+00:00', @@GLOBAL.time_zone) <> UTC_TIMESTAMP()"""
-        ):
+        sql = """SELECT @@GLOBAL.time_zone FROM information_schema.columns
+            WHERE table_schema = DATABASE() AND table_name = 'Log' AND column_name = 'created_at'
+                AND data_type = 'datetime' AND LOWER(column_default) REGEXP 'current_timestamp|now'
+                AND CONVERT_TZ(UTC_TIMESTAMP(), '+00:00', @@GLOBAL.time_zone) <> UTC_TIMESTAMP()"""
+        for (zone,) in self._database.run(sql):
             yield (
                 f"Log.created_at is filled in this server's time_zone ({zone}), not in UTC, where it is left out: let "
                 "what writes logs SET time_zone = '+00:00', or see docs/your-tables.md"
@@ -2188,23 +2187,18 @@ class Tracker:
 
         How many and the latest; of those after the bound how many, and of how many people; the latest of the others.
         """
-        [found] = self._database.run(
-            f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(ahead, 1, NULL)),
-                       COUNT(DISTINCT IF(ahead, (SELECT user_id FROM `Habit` WHERE id = l.habit_id), NULL)),
-                       MAX(IF(ahead, NULL, created_at))
-                FROM (SELECT habit_id, created_at, created_at > %s AS ahead
-                      FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l""",
-            [bound],
-        )
-        return found
+        sql = f"""SELECT COUNT(*), MAX(created_at), COUNT(IF(ahead, 1, NULL)),
+                COUNT(DISTINCT IF(ahead, (SELECT user_id FROM `Habit` WHERE id = l.habit_id), NULL)),
+                MAX(IF(ahead, NULL, created_at))
+            FROM (SELECT habit_id, created_at, created_at > %s AS ahead
+                FROM `Log` ORDER BY id DESC LIMIT {NEWEST_LOGS}) l"""
+        return self._database.run(sql, [bound])[0]
 
     def zones(self) -> list[Zone]:
         """The zones that this run's users with a phone number have."""
-        rows = self._database.run(
-            f"""SELECT {ZONE_KEY}, {as_text("MIN(u.time_zone)")}, COUNT(*)
-                FROM `User` u WHERE {self._users} GROUP BY 1"""
-        )
-        return [Zone(key, zone_name(name), users) for key, name, users in rows]
+        sql = f"""SELECT {ZONE_KEY}, {as_text("MIN(u.time_zone)")}, COUNT(*)
+            FROM `User` u WHERE {self._users} GROUP BY 1"""
+        return [Zone(key, zone_name(name), users) for key, name, users in self._database.run(sql)]
 
     def named(self, ids: Iterable[str]) -> dict[str, User]:
         """Users by their ids as ONLY_USERS names them; a phone number they need not have."""
@@ -2257,11 +2251,9 @@ class Tracker:
             low, through, most = self._ahead.popleft()
             these, args = id_range(low, through)
             size = min(self._size, most)
-            [(count, high)] = self._database.run(
-                f"""SELECT COUNT(*), MAX(id) FROM
-                    (SELECT u.id FROM `User` u WHERE {these} AND {self._users} ORDER BY u.id LIMIT {size}) slice""",
-                args,
-            )
+            sql = f"""SELECT COUNT(*), MAX(id) FROM
+                (SELECT u.id FROM `User` u WHERE {these} AND {self._users} ORDER BY u.id LIMIT {size}) slice"""
+            [(count, high)] = self._database.run(sql, args)
             if count == size:  # there may be more
                 self._ahead.appendleft((high, through, most))
             if count:
@@ -2290,16 +2282,13 @@ class Tracker:
     def _read(self, reader: Database, whom: tuple[str, str], where: str, args: Sequence[object] = ()) -> list[User]:
         """The users for whom a condition holds, in the order of their ids."""
         are_meant, logged_day1 = whom
-        rows = reader.run(
-            f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")}, {as_text("u.time_zone")}, z.zone,
-                       {logged_day1}, {self._rows_matter}
-                FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {ZONE_KEY}
-                WHERE {where} AND {are_meant} ORDER BY u.id""",
-            args,
-        )
+        sql = f"""SELECT u.id, {as_text("u.name")}, {as_text("u.phone_number")}, {as_text("u.time_zone")}, z.zone,
+                {logged_day1}, {self._rows_matter}
+            FROM `User` u LEFT JOIN ({self._zones}) z ON z.zone = {ZONE_KEY}
+            WHERE {where} AND {are_meant} ORDER BY u.id"""
         return [
             User(user_id, shown_name(name), phone_number(phone), zone_name(zone), self._days.get(key), *map(bool, rest))
-            for user_id, name, phone, zone, key, *rest in rows
+            for user_id, name, phone, zone, key, *rest in reader.run(sql, args)
         ]
 
     def _spellings(self, text: str) -> list[UserId]:
@@ -2315,12 +2304,9 @@ class Tracker:
         """The logs of a user since day 1, as of now or of another moment, each with its habit's name."""
         first = bounds_of(days, dates=self._dates)[0]
         last = self._until(days, date.max)
-        rows = self._database.run(
-            f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
-                WHERE h.user_id = %s AND l.created_at BETWEEN %s AND %s ORDER BY l.created_at""",
-            [user.id, first, last],
-        )
-        return [(at, clean(habit)) for at, habit in rows]
+        sql = f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
+            WHERE h.user_id = %s AND l.created_at BETWEEN %s AND %s ORDER BY l.created_at"""
+        return [(at, clean(habit)) for at, habit in self._database.run(sql, [user.id, first, last])]
 
     def _until(self, days: Days, otherwise: date) -> date:
         """The latest log that counts: --now as Log.created_at has it."""
@@ -2333,15 +2319,13 @@ class Tracker:
         for user_id, days in users.items():
             untils[self._until(days, naive(now + EARLIEST_ZONE))].append(user_id)  # one that is years ahead is none
         for until, user_ids in untils.items():
-            rows = self._database.run(
-                # One look into the index for each habit; MySQL sorts all of its logs unless the order names it, too.
-                f"""SELECT u.id, MAX((SELECT l.created_at FROM `Log` l
-                        WHERE l.habit_id = h.id AND l.created_at <= %s
-                        ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
-                    FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
-                    WHERE u.id IN ({placeholders(user_ids)}) GROUP BY u.id""",
-                [until, *user_ids],
-            )
+            # One look into the index for each habit; MySQL sorts all of its logs unless the order names it, too.
+            sql = f"""SELECT u.id, MAX((SELECT l.created_at FROM `Log` l
+                    WHERE l.habit_id = h.id AND l.created_at <= %s
+                    ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
+                FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
+                WHERE u.id IN ({placeholders(user_ids)}) GROUP BY u.id"""
+            rows = self._database.run(sql, [until, *user_ids])
             found |= {user_id: aware(at) for user_id, at in rows if isinstance(at, date)}  # a zero date is a str
         return found
 
@@ -2633,12 +2617,9 @@ class Ledger:
 
     def unsettled(self, now: datetime) -> list[Row]:
         """The oldest rows of whose texts Twilio's last word is not known, those of the last minutes left out."""
-        rows = self._database.run(
-            f"""SELECT {ROW} FROM {LEDGER} WHERE final_status IS NULL AND claimed_at < %s AND {self._ours}
-                ORDER BY local_day LIMIT {SETTLE_ROWS}""",
-            [naive(now - SETTLE_AFTER)],
-        )
-        return [as_row(values) for values in rows]
+        sql = f"""SELECT {ROW} FROM {LEDGER} WHERE final_status IS NULL AND claimed_at < %s AND {self._ours}
+            ORDER BY local_day LIMIT {SETTLE_ROWS}"""
+        return [as_row(values) for values in self._database.run(sql, [naive(now - SETTLE_AFTER)])]
 
     def settle(self, settled: Iterable[Row]) -> None:
         """Write what Twilio says of rows, those of which it says the same by one statement; not what is outdated.
@@ -2651,20 +2632,15 @@ class Ledger:
             alike[said].append(row.key)
         for said, keys in alike.items():
             for part in chunks(keys, KEYS):
-                self._database.run(
-                    f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s, segments = %s
-                        WHERE final_status IS NULL AND (message_sid IS NULL) = %s AND ({any_of(part)})""",
-                    [*said, *chain.from_iterable(part)],
-                )
+                sql = f"""UPDATE {LEDGER} SET state = %s, error_code = %s, final_status = %s, segments = %s
+                    WHERE final_status IS NULL AND (message_sid IS NULL) = %s AND ({any_of(part)})"""
+                self._database.run(sql, [*said, *chain.from_iterable(part)])
 
     def purge(self, before: date) -> int:
         """Delete some of this run's rows of days before; how many."""
-        keys = self._database.run(
-            f"""SELECT user_id, local_day, run_token FROM {LEDGER}
-                WHERE local_day < %s AND {self._ours} ORDER BY local_day LIMIT {KEYS}""",
-            [before],
-        )
-        if keys:
+        sql = f"""SELECT user_id, local_day, run_token FROM {LEDGER}
+            WHERE local_day < %s AND {self._ours} ORDER BY local_day LIMIT {KEYS}"""
+        if keys := self._database.run(sql, [before]):
             self._database.run(*delete(keys))
         return len(keys)
 
