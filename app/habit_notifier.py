@@ -2490,19 +2490,19 @@ class Ledger:
         for column, kind, collation, null, *_ in self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`"):
             text = f"{kind} COLLATE {collation}" if collation else kind
             there[column.lower()] = f"{text} NOT NULL" if null == "NO" else f"{text} NULL"
-        changes = []
+        changes = {}  # by what is wrong
         for column, definition in LEDGER_COLUMNS.items():
             wanted, found = definition.format(user_id=id_type), there.get(column, "")
             if wanted.lower() not in (found.lower(), SAYS_LITTLE.sub("", found).lower()):
-                changes.append(f"{'MODIFY' if found else 'ADD'} `{column}` {wanted}")
+                changes[f"{column} is {found or 'missing'}"] = f"{'MODIFY' if found else 'ADD'} `{column}` {wanted}"
         if "primary key (user_id,local_day)" not in ddl:  # the whole columns, no prefix, and no more of them
             instead = "DROP PRIMARY KEY, " if "primary key" in ddl else ""
-            changes.append(f"{instead}ADD PRIMARY KEY (`user_id`, `local_day`)")
+            changes["its primary key is not user and day"] = f"{instead}ADD PRIMARY KEY (`user_id`, `local_day`)"
         if "engine=innodb" not in ddl:
-            changes.append("ENGINE=InnoDB")
+            changes["its engine is not InnoDB"] = "ENGINE=InnoDB"
         if changes:
-            why = f"{LEDGER} lacks the columns, the key or the engine that is needed. Run as an administrator:"
-            raise FixFirst(why, f"ALTER TABLE `{self._settings.db_name}`.`{LEDGER}` {', '.join(changes)};")
+            why = f"{LEDGER} cannot be used: {', '.join(changes)}. Run as an administrator:"
+            raise FixFirst(why, f"ALTER TABLE `{self._settings.db_name}`.`{LEDGER}` {', '.join(changes.values())};")
 
     def check_rows(self, now: datetime) -> Iterator[str]:
         """What of the ledger's rows wants a person's eye."""

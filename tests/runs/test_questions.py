@@ -610,7 +610,8 @@ def shows(words: str, break_: Break = NOBODY, **settings: str) -> tuple[str, Bre
     return words, break_, settings
 
 
-UNLIKE = FAILS + f"{LEDGER} lacks the columns, the key or the engine that is needed. Run as an administrator:"
+UNLIKE = FAILS + f"{LEDGER} cannot be used: "
+NO_KEY = UNLIKE + "its primary key is not user and day. Run as an administrator:"
 UNKNOWN = HOW + "whether the sender is the account's could not be told: the "
 BROKEN = {
     "database": {
@@ -623,26 +624,37 @@ BROKEN = {
     },
     "ledger": {
         "missing": shows(HOW + "the ledger is not there yet. The first run makes", sql(f"DROP TABLE {LEDGER}")),
-        "column": shows(UNLIKE, sql(f"ALTER TABLE {LEDGER} DROP segments")),
-        "columns": shows(UNLIKE, sql(f"ALTER TABLE {LEDGER} DROP segments, DROP rule, MODIFY state VARCHAR(4) NULL")),
-        "type": shows(UNLIKE, sql(f"ALTER TABLE {LEDGER} MODIFY user_id BIGINT")),
-        "width": shows(UNLIKE, sql(f"ALTER TABLE {LEDGER} MODIFY message_sid VARCHAR(20) NULL")),
-        "small": shows(UNLIKE, sql(f"ALTER TABLE {LEDGER} MODIFY error_code SMALLINT NULL")),
-        "never empty": shows(UNLIKE, sql(f"ALTER TABLE {LEDGER} MODIFY finished_at DATETIME(6) NOT NULL")),
-        "no key": shows(UNLIKE, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY")),
+        "column": shows(
+            UNLIKE + "segments is missing. Run as an administrator:", sql(f"ALTER TABLE {LEDGER} DROP segments")
+        ),
+        "columns": shows(
+            UNLIKE + "rule is missing, state is varchar(4) COLLATE ascii_general_ci NULL, segments is missing. Run",
+            sql(f"ALTER TABLE {LEDGER} DROP segments, DROP rule, MODIFY state VARCHAR(4) NULL"),
+        ),
+        "type": shows(UNLIKE + "user_id is bigint", sql(f"ALTER TABLE {LEDGER} MODIFY user_id BIGINT")),
+        "width": shows(
+            UNLIKE + "message_sid is varchar(20)", sql(f"ALTER TABLE {LEDGER} MODIFY message_sid VARCHAR(20) NULL")
+        ),
+        "small": shows(UNLIKE + "error_code is smallint", sql(f"ALTER TABLE {LEDGER} MODIFY error_code SMALLINT NULL")),
+        "never empty": shows(
+            UNLIKE + "finished_at is datetime(6) NOT NULL.",
+            sql(f"ALTER TABLE {LEDGER} MODIFY finished_at DATETIME(6) NOT NULL"),
+        ),
+        "no key": shows(NO_KEY, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY")),
         "other key": shows(
-            UNLIKE, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD PRIMARY KEY (user_id, local_day, run_token)")
+            NO_KEY, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD PRIMARY KEY (user_id, local_day, run_token)")
         ),
         "key the other way round": shows(
-            UNLIKE, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD PRIMARY KEY (local_day, user_id)")
+            NO_KEY, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD PRIMARY KEY (local_day, user_id)")
         ),
         "unique, but no key": shows(
-            UNLIKE, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD UNIQUE (user_id, local_day)")
+            NO_KEY, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD UNIQUE (user_id, local_day)")
         ),
-        "memory": shows(UNLIKE, sql(f"ALTER TABLE {LEDGER} ENGINE=MEMORY")),
-        "MyISAM": shows(UNLIKE, sql(f"ALTER TABLE {LEDGER} ENGINE=MyISAM")),
+        "memory": shows(UNLIKE + "its engine is not InnoDB. Run", sql(f"ALTER TABLE {LEDGER} ENGINE=MEMORY")),
+        "MyISAM": shows(UNLIKE + "its engine is not InnoDB. Run", sql(f"ALTER TABLE {LEDGER} ENGINE=MyISAM")),
         "all at once": shows(
-            UNLIKE, sql(f"ALTER TABLE {LEDGER} DROP segments, MODIFY user_id BIGINT, DROP PRIMARY KEY, ENGINE=MyISAM")
+            UNLIKE + "user_id is bigint",
+            sql(f"ALTER TABLE {LEDGER} DROP segments, MODIFY user_id BIGINT, DROP PRIMARY KEY, ENGINE=MyISAM"),
         ),
         "stuck": shows(HOW + "1 rows were left at 'sending'", claimed(state="sending", final_status=None)),
         "future": shows(
@@ -753,7 +765,7 @@ def test_what_an_administrator_is_told_to_run_mends_the_ledger(
 @variants({"id_type": "CHAR(36)", "collation": "ascii_general_ci"})
 def test_a_key_that_takes_two_users_for_one_is_no_key(database: Database, ready: dict[str, str]) -> None:
     database.execute(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD PRIMARY KEY (user_id(1), local_day)")
-    assert verdicts(ready)[1]["ledger"][0] == UNLIKE
+    assert verdicts(ready)[1]["ledger"][0] == NO_KEY
     assert program.run(ready, at=NOW) == 2
 
 

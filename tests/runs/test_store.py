@@ -101,7 +101,7 @@ def test_a_ledger_whose_user_id_is_of_another_type_is_told_with_the_statement_th
     create_ledger(town.database, other)
     assert town.run() == Exit.ACT
     problem, *remedy = town.lines("ERROR")
-    assert f"{LEDGER} lacks the columns" in problem
+    assert f"{LEDGER} cannot be used: user_id is {other.lower()}" in problem
     assert "MODIFY `user_id` " in "".join(remedy)
     assert not town.twilio.book
     as_administrator(town, remedy)
