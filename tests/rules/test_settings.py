@@ -479,6 +479,15 @@ def test_no_error_shows_a_secret(name: str, tmp_path: Path) -> None:
         assert secret not in str(found)
 
 
+@pytest.mark.parametrize("name", sorted(SECRETS))
+def test_a_secret_that_stands_elsewhere_by_mistake_is_not_shown(name: str) -> None:
+    secret = f"x{secrets.token_hex(8)}"
+    wrong = {name: secret, "DB_PORT": secret, "ONLY_USERS": f"é {secret}", "SEND_WINDOW": secret}
+    found = problems(around(name) | wrong)
+    assert len(found) >= 3
+    assert secret not in str(found)
+
+
 def test_a_secret_that_begins_like_a_placeholder_is_not_shown() -> None:
     secret = f"your-{secrets.token_hex(12)}"
     for name in SECRETS:

@@ -910,6 +910,8 @@ def test_a_missing_ledger_fails_the_check_only_if_the_run_may_not_make_it(
     [
         ("SELECT, INSERT, UPDATE, DELETE", 2),
         ("SELECT, INSERT, UPDATE, DELETE, CREATE VIEW, CREATE TEMPORARY TABLES", 2),
+        ("SELECT, CREATE", 2),
+        ("SELECT, INSERT, UPDATE, CREATE", 2),
         ("SELECT, INSERT, UPDATE, DELETE, CREATE", 0),
         ("ALL", 0),
     ],

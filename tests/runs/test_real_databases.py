@@ -263,6 +263,7 @@ def test_pages_that_take_too_long_are_halved_until_whom_nobody_can_read_is_named
     assert town.run(NOON, "--check") == Exit.DONE
     told = "6 users have logs" if everybody else "1 users have logs"
     assert town.said(f"WARNING users and logs: {told} that MySQL does not read in time, see DEPLOYMENT.md: ") == 1
+    assert town.said("users and logs: not all users were looked at") == everybody
     assert "index Log (habit_id, created_at)" in named[0]
     assert town.served == ([] if everybody else [number for number in people if not number.endswith("06")])
     time.sleep(0.3)  # what was read ahead when the run ended has its limit, too
