@@ -130,6 +130,17 @@ def test_a_ledger_that_is_there_but_cannot_be_read_is_never_taken_for_empty(
     assert lines[-1].startswith("ERROR - MySQL: a column is missing")
 
 
+def test_a_dry_run_beside_a_run_names_whom_that_one_holds(database: Database) -> None:
+    user = database.insert_user("Ana", ANA, "UTC")
+    create_ledger(database)
+    row(database, user, NOW.date(), state="sending", finished_at=None, final_status=None)
+    code, lines = said(database.environ(), "--dry-run")
+    assert code == 0
+    assert f"WARNING - User Ana (ID: {user}) gets no text, uncertain: another run is texting this user" in "".join(
+        lines
+    )
+
+
 def test_a_dry_run_of_more_than_max_texts_ends_as_the_run_would(database: Database) -> None:
     database.insert_users((f"User {n}", f"+1202555{n:04}", "UTC") for n in range(4))
     code, lines = said(database.environ() | {"MAX_TEXTS": "3"}, "--dry-run")

@@ -732,6 +732,14 @@ def test_what_holds_a_name_together_is_kept(town: Town) -> None:
     assert town.said(f"Notification sent to {name} (")
 
 
+def test_who_has_no_name_is_served_like_everybody(town: Town) -> None:
+    town.database.insert_user("", "+12025550001", "UTC")
+    assert town.run() == 0
+    [message] = town.twilio.book
+    assert message.body.startswith("Hi there, ")
+    assert town.said("Notification sent to (no name) (+12025550001). ")
+
+
 def test_a_row_of_the_future_is_named_with_its_delete_and_everybody_else_is_served(
     town: Town, people: list[str]
 ) -> None:
