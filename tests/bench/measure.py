@@ -124,7 +124,10 @@ def c_client(database: Database, sql: str) -> list[str] | None:
 
 
 def peak_mib_of(command: list[str], environ: Mapping[str, str], ends: Collection[int] = (0,)) -> float:
-    """The most memory that a command has while it runs, in MiB, read every few milliseconds; how it may end."""
+    """The most memory that a command has while it runs, in MiB, read every few milliseconds.
+
+    :raises RuntimeError: when it does not end with one of these codes
+    """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=dict(environ), stderr=log)
         status, peak = Path(f"/proc/{process.pid}/status"), 0

@@ -136,9 +136,8 @@ def test_a_dry_run_beside_a_run_names_whom_that_one_holds(database: Database) ->
     row(database, user, NOW.date(), state="sending", finished_at=None, final_status=None)
     code, lines = said(database.environ(), "--dry-run")
     assert code == 0
-    assert f"WARNING - User Ana (ID: {user}) gets no text, uncertain: another run is texting this user" in "".join(
-        lines
-    )
+    held = f"WARNING - User Ana (ID: {user}) gets no text, uncertain: another run is texting this user"
+    assert sum(line.startswith(held) for line in lines) == 1
 
 
 def test_a_dry_run_of_more_than_max_texts_ends_as_the_run_would(database: Database) -> None:
