@@ -411,7 +411,7 @@ def in_window(case: Case) -> Skip | None:
 # A run takes the first that speaks; none of them writes. `handled` comes before `of_the_past`, whose DELETE must never
 # name a text of today. A new gate of READ_ROWS wants its part of Ledger.rows_matter.
 WITHOUT_DAYS = listed, placed, numbered  # the others need a time zone
-READ_ROWS = handled, of_the_past, remembered, delivered, wanted, within_week, spaced
+READ_ROWS = handled, of_the_past, spaced, remembered, delivered, wanted, within_week
 WITHOUT_ROWS = *WITHOUT_DAYS, in_window  # most users have no rows that matter
 GATES = *WITHOUT_DAYS, *READ_ROWS, in_window
 
@@ -566,6 +566,7 @@ class Job:
             if rules.total() > limit:
                 self.report.not_tried(self.waiting)  # at once, so that memory stays flat
                 self.waiting.clear()
+        rules.update(rule_for(logged_day1=user.logged_day1).reason for user, _ in self.aside)  # who may be let go
         if rules.total() > limit:
             counts = ", ".join(f'"{reason}" {rules[reason]}' for reason in (NO_LOGS.reason, MISSED_YESTERDAY.reason))
             raise FixFirst(
@@ -615,8 +616,9 @@ class Job:
     def once_more(self) -> Iterator[list[Reminder]]:
         """The reminders of those whom another run held, once it has its answers or let them go."""
         until = time.monotonic() + OTHERS_ANSWER
-        while held := self.aside[:IN_LIST]:
-            self.last_call = time.monotonic() >= until or not self.brake.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+        while self.aside or self.waiting:  # who waits may yet be claimed by another run, and put aside again
+            if held := self.aside[:IN_LIST]:
+                self.last_call = time.monotonic() >= until or not self.brake.sleep(random.uniform(0.5, 1.5))  # noqa: S311
             reminders = self.due([replace(user, rows_matter=True) for user, _ in held])
             del self.aside[: len(held)]
             yield reminders

@@ -103,6 +103,12 @@ def test_a_clock_that_stepped_back_while_a_text_was_posted_shortens_no_spacing()
     assert row.last_possible_text(timedelta(seconds=1500)) == NOW
 
 
+@pytest.mark.parametrize("given", [{"QUIET_AFTER": 1}, {"MAX_PER_WEEK": 1}])
+def test_a_text_of_this_job_that_may_be_lost_is_no_peace_though_midnight_came_since(given: dict[str, Any]) -> None:
+    uncertain = a_row(1, claimed_at=NOW - timedelta(minutes=10), finished_at=NOW, state=State.UNCERTAIN)
+    assert outcome(speaks_against(a_case([uncertain], **given))) is Outcome.UNCERTAIN
+
+
 # --- texts that do not arrive
 
 

@@ -9,9 +9,10 @@ from zlib import crc32
 
 import pytest
 
+from habit_notifier import Exit
 from tests.rules.peace import Model, story
-from tests.runs.town import NOON, Town, senders, variants
-from tests.sandbox.database import Id
+from tests.runs.town import NOON, Town, at_send, create_ledger, senders, variants
+from tests.sandbox.database import LEDGER, Id
 from tests.sandbox.fake_twilio import ACCEPT, Answer, refuse, server_error
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -259,6 +260,20 @@ def test_more_texts_than_the_limit_are_no_text_at_all(town: Town, limit: str, se
         assert town.log[-2] == "INFO Job completed. Notifications sent: 0, Failed: 6"
         assert town.said("not tried: the run ended before") == 6
         assert town.said("needs notification") == 0
+
+
+@pytest.mark.usefixtures("from_the_first")
+@pytest.mark.parametrize(("limit", "code"), [("6", Exit.DONE), ("5", Exit.ACT)])
+@pytest.mark.constants(OTHERS_ANSWER=5.0)
+def test_whom_another_run_may_let_go_counts_too(town: Town, limit: str, code: Exit) -> None:
+    a_few(town)
+    create_ledger(town.database)
+    for user in town.ids[4:6]:
+        town.database.insert_row(user, NOON, state="sending", finished_at=None)
+    town.twilio.hook = at_send(1, lambda: town.sql(f"DELETE FROM {LEDGER} WHERE user_id > 4"))
+    assert town.run(NOON, MAX_TEXTS=limit) == code
+    assert len(town.texts) == (6 if code == Exit.DONE else 0)
+    assert town.said("more than MAX_TEXTS") == (0 if code == Exit.DONE else 2)
 
 
 def test_only_those_count_whom_no_gate_holds_back(town: Town) -> None:

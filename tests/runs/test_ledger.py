@@ -107,6 +107,34 @@ def test_what_another_run_has_on_its_way_is_waited_for_until_it_is_answered_or_r
     assert town.said(f"sent 1, already handled today {USERS - 1}")
 
 
+@pytest.mark.usefixtures("from_the_first")
+@pytest.mark.constants(OTHERS_ANSWER=15.0)
+def test_whom_yet_another_run_claims_after_they_were_asked_about_once_more_is_waited_for_again(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was let go by the first, and waits here for a thread meanwhile."""
+    last = CLAIMED + 2
+    town.sql("DELETE FROM User WHERE id > %s", (last,))
+    create_ledger(town.database)
+    day, now = NOON.date(), NOON.replace(tzinfo=None)
+    for user in town.ids:
+        town.sql(ANOTHER_ROW, (day, "sending", now, user))
+    lets_go = also(Job.once_more, before=lambda: town.sql(f"DELETE FROM {LEDGER}"))
+    monkeypatch.setattr(Job, "once_more", lets_go)
+
+    def claim_the_last() -> None:
+        town.sql(ANOTHER_ROW, (day, "sending", now, last))
+        sent = f"UPDATE {LEDGER} SET state = 'sent', finished_at = claimed_at WHERE user_id = {last}"
+        threading.Timer(2.0, town.sql, [sent]).start()
+
+    town.twilio.hook = at_send(1, claim_the_last)
+    all_answer = also(Job.claim_and_post, after=lambda: time.sleep(0.3))  # more threads are free then than users wait
+    monkeypatch.setattr(Job, "claim_and_post", all_answer)
+    assert town.run() == Exit.DONE
+    assert town.totals == (last - 1, 0)
+    assert town.said(f"sent {last - 1}, already handled today 1")
+
+
 @pytest.mark.constants(OTHERS_ANSWER=ROUNDS * 3.4)
 def test_another_run_has_all_its_answers_while_it_is_waited_for(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last of what it has claimed waits for a thread, and so for two answers of a Twilio that is slow."""
