@@ -20,6 +20,7 @@ PEOPLE = 6  # and how many of the others are in the table
 INK, PAPER = "#d8dee9", "#20242c"
 COLOURS = {"── ": "#88c0d0", " *✓": "#a3be8c", r" *│ \d": "#9aa3b2"}  # by how lines begin
 LINE, COLUMN, SIZE = 15.0, 6.6, 11  # points, for a font of that size
+TIME = re.compile(r"\d\d:\d\d:\d\d")
 TOKEN = re.compile(r"[─╭╰╮╯│]+|[^\s─╭╰╮╯│]+(?: [^\s─╭╰╮╯│]+)*")
 
 
@@ -37,7 +38,7 @@ def excerpt(story: str) -> list[str]:
         *people[1][: table + 2 + PEOPLE],
         "  …",
         *heading(job[0]),
-        *sorted(log, key=lambda line: ("completed" in line, "sent" in line, line)),
+        *sorted(log, key=lambda line: ("completed" in line, "sent" in line, TIME.sub("", line))),
         *heading(phones[0]),
         *beside_each_other([next(b for b in bubbles(phones[1]) if f"Hi {name} " in b[1]) for name in SHOWN]),
         *heading(verdict[0]),
@@ -72,7 +73,7 @@ def beside_each_other(frames: list[list[str]]) -> list[str]:
 def words(lines: Iterable[str]) -> list[str]:
     """What is drawn, without what differs from one run to another."""
     found = (token for line in lines for token in TOKEN.findall(line))
-    return [re.sub(r"[A-Z][a-z]{2} \d\d:\d\d|\d\d:\d\d:\d\d|SM\w{7}…", "-", token) for token in found]
+    return [re.sub(rf"{TIME.pattern}|[A-Z][a-z]{{2}} \d\d:\d\d|SM\w{{7}}…", "-", token) for token in found]
 
 
 def draw(lines: list[str], file: Path) -> None:
