@@ -2438,18 +2438,6 @@ class Ledger:
             log.info("Created the ledger %s", LEDGER)
         self._there = self._database.opened = True
 
-    def _prove(self, id_type: str, explain: str) -> None:
-        """Whether the ledger is there and can be written, by WRITES, and by what not each of them finds.
-
-        :raises FixFirst: when the server is read-only, or a type, the engine or the key is wrong
-        """
-        [switches] = self._database.run("SELECT @@read_only, @@innodb_read_only")
-        if not {0, "OFF"}.issuperset(switches):  # MariaDB 12 has a word
-            raise FixFirst(f"MySQL: {READ_ONLY}")
-        self._check_shape(id_type)
-        for statement in WRITES:
-            self._database.run(explain + statement)
-
     def look(self) -> None:
         """Whoever only reads takes a ledger that is not there for an empty one."""
         try:
@@ -2463,12 +2451,17 @@ class Ledger:
     def missing(self, explain: str = "EXPLAIN ") -> str:
         """The statement that makes the ledger, on one line, if it is missing; else '', and it can be written.
 
-        :raises FixFirst: when its type is not as needed, a grant is missing, or the server is read-only
+        :raises FixFirst: when a type, the engine or the key is wrong, a grant is missing, or the server is read-only
         """
+        [switches] = self._database.run("SELECT @@read_only, @@innodb_read_only")
+        if not {0, "OFF"}.issuperset(switches):  # MariaDB 12 has a word
+            raise FixFirst(f"MySQL: {READ_ONLY}")
         id_type = self._database.type_of("User", "id")
         ddl = " ".join(LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type).split()) + ";"
         try:
-            self._prove(id_type, explain)
+            self._check_shape(id_type)
+            for statement in WRITES:
+                self._database.run(explain + statement)
         except DatabaseError as error:
             if error.number not in NO_SUCH_GRANT_OR_TABLE:
                 raise
