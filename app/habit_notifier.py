@@ -2417,8 +2417,7 @@ class Ledger:
         self._there = False
         self.as_of: datetime | None = None  # --now: rows of later are not there yet
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
-        self._recorded: deque[tuple[float, list[Row]]] = deque()
-        self._released: deque[tuple[float, list[tuple[UserId, date, str]]]] = deque()  # the keys of their rows
+        self._done: deque[tuple[float, Row, bool]] = deque()  # when a row was written or deleted, and whether it stays
         self._created = ""  # the DDL, if this run made the ledger: a replica that is promoted may lack it
         database.first = self._write_again
 
@@ -2577,39 +2576,33 @@ class Ledger:
             if answer.action.outcome in KEPT and reminder in self.claims
         }
         self.claims |= kept  # what is written again on a new connection
-        self._recorded.append((time.monotonic(), list(kept.values())))
-        for part in chunks(list(kept.values()), KEYS):
-            self._database.run(*upsert(part))
-        for past in (self._recorded, self._released):
-            while past and past[0][0] < self._safe_before:
-                past.popleft()
-        for reminder in kept:
-            del self.claims[reminder]
+        for part in chunks(list(kept), KEYS):
+            self._database.run(*upsert([kept[reminder] for reminder in part]))
+            self._done_with(part, stays=True)
         self.release([reminder for reminder in answers if reminder not in kept])
-
-    @property
-    def _safe_before(self) -> float:
-        """What was recorded before is not lost: the server lived on for so long, whenever it was lost after that."""
-        return self._database.last_answer - DATABASE_MEMORY
 
     def release(self, reminders: Iterable[Reminder]) -> None:
         """Delete the rows of texts that were surely not sent, so that they may be tried again."""
         for part in chunks([reminder for reminder in reminders if reminder in self.claims], KEYS):
-            keys = [self.claims[reminder].key for reminder in part]
-            self._released.append((time.monotonic(), keys))
-            self._database.run(*delete(keys))
-            for reminder in part:  # at once: a new connection writes again what is claimed
-                del self.claims[reminder]
+            self._database.run(*delete([self.claims[reminder].key for reminder in part]))
+            self._done_with(part, stays=False)
+
+    def _done_with(self, reminders: Iterable[Reminder], *, stays: bool) -> None:
+        """What is written or deleted is no claim any more, but remembered for as long as a crash may take it back."""
+        self._done.extend((self._database.last_answer, self.claims.pop(reminder), stays) for reminder in reminders)
+        while self._done and self._done[0][0] <= self._database.last_answer - DATABASE_MEMORY:
+            self._done.popleft()
 
     def _write_again(self) -> Iterator[tuple[str, list[object]]]:
         """Statements for a new connection: what was written last may be lost with the server that it was written to."""
         if self._created:
             yield self._created, []
-        gone = [key for at, some in self._released if at >= self._safe_before for key in some]
-        yield from map(delete, chunks(gone, KEYS))
+        since = self._database.last_answer - DATABASE_MEMORY  # what is older is not lost: the server lived on after it
+        done = [(row, stays) for at, row, stays in self._done if at > since]
+        yield from map(delete, chunks([row.key for row, stays in done if not stays], KEYS))
         # Only then: of a user who was claimed once more, a released row that came back would keep out the later one.
-        recent = (row for at, some in self._recorded if at >= self._safe_before for row in some)
-        yield from map(upsert, chunks([*recent, *self.claims.values()], KEYS))
+        recorded = (row for row, stays in done if stays)
+        yield from map(upsert, chunks([*recorded, *self.claims.values()], KEYS))
 
     def unsettled(self, now: datetime) -> list[Row]:
         """The oldest rows of whose texts Twilio's last word is not known, those of the last minutes left out."""
