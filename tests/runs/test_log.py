@@ -205,29 +205,3 @@ def test_who_was_handled_earlier_today_is_named_for_debugging_only(town: Town) -
     _, lines = run(town, LOG_LEVEL="DEBUG")
     words = f"DEBUG - User John Doe (ID: {user}) gets no text, already handled today: sent today"
     assert words in said(lines)
-
-
-# --- failures ---------------------------------------------------------------------------------------------------------
-
-
-def test_no_named_failure_shows_a_traceback_and_each_ends_with_its_remedy(town: Town) -> None:
-    town.database.insert_users([("Due", JOHN, "UTC")])
-    failures = [
-        ({"DB_HOST": ""}, 2, "DB_HOST is missing"),
-        ({"SEND_CONCURRENCY": "many"}, 2, "SEND_CONCURRENCY is 'many': write a whole number from 1 to 64"),
-        ({"DB_PASSWORD": "wrong"}, 2, "it refused DB_USER or DB_PASSWORD: correct them"),
-        ({"DB_NAME": "no_such_database"}, 2, "check the name|correct the name"),
-        ({"TWILIO_AUTH_TOKEN": "wrong"}, 2, "correct TWILIO_ACCOUNT_SID and"),
-    ]
-    for settings, expected, words in failures:
-        code, lines = run(town, **settings)
-        assert code == expected
-        errors = [line for line in said(lines) if line.startswith("ERROR")]
-        assert len(errors) == 1
-        assert re.search(words, errors[0])
-        assert "Traceback" not in "".join(lines)
-    town.sql("DROP TABLE Log")
-    code, lines = run(town)
-    assert code == 2
-    assert said(lines)[-1].startswith("ERROR - MySQL: a table is missing")
-    assert town.twilio.book == []
