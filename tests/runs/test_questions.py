@@ -867,8 +867,8 @@ def test_a_check_by_one_shard_names_none_of_anothers_users(database: Database, r
 
 
 @pytest.mark.parametrize("lacking", ["SELECT", "INSERT", "UPDATE", "DELETE", "SELECT, INSERT, UPDATE, DELETE"])
-def test_a_grant_that_is_missing_on_the_ledger_fails_its_line_with_the_grant_to_paste(
-    lacking: str, database: Database, ready: dict[str, str]
+def test_a_grant_that_is_missing_on_the_ledger_fails_its_line_and_the_run_with_the_grant_to_paste(
+    lacking: str, database: Database, ready: dict[str, str], twilio: FakeTwilio
 ) -> None:
     account = database.least_account()
     all_is_well = verdicts(ready | account)
@@ -878,13 +878,15 @@ def test_a_grant_that_is_missing_on_the_ledger_fails_its_line_with_the_grant_to_
     assert code == 2
     assert found["ledger"][0] == f"ERROR DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:"
     assert found | {"ledger": []} == all_is_well[1] | {"ledger": []}
+    assert (program.run(ready | account, at=NOW + DAY), twilio.book) == (2, [])
     database.execute(found["ledger"][2].removeprefix("ERROR ").replace("%", "%%"), ())
     assert verdicts(ready | account) == all_is_well
+    assert (program.run(ready | account, at=NOW + DAY), len(twilio.book)) == (0, 1)
 
 
 @pytest.mark.parametrize("table", ["User", "Habit", "Log"])
-def test_a_table_that_may_not_be_read_fails_the_line_of_the_database(
-    table: str, database: Database, ready: dict[str, str]
+def test_a_table_that_may_not_be_read_is_named_and_the_account_is_not(
+    table: str, database: Database, ready: dict[str, str], twilio: FakeTwilio
 ) -> None:
     account = database.least_account()
     all_is_well = verdicts(ready | account)[1]
@@ -895,6 +897,10 @@ def test_a_table_that_may_not_be_read_fails_the_line_of_the_database(
     assert verdict.startswith("ERROR MySQL: DB_USER lacks a grant on this table: see the grants in DEPLOYMENT.md")
     unchecked = {after: ["INFO not checked, see above"] for after in NEEDS["database"]}
     assert found == all_is_well | unchecked | {"database": [verdict]}
+    assert f"'{table}'" in verdict.replace("`", "'")
+    code, lines = said(ready | account, at=NOW + DAY)
+    assert (code, f"ERROR - {verdict.removeprefix('ERROR ')}" in lines, twilio.book) == (2, True, [])
+    assert not [value for value in account.values() if value in "".join(lines)]
 
 
 def test_the_statement_for_a_missing_ledger_makes_it(database: Database, ready: dict[str, str]) -> None:
@@ -906,13 +912,14 @@ def test_the_statement_for_a_missing_ledger_makes_it(database: Database, ready: 
 
 @pytest.mark.parametrize("create", [True, False])
 def test_a_missing_ledger_fails_the_check_only_if_the_run_may_not_make_it(
-    create: bool, database: Database, ready: dict[str, str]
+    create: bool, database: Database, ready: dict[str, str], twilio: FakeTwilio
 ) -> None:
     database.execute(f"DROP TABLE {LEDGER}")
     account = database.least_account(create=create)
     code = verdicts(ready | account)[0]
     assert code == (0 if create else 2)
-    assert program.run(ready | account, at=NOW) == code
+    assert [program.run(ready | account, at=NOW + DAY) for _ in range(2)] == [code] * 2
+    assert len(twilio.book) == create
 
 
 @pytest.mark.parametrize(

@@ -112,16 +112,6 @@ def test_a_ledger_whose_user_id_is_of_another_type_is_told_with_the_statement_th
 # --- grants
 
 
-@pytest.mark.parametrize("create", [True, False], ids=["may create just the ledger", "a ledger made for it"])
-def test_the_least_account_needs_no_administrator(town: Town, create: bool) -> None:
-    town.people(3)
-    if not create:
-        create_ledger(town.database)
-    least = town.database.least_account(create=create)
-    assert [town.run(**least), town.run(**least)] == [0, 0]
-    assert len(town.twilio.book) == 3
-
-
 @variants({"id_type": "INT"}, {"id_type": "CHAR(36)", "collation": "ascii_bin"})
 def test_without_ledger_and_grant_the_log_holds_what_an_administrator_pastes(town: Town) -> None:
     town.people(3)
@@ -135,32 +125,6 @@ def test_without_ledger_and_grant_the_log_holds_what_an_administrator_pastes(tow
     as_administrator(town, [ddl, grant])
     assert town.run(**least) == 0
     assert len(town.twilio.book) == 3
-
-
-@pytest.mark.parametrize("verb", ["SELECT", "INSERT", "UPDATE", "DELETE"])
-def test_each_grant_on_the_ledger_is_checked_before_anybody_is_texted(town: Town, verb: str) -> None:
-    town.people(3)
-    create_ledger(town.database)
-    account = town.database.least_account()
-    town.sql(f"REVOKE {verb} ON `{town.database.name}`.{LEDGER} FROM %s@'%%'", (account["DB_USER"],))
-    assert town.run(**account) == Exit.ACT
-    _, ddl, grant = town.lines("ERROR")
-    assert not town.twilio.book
-    as_administrator(town, [ddl, grant])
-    assert town.run(**account) == 0
-
-
-@pytest.mark.parametrize("table", ["User", "Habit", "Log"])
-def test_a_table_that_may_not_be_read_is_named_and_the_account_is_not(town: Town, table: str) -> None:
-    account = town.database.least_account(create=True)
-    town.sql(f"REVOKE SELECT ON `{town.database.name}`.{table} FROM %s@'%%'", (account["DB_USER"],))
-    assert town.run(**account) == Exit.ACT
-    [problem] = town.lines("ERROR")
-    assert problem.startswith("MySQL: DB_USER lacks a grant on this table")
-    assert f"'{table}'" in problem.replace("`", "'")
-    assert account["DB_USER"] not in town.text
-    assert account["DB_PASSWORD"] not in town.text
-    assert not town.twilio.book
 
 
 # --- tables and columns
