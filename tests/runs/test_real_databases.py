@@ -24,6 +24,7 @@ import pytest
 import habit_notifier
 from habit_notifier import Exit, Job, Report, Settings, Stop, Tracker, utc_now
 from tests.runs.statements import CLAIM, PAGE, SLICE
+from tests.runs.test_secrets import Impostor
 from tests.runs.town import NOON, Town, at_send, create_ledger, variants
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse
@@ -489,20 +490,9 @@ def test_whatever_else_answers_at_the_port_is_told_as_a_mistake_of_the_settings(
     assert not town.twilio.requests
 
 
-class OldPassword(SocketServer):
-    """Asks for MariaDB's mysql_old_password, which PyMySQL knows no more: AttributeError."""
-
-    def serve(self, client: socket.socket) -> None:
-        salt = b"a" * 8 + b"\x00\xff\xf7\x2d\x02\x00\xff\xc1\x15" + bytes(10) + b"b" * 12
-        for number, words in enumerate(
-            (b"\x0a10.11\x00\x01\x00\x00\x00" + salt + b"\x00x\x00", b"\xfemysql_old_password\x00s\x00")
-        ):
-            client.sendall(bytes([len(words), 0, 0, 2 * number]) + words)
-            client.recv(1_000)
-
-
 def test_an_account_with_a_password_of_old_is_told_to_be_made_anew(town: Town) -> None:
-    with OldPassword() as server:
+    """MariaDB's mysql_old_password, which PyMySQL knows no more: AttributeError."""
+    with Impostor(b"mysql_old_password", b"s") as server:
         assert town.run(DB_PORT=server.port) == Exit.ACT
     assert "a log-in this program lacks" in town.problem
 
