@@ -34,7 +34,6 @@ from habit_notifier import (
     not_ours,
     phone_number,
     resolve_zone,
-    rule_for,
     settled_rows,
     speaks_against,
     zone_doubts,
@@ -98,11 +97,6 @@ def outcome(skip: Skip | None) -> Outcome | None:
 
 
 # --- which rule
-
-
-@pytest.mark.parametrize(("day1", "reason"), [(False, "No logs in the past 2 days"), (True, "Missed yesterday")])
-def test_the_rules_are_those_of_the_table(day1: bool, reason: str) -> None:
-    assert rule_for(logged_day1=day1).reason == reason
 
 
 def test_each_rule_has_a_text_of_its_own() -> None:

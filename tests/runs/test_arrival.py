@@ -330,6 +330,7 @@ def test_that_there_is_nobody_at_all_to_text_is_said_as_a_warning(town: Town) ->
     town.database.insert_user("No phone", "", "UTC")
     assert town.run(NOON) == 0
     assert town.said(words)
+    assert town.log[-2:] == ["INFO Looked at 0 of 0 users", "INFO Job completed. Notifications sent: 0, Failed: 0"]
     assert town.run(NOON, "--check") == 0
     assert town.said("WARNING users and logs: nobody in User has a phone number")
     assert town.run(NOON, SHARD_COUNT="2", JOB_COMPLETION_INDEX="0") == 0  # one of few users may fall to no shard

@@ -346,13 +346,3 @@ def test_the_same_days_count_wherever_the_pages_begin_and_end(
         check(job(environ, now), ids, twilio.book[texted:], now)
         texted = len(twilio.book)
         database.execute("DELETE FROM HabitNotification")
-
-
-def test_with_nobody_to_text_the_job_says_so(database: Database, twilio: FakeTwilio) -> None:
-    now = datetime.fromisoformat("2026-03-08T09:00:00Z")
-    environ = database.environ() | twilio.environ()
-    assert job(environ, now).lines[-1] == "Job completed. Notifications sent: 0, Failed: 0"
-    database.insert_users([("No Phone", None, "Europe/Oslo"), ("Blank Phone", " ", "Europe/Oslo")])
-    run = job(environ, now)
-    assert (run.code, run.totals()) == (0, {"looked at": 0, "of": 0})
-    assert twilio.book == []
