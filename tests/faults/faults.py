@@ -606,9 +606,7 @@ class ForgottenConnections(Fault):
         return Answer("pause", accepted=False, status=429, code=20429, retry_after=40)
 
     def _forget(self) -> None:
-        for connection in list(self._group.twilio._server.open):
-            connection.data_received = lambda _, connection=connection: connection.reset()
-            self.hits += 1
+        self.hits += self._group.twilio.forget_connections()
 
     def end(self) -> None:
         self.join_background()

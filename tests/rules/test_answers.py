@@ -379,29 +379,16 @@ def test_ordinary_answers_leave_the_connection_open_for_the_next_text(secure: Fa
     assert secure.stats()["connections"] == 1
 
 
+@pytest.mark.parametrize(("seconds", "connections"), [(29, 1), (31, 2), (3600, 2)])
 def test_a_connection_that_was_idle_for_long_is_dropped_before_the_next_text(
-    secure: FakeTwilio, monkeypatch: pytest.MonkeyPatch
+    secure: FakeTwilio, seconds: int, connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A NAT gateway forgets it, and resets whoever comes back: with a text in flight, that would be uncertain."""
-    assert habit_notifier.HTTP_IDLE == 30
-    monkeypatch.setattr(habit_notifier, "HTTP_IDLE", 0.3)
-    client = client_of(secure.url)
-    assert client.post(OTHER, 14_400).action is Action.ACCEPT
-    time.sleep(0.4)
-    secure.drop_connections()  # seen at the next byte only
-    assert client.post(ANNA, 14_400).action is Action.ACCEPT
-    assert secure.stats()["connections"] == 2
-    assert texts(secure) == 1
-
-
-def test_a_connection_of_before_the_machine_was_suspended_is_dropped(
-    secure: FakeTwilio, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    """By the wall's clock: a machine may have been suspended."""
     client, real = client_of(secure.url), time.time
     assert client.post(OTHER, 14_400).action is Action.ACCEPT
-    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    monkeypatch.setattr(time, "time", lambda: real() + seconds)
     assert client.post(ANNA, 14_400).action is Action.ACCEPT
-    assert secure.stats()["connections"] == 2
+    assert secure.stats()["connections"] == connections
 
 
 # --- Retry-After ------------------------------------------------------------------------------------------------------

@@ -1038,7 +1038,7 @@ def test_an_outage_at_the_start_is_waited_for_and_nobody_is_lost(town: Town, awa
 def test_idle_connections_that_a_gateway_forgot_make_nobody_uncertain(town: Town) -> None:
     numbers = town.people(8)
     town.twilio.script(*[ACCEPT] * 4, *[throttle(1)] * 4)  # all wait; meanwhile the gateway forgets
-    forget = threading.Timer(0.9, town.twilio.drop_connections)
+    forget = threading.Timer(0.9, town.twilio.forget_connections)
     forget.start()
     assert town.run() == 0
     forget.join()

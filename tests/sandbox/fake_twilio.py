@@ -368,6 +368,13 @@ class FakeTwilio(Served):
         """Resets all standing connections: each client's next request must open a new one."""
         self._server.in_loop(self._server.drop)
 
+    def forget_connections(self) -> int:
+        """Resets each standing connection when its client next says something, as a NAT gateway; how many there are."""
+        forgotten = list(self._server.open)
+        for connection in forgotten:
+            connection.data_received = lambda _, connection=connection: connection.reset()
+        return len(forgotten)
+
     def travel_to(self, instant: datetime) -> None:
         """Sets the clock, which goes on from there; for another clock set `clock` itself."""
         offset = instant.astimezone(UTC) - _now()
