@@ -254,11 +254,7 @@ class Away(AtQuery):
 
     def strike(self, text: str) -> Verdict:  # noqa: ARG002
         wire = self._group.wire
-        if self.silent:
-            wire.silence()
-        else:
-            wire.refuse()
-            wire.cut()
+        wire.silence() if self.silent else wire.lose()
         self.hits += 1
         self.in_background(wire.restore, self.seconds)
         return Verdict.PASS

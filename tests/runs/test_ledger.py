@@ -529,13 +529,7 @@ def test_a_server_that_is_killed_and_started_again_costs_nobody_a_text(
         assert town.said("innodb_flush_log_at_trx_commit is 0") == bool(options)
         gone = threading.Event()
         with Proxy((server.host, server.port)) as proxy:
-
-            def lose_it() -> None:
-                proxy.refuse()
-                proxy.cut()
-                gone.set()
-
-            twilio.hook = at_send(7, lose_it)
+            twilio.hook = at_send(7, also(proxy.lose, after=gone.set))
             way = proxy.environ() if options else {}  # what is lost must not be written again before it is looked for
             running = threads.submit(lambda: town.run(SEND_CONCURRENCY=2, **way))
             assert gone.wait(30)
@@ -555,12 +549,7 @@ def test_a_server_that_is_killed_and_started_again_costs_nobody_a_text(
 @pytest.mark.constants(DATABASE_PATIENCE=0.3)
 def test_a_database_that_is_gone_for_good_strands_what_is_in_flight_and_no_more(town: Town, proxy: Proxy) -> None:
     town.twilio.latency = 0.1
-
-    def lose_it() -> None:
-        proxy.refuse()
-        proxy.cut()
-
-    town.twilio.hook = at_send(6, lose_it)
+    town.twilio.hook = at_send(6, proxy.lose)
     assert town.run(**proxy.environ()) == Exit.RETRY
     assert town.totals[0] == len(town.twilio.book) <= 6 + CLAIMED
     assert town.said("could not be recorded")
@@ -570,12 +559,7 @@ def test_a_database_that_is_gone_for_good_strands_what_is_in_flight_and_no_more(
 
 
 def test_what_was_in_flight_is_recorded_when_the_database_comes_back_in_time(town: Town, proxy: Proxy) -> None:
-    def lose_it() -> None:
-        proxy.refuse()
-        proxy.cut()
-        threading.Timer(1.5, proxy.restore).start()
-
-    town.twilio.hook = at_send(6, lose_it)
+    town.twilio.hook = at_send(6, also(proxy.lose, after=threading.Timer(1.5, proxy.restore).start))
     assert town.run(**proxy.environ()) == 0
     assert town.served == town.numbers("sent") == PEOPLE
 

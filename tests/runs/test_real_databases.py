@@ -25,7 +25,7 @@ import habit_notifier
 from habit_notifier import Exit, Job, Report, Settings, Stop, Tracker, utc_now
 from tests.runs.statements import CLAIM, PAGE, SLICE
 from tests.runs.test_secrets import Impostor
-from tests.runs.town import NOON, Town, at_send, create_ledger, variants
+from tests.runs.town import NOON, Town, also, at_probe, at_send, create_ledger, variants
 from tests.sandbox.database import LEDGER, Database, Server
 from tests.sandbox.fake_twilio import FakeTwilio, Request, refuse
 from tests.sandbox.proxy import Proxy
@@ -395,24 +395,12 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(
     assert town.served == people
 
 
-def away_after_the_probe(proxy: Proxy, then: Callable[[], object] = lambda: None) -> Callable[[Request], None]:
-    """A hook for the fake Twilio: the database goes when it is asked whether it is there."""
-
-    def away(request: Request) -> None:
-        if request.operation == "list":
-            proxy.refuse()
-            proxy.cut()
-            then()
-
-    return away
-
-
 @pytest.mark.constants(OUTAGE_PATIENCE=20.0, DATABASE_PATIENCE=0.5)
 def test_an_outage_before_anybody_is_claimed_is_waited_for_as_at_the_start(
     town: Town, people: list[str], proxy: Proxy
 ) -> None:
     restored = threading.Timer(1.5, proxy.restore)
-    town.twilio.hook = away_after_the_probe(proxy, restored.start)
+    town.twilio.hook = at_probe(also(proxy.lose, after=restored.start))
     assert town.run(**proxy.environ()) == 0
     assert restored.finished.is_set()
     assert town.served == people
@@ -423,7 +411,7 @@ def test_an_outage_before_anybody_is_claimed_is_waited_for_until_the_deadline_an
     town: Town, proxy: Proxy
 ) -> None:
     town.people(1)
-    town.twilio.hook = away_after_the_probe(proxy)
+    town.twilio.hook = at_probe(proxy.lose)
     assert town.run(**proxy.environ(), RUN_DEADLINE=2) == 1
     assert town.took < 8
     assert town.problem.startswith("MySQL: it cannot be reached: check DB_HOST")

@@ -23,7 +23,7 @@ import urllib3
 
 import habit_notifier
 from habit_notifier import TWILIO_CODES, Action, Reminder, Sender, Tracker
-from tests.runs.town import NOON, Town, also, create_ledger
+from tests.runs.town import NOON, Town, also, at_probe, create_ledger
 from tests.sandbox.fake_twilio import (
     ACCEPT,
     BROKEN_JSON,
@@ -32,7 +32,6 @@ from tests.sandbox.fake_twilio import (
     Door,
     FakeTwilio,
     Operation,
-    Request,
     refuse,
     server_error,
     slow,
@@ -456,12 +455,7 @@ def test_ten_uncertain_texts_in_a_row_end_the_run_and_are_never_posted_again(tow
 
 def test_ten_texts_in_a_row_that_reach_nobody_end_the_run_and_are_released(town: Town) -> None:
     town.people(14)
-
-    def close_after_the_probe(request: Request) -> None:
-        if request.operation == "list":
-            town.twilio.door(Door.SHUT)
-
-    town.twilio.hook = close_after_the_probe
+    town.twilio.hook = at_probe(lambda: town.twilio.door(Door.SHUT))
     assert town.run() == 1
     assert town.rows("*") == []
     assert town.posted == []

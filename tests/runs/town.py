@@ -42,6 +42,16 @@ def at_send(number: int, action: Callable[[], object]) -> Callable[[Request], No
     return hook
 
 
+def at_probe(action: Callable[[], object]) -> Callable[[Request], None]:
+    """A hook for the fake: does something when its list is asked for, which comes before the first claim."""
+
+    def hook(request: Request) -> None:
+        if request.operation == "list":
+            action()
+
+    return hook
+
+
 def also(
     function: Callable[..., Any],
     before: Callable[[], object] = lambda: None,

@@ -96,6 +96,11 @@ class Proxy(Served):
         """Refuses new connections until `restore`."""
         self._server.in_loop(self._refuse)
 
+    def lose(self) -> None:
+        """The database is gone until `restore`: what stands is cut, and new connections are refused."""
+        self.refuse()
+        self.cut()
+
     def silence(self) -> None:
         """From now until `restore` connections are taken and kept, but nothing is passed on, either way."""
         self.silent = True
