@@ -20,6 +20,13 @@ def ran(*command: str, cwd: Path = ROOT, seconds: float = 60, **options: Any) ->
     )
 
 
+def program(file: Path, script: str) -> Path:
+    """Makes the file a program, of which this is the script; the file."""
+    file.write_text(script if script.startswith("#!") else f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    return file
+
+
 def project_in(folder: Path) -> Path:
     """A copy of what an operator needs of the project, its placeholders filled in, but for the image."""
     project = folder / "project"

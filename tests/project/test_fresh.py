@@ -17,7 +17,7 @@ import pytest
 from tests import check
 from tests.e2e.stage import NEEDED
 from tests.project import test_image
-from tests.project.shell import ROOT, ran
+from tests.project.shell import ROOT, program, ran
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 SCRIPTS = [*sorted((ROOT / "hack").glob("*.sh")), ROOT / ".ci/run"]
@@ -159,8 +159,7 @@ def test_make_hands_on_what_is_set_as_it_is_and_nothing_empty(handed_on: Mapping
 def test_a_script_does_the_same_whether_its_variables_are_empty_or_not_set(tmp_path: Path, target: str) -> None:
     """Called as make calls it, but by itself: make would keep what is empty away from it."""
     for name in ("docker", "kubectl"):
-        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
-        (tmp_path / name).chmod(0o755)
+        program(tmp_path / name, f'echo {name} "$@"')
     path = f"{tmp_path}:{os.environ['PATH']}"
     recipe = ran("make", "-n", target, env={"PATH": path}, check=True).stdout
     unset, empty = (
@@ -172,11 +171,6 @@ def test_a_script_does_the_same_whether_its_variables_are_empty_or_not_set(tmp_p
 
 
 # --- engines
-
-
-def a_docker(folder: Path, script: str) -> None:
-    (folder / "docker").write_text(f"#!/bin/sh\n{script}\n")
-    (folder / "docker").chmod(0o755)
 
 
 @pytest.fixture
@@ -203,13 +197,13 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 )
 def test_without_an_engine_the_image_s_tests_are_skipped_and_say_why(alone: Path, script: str, told: str) -> None:
     if script:
-        a_docker(alone, script)
+        program(alone / "docker", script)
     with pytest.raises(pytest.skip.Exception, match=f"^the image was not built: {re.escape(told)}"):
         test_image.command()
 
 
 def test_podman_builds_where_a_docker_client_has_no_daemon(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    a_docker(alone, "exit 1")
+    program(alone / "docker", "exit 1")
     (alone / "podman").symlink_to("/bin/true")
     assert test_image.command() == ["podman"]
     monkeypatch.setenv("DOCKER", "podman --remote")

@@ -19,7 +19,7 @@ import pytest
 from hack import cluster as script
 from tests.project.fake_kubectl import condition, cronjob, ended
 from tests.project.manifests import kubectl, scanner
-from tests.project.shell import ROOT, project_in, ran
+from tests.project.shell import ROOT, program, project_in, ran
 from tests.project.test_operator import SECRETS
 
 SEED = (
@@ -50,8 +50,7 @@ class Cluster:
     def __post_init__(self) -> None:
         programs = self.folder / "bin"
         programs.mkdir()
-        (programs / "kubectl").write_text(FAKE_KUBECTL)
-        (programs / "kubectl").chmod(0o755)
+        program(programs / "kubectl", FAKE_KUBECTL)
         (self.folder / "answers").touch()
         (self.folder / "kubeconfig").write_text("{apiVersion: v1, kind: Config, current-context: pretend}")
         self.environ = {
@@ -139,10 +138,7 @@ def test_what_the_scripts_refer_to_is_in_the_documents() -> None:
 @pytest.fixture
 def docker(tmp_path: Path) -> Path:
     """A docker that only records its arguments."""
-    file = tmp_path / "docker"
-    file.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/docker.calls\n')
-    file.chmod(0o755)
-    return file
+    return program(tmp_path / "docker", f'echo "$@" >>{tmp_path}/docker.calls')
 
 
 def test_build_passes_the_index_by_name_only(docker: Path) -> None:
@@ -170,7 +166,7 @@ def test_without_a_tag_the_content_is_told_apart(docker: Path, ready: Path) -> N
         shutil.copy(ROOT / name, ready)
     who = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a"}
     environ = {"PATH": os.environ["PATH"], "DOCKER": str(docker), "HOME": str(ready), **who}
-    program = ready / "app/habit_notifier.py"
+    source = ready / "app/habit_notifier.py"
 
     def tag() -> str:
         done = run_make("build", "IMAGE_NAME=r/n", root=ready, **environ)
@@ -188,13 +184,13 @@ def test_without_a_tag_the_content_is_told_apart(docker: Path, ready: Path) -> N
     assert re.fullmatch("[0-9a-f]{7,}", clean)
     seen = {no_commit, clean}
     for text in ("# one", "# two"):
-        program.write_text(text)
+        source.write_text(text)
         dirty = tag()
         assert dirty == tag(), "the same content has the same tag"
         assert dirty.startswith(f"{clean}-dirty-")
         seen.add(dirty)
     assert len(seen) == 4
-    program.write_text((ROOT / "app/habit_notifier.py").read_text())
+    source.write_text((ROOT / "app/habit_notifier.py").read_text())
     assert tag() == clean
 
 
@@ -263,9 +259,7 @@ def test_a_reader_that_leaves_early_is_no_fault(cluster: Cluster) -> None:
 
 
 def test_a_python_that_is_too_old_is_told(cluster: Cluster, tmp_path: Path) -> None:
-    old = tmp_path / "python3.9"
-    old.write_text("#!/bin/sh\nexit 1\n")
-    old.chmod(0o755)
+    old = program(tmp_path / "python3.9", "exit 1")
     done = cluster.make("status", f"PYTHON={old}")
     assert "This needs Python 3.11 or newer. Name one that you have: make status PYTHON=" in done.stderr
     assert not cluster.recorded("calls")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pymysql
 import pytest
 
+from tests.project.shell import program
 from tests.sandbox import database as sandbox
 from tests.sandbox.database import LEDGER, Database, NoServerError, Server, ServerError
 
@@ -192,11 +193,6 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def program(folder: Path, name: str, script: str) -> None:
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
-
-
 @pytest.mark.usefixtures("bare")
 def test_a_machine_without_any_server_gets_one_clear_sentence() -> None:
     with pytest.raises(NoServerError) as error:
@@ -208,7 +204,7 @@ def test_a_machine_without_any_server_gets_one_clear_sentence() -> None:
 
 
 def test_a_docker_client_without_an_engine_is_no_docker(bare: Path) -> None:
-    program(bare, "docker", "exit 1")
+    program(bare / "docker", "exit 1")
     with pytest.raises(NoServerError, match="start Docker"):
         Server().__enter__()
 
@@ -217,8 +213,8 @@ def test_a_docker_engine_is_asked_before_apt_and_its_reason_is_told(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    program(bare, "apt-get", "exit 1")
-    program(bare, "docker", '[ "$1" = info ] || { echo "no space left" >&2; exit 1; }')
+    program(bare / "apt-get", "exit 1")
+    program(bare / "docker", '[ "$1" = info ] || { echo "no space left" >&2; exit 1; }')
     heard: list[str] = []
     with pytest.raises(ServerError, match="docker create failed: no space left"):
         Server(say=heard.append).__enter__()
@@ -228,7 +224,7 @@ def test_a_docker_engine_is_asked_before_apt_and_its_reason_is_told(
 
 def test_root_installs_a_server_when_there_is_apt(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    program(bare, "apt-get", f'echo "$@" >>{bare}/asked; echo "E: Unable to locate package" >&2; exit 100')
+    program(bare / "apt-get", f'echo "$@" >>{bare}/asked; echo "E: Unable to locate package" >&2; exit 100')
     heard: list[str] = []
     with pytest.raises(NoServerError, match=r"apt-get cannot install mariadb-server-core .E: Unable"):
         Server(say=heard.append).__enter__()
@@ -239,7 +235,7 @@ def test_root_installs_a_server_when_there_is_apt(bare: Path, monkeypatch: pytes
 def test_a_server_outside_of_path_is_found(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = bare / "opt" / "mysql@8.4" / "bin"
     folder.mkdir(parents=True)
-    program(folder, "mysqld", "true")
+    program(folder / "mysqld", "true")
     assert sandbox.find_binary() is None
     monkeypatch.setattr(sandbox, "PLACES", (f"{bare}/opt/mysql*/bin",))
     assert sandbox.find_binary() == str(folder / "mysqld")
