@@ -669,7 +669,7 @@ def test_a_pod_on_a_node_that_is_gone_is_not_at_work(cluster: Cluster) -> None:
     assert "Remedy: is that node off? Then delete it, or the pod: kubectl delete pod NAME --force." in out
 
 
-@pytest.mark.parametrize(
+no_pods = pytest.mark.parametrize(
     ("why", "remedy"),
     [
         ("exceeded quota: full", ROOM),
@@ -678,9 +678,13 @@ def test_a_pod_on_a_node_that_is_gone_is_not_at_work(cluster: Cluster) -> None:
         ("ValidatingAdmissionPolicy 'p' denied request: pin the digest", "Remedy: give the policy what it asks for"),
         ('admission webhook "w" denied the request: pin the digest', "Remedy: give the policy what it asks for"),
         ('violates PodSecurity "restricted:latest": container "istio-init" must not include "NET_ADMIN"', SIDECAR),
+        ('violates PodSecurity "restricted:latest": runAsNonRoot', "Remedy: an overlay or a component weakened"),
     ],
-    ids=["quota", "limit", "ratio", "policy", "webhook", "sidecar"],
+    ids=["quota", "limit", "ratio", "policy", "webhook", "sidecar", "privilege"],
 )
+
+
+@no_pods
 def test_a_run_without_a_pod_is_explained_and_taken_back(cluster: Cluster, why: str, remedy: str) -> None:
     event = {"reason": "FailedCreate", "message": f"pods is forbidden: {why}"}
     started(cluster, lambda name: cluster.add("Event", "e", involvedObject={"name": name}, **event))
@@ -1043,20 +1047,11 @@ def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Clu
     assert not cluster.of("Pod")
 
 
-@pytest.mark.parametrize(
-    ("why", "remedy"),
-    [
-        ('pods "p" is forbidden: exceeded quota: q, requested: cpu=100m', "raise the namespace's ResourceQuota"),
-        ('pods "p" is forbidden: maximum cpu usage per Container is 50m', "raise the namespace's ResourceQuota"),
-        ('pods "p" is forbidden: cpu max limit to request ratio per Container is 4', "bring the container's requests"),
-        ('admission webhook "w" denied the request: pin the digest', "give the policy what it asks for"),
-        ('pods "p" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot', "an overlay or a component"),
-    ],
-)
+@no_pods
 def test_a_question_whose_pod_the_cluster_refuses_has_the_remedy(cluster: Cluster, why: str, remedy: str) -> None:
-    cluster.refusals["create -f -"] = why
+    cluster.refusals["create -f -"] = f'pods "p" is forbidden: {why}'
     err = cluster.refuses("preflight")
-    assert f"the cluster takes no pod: {why}\nRemedy: {remedy}" in err
+    assert f'the cluster takes no pod: pods "p" is forbidden: {why}\n{remedy}' in err
 
 
 def test_a_question_whose_pod_is_evicted_does_not_end_well(cluster: Cluster) -> None:
