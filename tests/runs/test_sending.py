@@ -540,16 +540,6 @@ def test_who_refused_for_good_is_remembered_and_tried_again_after_a_month(town: 
     assert set(town.posted[before:]) == numbers.keys()
 
 
-def test_who_opted_in_again_and_was_texted_is_not_left_alone_for_the_refusal_before(town: Town) -> None:
-    [number] = town.people(1)
-    town.twilio.script(refuse(21610), to=number)
-    days = []
-    for day, retry_days in enumerate((30, 30, 0, 30, 30)):
-        assert town.run(NOON + day * DAY, REFUSED_RETRY_DAYS=retry_days) == 0
-        days += [day] if town.texts else []
-    assert days == [2, 3, 4]
-
-
 SETUP_CODES = [code for code, (action, _) in TWILIO_CODES.items() if action in (Action.SKIP, Action.FAIL)]
 
 
