@@ -847,12 +847,14 @@ def test_wrong_settings_are_all_that_a_check_tells(ready: dict[str, str]) -> Non
 
 
 def test_a_ledger_with_more_columns_and_of_other_charsets_is_taken(database: Database, ready: dict[str, str]) -> None:
+    """MySQL, not MariaDB, refuses a statement that names a generated column as one to be written."""
     more = "ADD origin VARCHAR(9) NOT NULL DEFAULT '', ADD note TEXT NULL"
+    more += ", ADD sent_on DATE GENERATED ALWAYS AS (DATE(finished_at)) FIRST"
     database.execute(f"ALTER TABLE {LEDGER} {more}, ADD number BIGINT NOT NULL AUTO_INCREMENT UNIQUE")
     database.execute(f"ALTER TABLE {LEDGER} CONVERT TO CHARACTER SET utf8mb4")
     assert verdicts(ready)[1]["ledger"] == ["INFO ok"]
-    assert program.run(ready, at=NOW + DAY) == 0
-    assert database.rows(f"SELECT state FROM {LEDGER}") == [("sent",)]
+    assert [program.run(ready, at=NOW + DAY) for _ in range(2)] == [0, 0]
+    assert database.rows(f"SELECT state, sent_on FROM {LEDGER}") == [("sent", TODAY + DAY)]
 
 
 def test_a_check_by_one_shard_names_none_of_anothers_users(database: Database, ready: dict[str, str]) -> None:

@@ -165,16 +165,6 @@ def test_tables_whose_names_differ_in_case_only_are_other_tables(town: Town) -> 
     assert len(town.twilio.book) == 3
 
 
-def test_a_ledger_may_have_a_generated_column_more(town: Town) -> None:
-    """MySQL, not MariaDB, refuses a statement that names it as one to be written, even where it writes no row."""
-    people = town.people(3)
-    create_ledger(town.database)
-    town.sql(f"ALTER TABLE {LEDGER} ADD COLUMN sent_on DATE GENERATED ALWAYS AS (DATE(finished_at)) FIRST")
-    assert town.run() == town.run() == 0
-    assert town.served == people
-    assert town.run(NOON, "--check") == 0
-
-
 def test_phone_numbers_kept_as_numbers_are_skipped_not_a_crash(town: Town) -> None:
     town.sql("ALTER TABLE User MODIFY phone_number BIGINT")
     town.database.insert_user("Numeric", "12025550100", "UTC")
