@@ -1138,7 +1138,10 @@ OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while 
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
 STREAK, STREAK_WINDOW = 10, 30  # so many failures among the last answers say: it's not these people, it's everybody
 OUR_FAULT = "the program failed: what is queued is not posted"
-BY_FORCE = "ended by force: an answer of MySQL goes on for ever. Whom the last lines name as due may have got a text"
+BY_FORCE = (
+    "ended by force: an answer of MySQL goes on for ever, or nobody reads the log. Whom the last lines name as due may "
+    "have got a text"
+)
 
 
 class Stop:
@@ -1867,6 +1870,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1153: (Remedy.FIX, "it takes too small statements: raise max_allowed_packet there, to 1 MB at least"),
     1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
     1180: (Remedy.REPEAT, "it could not commit"),
+    1184: (Remedy.FIX, "its init_connect fails for DB_USER: correct that, there"),
     1203: (Remedy.RECONNECT, "the account has too many connections"),
     1205: (Remedy.SMALLER, "another transaction holds a lock, or a backup locks the table: see SHOW PROCESSLIST"),
     1213: (Remedy.REPEAT, "a deadlock"),
