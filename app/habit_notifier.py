@@ -3181,8 +3181,8 @@ class Settings:
         """What MySQL, Twilio or a library says, without the secrets."""
         values = [str(getattr(self, f.name)) for f in fields(self) if not f.repr]
         spelt = sorted({*values, *map(clean, values)}, key=len, reverse=True)  # one may begin with another
-        found = "|".join(re.escape(value) for value in spelt if value)
-        return re.sub(rf"(?<!\w)({found})(?!\w)", "***", text) if found else text
+        whole = [v if len(v) > 20 else rf"(?<!\w){v}(?!\w)" for v in map(re.escape, filter(None, spelt))]
+        return re.sub("|".join(whole), "***", text) if whole else text  # a short one may be a part of any word
 
 
 def shown_value(value: object) -> str:

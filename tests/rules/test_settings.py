@@ -503,6 +503,12 @@ def test_a_short_secret_does_not_blacken_the_words_that_hold_it() -> None:
     assert Settings.read(ENVIRON | {"DB_USER": "a"}).hide("a table is missing") == "*** table is missing"
 
 
+@pytest.mark.parametrize("secret", [FakeTwilio.ACCOUNT_SID, FakeTwilio.AUTH_TOKEN])
+def test_a_long_secret_is_taken_out_from_within_a_word_too(secret: str) -> None:
+    said = f"not allowed: Accounts%2F{secret}%2F, sid_{secret}x"
+    assert Settings.read(ENVIRON).hide(said) == "not allowed: Accounts%2F***%2F, sid_***x"
+
+
 def test_a_secret_with_blanks_is_taken_out_as_a_line_of_the_log_has_it() -> None:
     spaced = Settings.read(ENVIRON | {"DB_USER": "an  odd\taccount"})
     assert spaced.hide(clean("Access denied for 'an  odd\taccount'@'%'")) == "Access denied for '***'@'%'"
