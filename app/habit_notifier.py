@@ -2475,7 +2475,10 @@ class Ledger:
 
     def _may_make(self) -> bool:
         """Whether the grants, or a role, as far as they can be read, let DB_USER make the ledger, and write it then."""
-        grants = "\n".join(grant for (grant,) in self._database.run("SHOW GRANTS"))
+        name = re.escape(self._settings.db_name)
+        ours = re.compile(rf" ON (\*|`({name}|[^`]*%[^`]*)`)\.|^(?!.* ON )")  # a name in a grant may be a pattern
+        found = (grant.replace("\\", "") for (grant,) in self._database.run("SHOW GRANTS"))
+        grants = "\n".join(filter(ours.search, found))
         return all(re.search(rf"(?m){word}(,| ON )|ALL PRIVILEGES|^(?!.* ON )", grants) for word in PRIVILEGES)
 
     def _check_shape(self, id_type: str) -> None:

@@ -924,6 +924,7 @@ def test_a_missing_ledger_fails_the_check_only_if_the_run_may_not_make_it(
     assert len(twilio.book) == create
 
 
+@pytest.mark.parametrize("named", ["`{}`", "`{escaped}`", "`{}%`"], ids=["name", "escaped", "pattern"])
 @pytest.mark.parametrize(
     ("privileges", "code"),
     [
@@ -936,11 +937,13 @@ def test_a_missing_ledger_fails_the_check_only_if_the_run_may_not_make_it(
     ],
 )
 def test_a_missing_ledger_is_a_note_only_where_the_run_can_make_it_and_write_it(
-    privileges: str, code: int, database: Database, ready: dict[str, str]
+    privileges: str, named: str, code: int, database: Database, ready: dict[str, str]
 ) -> None:
     database.execute(f"DROP TABLE {LEDGER}")
     account = database._new_account()
-    database.execute(f"GRANT {privileges} ON `{database.name}`.* TO %s@'%%'", (account["DB_USER"],))
+    name = named.format(database.name, escaped=database.name.replace("_", r"\_")).replace("%", "%%")
+    database.execute(f"GRANT ALL ON `{database.name[:-1]}`.* TO %s@'%%'", (account["DB_USER"],))  # says nothing
+    database.execute(f"GRANT {privileges} ON {name}.* TO %s@'%%'", (account["DB_USER"],))
     assert verdicts(ready | account)[0] == code
     assert program.run(ready | account, at=NOW) == code
 
