@@ -1880,7 +1880,6 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     **dict.fromkeys((1267, 1270, 1271), (Remedy.FIX, COLLATIONS)),
     1317: (Remedy.REPEAT, "the statement was interrupted"),
     1356: (Remedy.FIX, "a view refers to what is missing, or its definer may not read it: see docs/your-tables.md"),
-    1364: (Remedy.FIX, "a column that was added to the ledger HabitNotification must be filled: give it a default"),
     1370: (Remedy.FIX, "a view calls a function that DB_USER may not execute: see docs/your-tables.md"),
     1411: (Remedy.FIX, "a view hands a function a value that it cannot read: see docs/your-tables.md"),
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
@@ -2488,11 +2487,14 @@ class Ledger:
         """
         [(_, ddl, *_)] = self._database.run(f"SHOW CREATE TABLE `{LEDGER}`")
         ddl = ddl.lower().replace("`", "")  # a name's case says nothing
-        there = {}
-        for column, kind, collation, null, *_ in self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`"):
+        columns = self._database.run(f"SHOW FULL COLUMNS FROM `{LEDGER}`")
+        there, changes = {}, {}  # the columns; by what is wrong, what mends it
+        for column, kind, collation, null, _, default, extra, *_ in columns:
             text = f"{kind} COLLATE {collation}" if collation else kind
             there[column.lower()] = f"{text} NOT NULL" if null == "NO" else f"{text} NULL"
-        changes = {}  # by what is wrong
+            filled = default is not None or null == "YES" or re.search("(?i)auto_inc|generated", extra)
+            if column.lower() not in LEDGER_COLUMNS and not filled:
+                changes[f"{column} must be filled"] = f"MODIFY `{column}` {text} NULL"
         for column, definition in LEDGER_COLUMNS.items():
             wanted, found = definition.format(user_id=id_type), there.get(column, "")
             if wanted.lower() not in (found.lower(), SAYS_LITTLE.sub("", found).lower()):
