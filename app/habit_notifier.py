@@ -409,7 +409,8 @@ def in_window(case: Case) -> Skip | None:
 
 
 # A run takes the first that speaks; none of them writes. `handled` comes before `of_the_past`, whose DELETE must never
-# name a text of today. A new gate of READ_ROWS wants its part of Ledger.rows_matter.
+# name a text of today; `spaced` before those that leave people alone: a text that may be lost fails the Job, whatever
+# the day. A new gate of READ_ROWS wants its part of Ledger.rows_matter.
 WITHOUT_DAYS = listed, placed, numbered  # the others need a time zone
 READ_ROWS = handled, of_the_past, spaced, remembered, delivered, wanted, within_week
 WITHOUT_ROWS = *WITHOUT_DAYS, in_window  # most users have no rows that matter
@@ -1870,7 +1871,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1153: (Remedy.FIX, "it takes too small statements: raise max_allowed_packet there, to 1 MB at least"),
     1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
     1180: (Remedy.REPEAT, "it could not commit"),
-    1184: (Remedy.FIX, "its init_connect fails for DB_USER: correct that, there"),
+    1184: (Remedy.FIX, "its init_connect fails for DB_USER: correct it there"),
     1203: (Remedy.RECONNECT, "the account has too many connections"),
     1205: (Remedy.SMALLER, "another transaction holds a lock, or a backup locks the table: see SHOW PROCESSLIST"),
     1213: (Remedy.REPEAT, "a deadlock"),
@@ -2475,10 +2476,11 @@ class Ledger:
     def _may_make(self) -> bool:
         """Whether the grants, or a role, as far as they can be read, let DB_USER make the ledger, and write it then."""
         name = re.escape(self._settings.db_name)
-        ours = re.compile(rf" ON (\*|`({name}|[^`]*%[^`]*)`)\.|^(?!.* ON )")  # a name in a grant may be a pattern
-        found = (grant.replace("\\", "") for (grant,) in self._database.run("SHOW GRANTS"))
-        grants = "\n".join(filter(ours.search, found))
-        return all(re.search(rf"(?m){word}(,| ON )|ALL PRIVILEGES|^(?!.* ON )", grants) for word in PRIVILEGES)
+        ours = rf" ON (\*|`({name}|[^`]*%[^`]*)`)\."  # a name in a grant may be a pattern
+        grants = "\n".join(grant.replace("\\", "") for (grant,) in self._database.run("SHOW GRANTS"))
+        return all(
+            re.search(rf"(?m)({word}(?=,| ON )|ALL PRIVILEGES).*{ours}|^(?!.* ON )", grants) for word in PRIVILEGES
+        )
 
     def _check_shape(self, id_type: str) -> None:
         """Whether a ledger that was made by hand has LEDGER_DDL's columns, key and engine; it may have more columns.

@@ -254,7 +254,10 @@ class Away(AtQuery):
 
     def strike(self, text: str) -> Verdict:  # noqa: ARG002
         wire = self._group.wire
-        wire.silence() if self.silent else wire.lose()
+        if self.silent:
+            wire.silence()
+        else:
+            wire.lose()
         self.hits += 1
         self.in_background(wire.restore, self.seconds)
         return Verdict.PASS

@@ -262,7 +262,6 @@ def test_more_texts_than_the_limit_are_no_text_at_all(town: Town, limit: str, se
         assert town.said("needs notification") == 0
 
 
-@pytest.mark.usefixtures("from_the_first")
 @pytest.mark.parametrize(("limit", "code"), [("6", Exit.DONE), ("5", Exit.ACT)])
 @pytest.mark.constants(OTHERS_ANSWER=5.0)
 def test_whom_another_run_may_let_go_counts_too(town: Town, limit: str, code: Exit) -> None:

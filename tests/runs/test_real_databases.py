@@ -379,7 +379,7 @@ def test_a_node_that_is_not_ready_for_a_while_is_waited_for(
         (
             1184,
             "Aborted connection 7 (init_connect command failed)",
-            "its init_connect fails for DB_USER: correct that",
+            "its init_connect fails for DB_USER: correct it",
         ),
     ],
     ids=["a proxy that splits reads from writes", "init_connect"],
