@@ -62,7 +62,7 @@ from datetime import time as time_of_day
 from email.utils import parsedate_to_datetime
 from enum import Enum, IntEnum, StrEnum, auto
 from functools import cache, cached_property, lru_cache, partial
-from itertools import chain, groupby, repeat
+from itertools import chain, groupby, product, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -1026,7 +1026,7 @@ def seconds_left(window: tuple[time_of_day, time_of_day], now: datetime, zone: p
     return ((first if first > now else last) - now).total_seconds()  # clocks that go back show the end twice
 
 
-JOINERS = {"\u200c", "\u200d"}  # do not print, but hold Persian words and family emoji together
+JOINERS = "\u200c\u200d"  # do not print, but hold Persian words and family emoji together
 
 
 def shows(character: str) -> bool:
@@ -1606,10 +1606,10 @@ def accepted(message: Any) -> Answer:
     if not MESSAGE_SID.fullmatch(str(message.sid)):
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
     code, parts = error_code(message.error_code), column_int(message.num_segments, MOST_SEGMENTS)
-    if str(message.status) in LOST:
+    if str(message.status) in NOT_SENT:
         unlisted = Action.FAIL if code in SENDERS_FAULT else Action.REFUSE
         action, _ = TWILIO_CODES.get(code or 0, (unlisted, ""))
-        return Answer(action, f"Twilio took it, but it {message.status}: {meaning(code)}", code, message.sid, parts)
+        return Answer(action, f"Twilio took it, but says {message.status}: {meaning(code)}", code, message.sid, parts)
     return Answer(Action.ACCEPT, sid=message.sid, segments=parts)
 
 
@@ -2369,7 +2369,7 @@ def bounds_of(days: Days, *, dates: bool) -> tuple[date, ...]:
 
 def shown_name(name: object) -> str:
     """As much of a name as a text can hold."""
-    return clean(name)[:NAME_LENGTH].strip()
+    return clean(name)[:NAME_LENGTH].strip(f" {JOINERS}")
 
 
 def of_this_shard(user_id: str, settings: Settings) -> str:
@@ -2719,8 +2719,9 @@ SETTLE_BUDGET = 60.0  # seconds
 SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
 
 LOST, UNKNOWN = {"undelivered", "failed"}, "unknown"
+NOT_SENT = LOST | {"canceled"}
 KNOWN_ENDS = LOST | {"delivered", "read"}
-FINAL = KNOWN_ENDS | {"canceled"}  # Twilio's statuses that do not change any more
+FINAL = KNOWN_ENDS | NOT_SENT  # Twilio's statuses that do not change any more
 # https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive, and whose fault it is.
 GONE = {  # the recipient's number, for good
     30004: "the recipient blocks texts",
@@ -2901,9 +2902,10 @@ def days_with(logged: date, days: Days) -> int | None:
 
 def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
     """The first minute, or now, at which a rule asks for a text and no gate speaks against it."""
-    hour = case.now.replace(minute=0, second=0, microsecond=0)
-    for quarters in range(4 * 24 * RETENTION.days):
-        at = hour + timedelta(minutes=15 * quarters)
+    hour, s = case.now.replace(minute=0, second=0, microsecond=0), case.settings
+    openings = sorted({at.minute % 15 for at in (time_of_day(), s.day_starts_at, *(s.send_window or ()))})
+    for quarter, opening in product(range(4 * 24 * RETENTION.days), openings):  # a window's rest may be minutes short
+        at = hour + timedelta(minutes=15 * quarter + opening)
         if is_possible(case, logs, max(case.now, at)):
             minutes = (max(case.now, at - timedelta(minutes=n)) for n in range(14, -1, -1))
             return next(minute for minute in minutes if is_possible(case, logs, minute))

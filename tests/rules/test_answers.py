@@ -265,7 +265,7 @@ def test_an_accepted_text_is_known_by_its_sid_and_what_it_costs(
     assert post(twilio.url) == Answer(Action.ACCEPT, sid=sid, segments=segments)
 
 
-@pytest.mark.parametrize("status", ["failed", "undelivered"])
+@pytest.mark.parametrize("status", ["failed", "undelivered", "canceled"])
 @pytest.mark.parametrize(("stated", "code"), [("30006", 30006), ("null", None), ("10000000", None), ('"x"', None)])
 def test_a_201_whose_text_has_failed_is_no_text_that_was_sent(
     twilio: FakeTwilio, status: str, stated: str, code: int | None

@@ -176,7 +176,7 @@ def test_a_text_that_fails_at_once_counts_like_one_that_fails_later(town: Town) 
         town.twilio.script(Answer("failed at once", body=body))
         assert town.run(NOON + day * DAY) == 0
         if day == 0:
-            assert town.said("refused: +12025550100: Twilio took it, but it failed: the number does not exist") == 1
+            assert town.said("refused: +12025550100: Twilio took it, but says failed: the number does not exist") == 1
             message = town.twilio.book[-1]
             message.sid, message.status, message.error_code = "SM" + "0" * 32, "failed", 30005
         else:

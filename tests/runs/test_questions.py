@@ -516,6 +516,13 @@ def test_the_earliest_next_text_is_told_to_the_minute(database: Database, asked:
     assert "at the earliest: 2026-03-30 20:37 UTC" in str(lines)
 
 
+def test_the_earliest_next_text_may_fall_into_a_few_minutes(database: Database) -> None:
+    """Between the day's start and the window's end."""
+    user = database.insert_user("Ana", ANA, "UTC", logs=[NOW - timedelta(hours=21)])
+    hours = {"DAY_STARTS_AT": "03:01", "SEND_WINDOW": "02:05-03:05"}
+    assert "at the earliest: 2026-03-31 03:01 UTC" in str(said(database.environ() | hours, "--explain", str(user))[1])
+
+
 def test_a_row_that_the_next_run_deletes_at_its_end_still_speaks_until_then(database: Database) -> None:
     user = database.insert_user("Ana", ANA, "UTC")
     create_ledger(database)

@@ -722,8 +722,9 @@ def test_what_holds_a_name_together_is_kept(town: Town) -> None:
     assert town.said(f"Notification sent to {name} (")
 
 
-def test_who_has_no_name_is_served_like_everybody(town: Town) -> None:
-    town.database.insert_user("", "+12025550001", "UTC")
+@pytest.mark.parametrize("name", ["", "\u200d", " \u200c \u200d"])
+def test_who_has_no_name_is_served_like_everybody(town: Town, name: str) -> None:
+    town.database.insert_user(name, "+12025550001", "UTC")
     assert town.run() == 0
     [message] = town.twilio.book
     assert message.body.startswith("Hi there, ")

@@ -715,7 +715,7 @@ def test_a_text_that_failed_as_it_was_taken_is_told_as_refused_and_not_sent_agai
     assert town.totals == (0, 1)
     assert town.rows("state, message_sid, error_code, segments") == [("refused", sid, 30006, None)]
     assert not town.said("Notification sent to")
-    assert town.said("Twilio took it, but it failed: a landline")
+    assert town.said("Twilio took it, but says failed: a landline")
     assert town.run() == 0
     assert len(town.posted) == 1
 
