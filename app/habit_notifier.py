@@ -469,7 +469,9 @@ class Job:
         self.patiently(self.open)
         twilios = self.patiently(self.probe)
         log.info("Twilio client initialized")
-        warn(clock_doubts(twilios, self.clock()))
+        now = self.clock()
+        warn(clock_doubts(twilios, now))
+        self.sender.clock_doubt = abs(twilios - now) if twilios else timedelta()
 
     def open(self) -> None:
         """Connect to the database, and prove what is read and written."""
@@ -1455,7 +1457,8 @@ class Http(HttpClient):
             self.session.close()
         with self.session.request(*request, **options | {"timeout": HTTP_TIMEOUT, "stream": True}) as answer:
             self.last = Response(answer.status_code, read_all(answer).decode(errors="replace"), answer.headers)
-        self._used = time.time()
+        is_last = answer.status_code >= 200  # of an interim one, http.client leaves the answer for the next request
+        self._used = time.time() if is_last else 0.0
         return self.last
 
 
@@ -1744,6 +1747,7 @@ class Sender:
         self._pause = Pause(brake)
         self._pool = ThreadPoolExecutor(settings.send_concurrency)
         self._flying: dict[Future[Answer], Reminder] = {}
+        self.clock_doubt = timedelta()  # between this node's clock and Twilio's, within CLOCK_TOLERANCE
 
     @property
     def room(self) -> int:
@@ -1782,7 +1786,7 @@ class Sender:
     def _send(self, reminder: Reminder) -> Answer:
         while self._pause.wait():
             if (validity := self._last_look(reminder)) is None:
-                return Answer(Action.KEPT_BACK, "its local day is over")
+                return Answer(Action.KEPT_BACK, "its local day is over, or this node's clock is too wrong to tell")
             if validity < SMALLEST_VALIDITY:
                 return Answer(Action.LATER, "SEND_WINDOW has closed there")
             answer = self._twilio.post(reminder, validity)
@@ -1799,7 +1803,8 @@ class Sender:
         """The seconds for which the text may wait at Twilio; None when its local day is over: pauses can be long."""
         s, now, days = self._settings, self._clock(), reminder.days
         left = seconds_left(s.send_window, now, days.zone) if s.send_window else s.validity_period
-        if left and days_of(now, days.zone, s.day_starts_at).today != days.today:
+        moments = now - self.clock_doubt, now + self.clock_doubt
+        if left and {days_of(at, days.zone, s.day_starts_at).today for at in moments} != {days.today}:
             return None
         return min(s.validity_period, int(left))
 

@@ -312,6 +312,9 @@ def midnight(rng: Rng, focus: str, around: datetime, processes: bool, tls: bool)
             first.parts[0].runs, first.parts[0].joins_at_post = 2, nth
             first.parts[0].delay = rng.choice([0.0, 0.006])
     second = step(rng, end + timedelta(seconds=rng.choice([1, 800, 3600])), processes, tls, chance=0.3)
+    if rng.random() < 0.2:  # by clocks that are a little off it is another day
+        off = timedelta(seconds=rng.choice([10, 280]))
+        first.parts[0].faults, second.parts[0].faults = [f.WrongClock(off)], [f.WrongClock(-off)]
     return [first, second, *calm(rng, end, 0)]
 
 
@@ -453,7 +456,7 @@ def wrong_credentials(rng: Rng, _tls: bool) -> Fault:
 
 def wrong_clock(rng: Rng, _tls: bool) -> Fault:
     """Behind or ahead, by a little, by hours or days; or it steps."""
-    by = timedelta(seconds=rng.choice([40, 280, 320, 3_600, 11.7 * 3_600, 86_400, 45 * 86_400])) * rng.choice([-1, 1])
+    by = timedelta(seconds=rng.choice([10, 40, 280, 320, 3_600, 11.7 * 3_600, 86_400, 45 * 86_400])) * rng.choice([-1, 1])
     if rng.random() < 0.4:
         hours = rng.choice([0.01, 1, 12, 26, 45 * 24])
         return f.WrongClock(rng.choice([-1, 1]) * timedelta(hours=hours), early(rng))

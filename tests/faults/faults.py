@@ -72,6 +72,8 @@ class Fault:
     """Whether a process of its own would not notice."""
     slack = timedelta()
     """By how much texts may come closer, since the program cannot know better."""
+    unseen = timedelta()
+    """By how much they may be on another day there, since it cannot even know that."""
     passing: frozenset[str] | set[str] = frozenset()
     """The keys of people who came or went in mid-run."""
 
@@ -534,6 +536,7 @@ class WrongClock(Fault):
         self.kind = "clock that steps" if nth else f"clock {away}" if self.is_wrong else "clock a little off"
         self.skew, self.needs_thread = timedelta() if nth else by, nth > 0
         self.slack = abs(by) if abs(by) < timedelta(hours=2) else timedelta()
+        self.unseen = self.slack if nth else timedelta()
 
     @property
     def is_wrong(self) -> bool:

@@ -158,13 +158,14 @@ class Judge:
         self._instants: dict[str, list[datetime]] = {}
         """When a text was accepted, by its SID: a machine may sleep, and time pass, just while it is on its way."""
         self._default = scene.default_zone
-        self._slack = SECOND
+        self._slack = self._unseen = SECOND
 
     def judge(self, record: Record) -> Iterator[Problem]:
         """What is wrong after the last group."""
         group = record.groups[-1]
         told = [read(run) for run in group.runs]
         self._slack = max(self._slack, *(fault.slack for fault in group.faults), SECOND)
+        self._unseen = max(self._unseen, *(fault.unseen for fault in group.faults), SECOND)
         for each in told:
             user_of_sid = {text.sid: self._user(group, text) for text in record.final_book}
             for _, _, sid in each.sids:
@@ -212,7 +213,7 @@ class Judge:
             asleep = [text.accepted_at]  # or when it may have left: the clock may have jumped on its way, even twice
             for before, after in sorted(group.jumps, reverse=True):
                 asleep += [before] if timedelta() <= asleep[-1] - after < SECOND else []
-            self._instants[text.sid] = [at + by for at in asleep for by in (-self._slack, self._slack)]
+            self._instants[text.sid] = [at + by for at in asleep for by in (-self._unseen, self._unseen)]
             here = {zone_day(user, at, self._default) for at in self._instants[text.sid]}
             if days and not days & here:
                 yield "only who is due", f"{user} got {text} when {days} was over"
@@ -224,7 +225,7 @@ class Judge:
         zone = zone_of(user, self._default)
         for (one, _), (two, _) in pairwise(texts):
             first, second = self._instants[one.sid], self._instants[two.sid]
-            if max(second) - min(first) < SPACING:
+            if max(second) - min(first) + 2 * self._slack < SPACING:
                 yield "at most one text", f"{user.key} got texts at {one.accepted_at} and {two.accepted_at}"
             if two is texts[-1][0] and zone and len({at.astimezone(zone).date() for at in first + second}) == 1:
                 yield "at most one text", f"{user} got texts at {one.accepted_at} and {two.accepted_at}: one day there"
@@ -234,7 +235,8 @@ class Judge:
 
     def _window(self, user: Person, text: Message) -> Iterator[Problem]:
         """Posted inside of the window, and dropped by Twilio at its end."""
-        lefts = [self._scene.seconds_left(user, instant) for instant in self._instants[text.sid]]
+        instants = [at + by for at in self._instants[text.sid] for by in (-self._slack, self._slack)]
+        lefts = [self._scene.seconds_left(user, instant) for instant in instants]
         if max(lefts) + 2 * self._slack.total_seconds() < max(60, text.validity_period or 0):
             yield "only who is due", f"{user} got {text} outside of the window, or so that it may wait beyond: {lefts}"
 

@@ -56,7 +56,7 @@ from tests.sandbox.fake_twilio import (
     slow,
     throttle,
 )
-from tests.sandbox.sockets import Canned, ConnectProxy
+from tests.sandbox.sockets import Canned, ConnectProxy, read_request
 
 MIDNIGHT = datetime(2024, 5, 17, tzinfo=UTC)
 DAYS = Days(pytz.utc, MIDNIGHT.date(), *(MIDNIGHT - timedelta(days=n) for n in (2, 1, 0)))
@@ -311,6 +311,27 @@ def test_what_is_no_http_or_no_text_is_uncertain(answer: bytes) -> None:
     with Canned(answer) as server:
         assert post(server.url).action is Action.UNCERTAIN
     assert len(server.requests) == 1
+
+
+class Hasty(Canned):
+    """Says at once that the answer is to come, and gives it later, on the same connection."""
+
+    def serve(self, client: socket.socket) -> None:
+        while request := read_request(client):
+            self.requests.append(request)
+            client.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            time.sleep(0.1)
+            client.sendall(self.answer)
+
+
+def test_an_answer_that_comes_after_an_interim_one_is_not_taken_for_the_next_texts() -> None:
+    """Else a text that was accepted is told as refused, or one that was refused as sent."""
+    body = b'{"sid": "SM0123456789abcdef0123456789abcdef"}'
+    with Hasty(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as server:
+        client = client_of(server.url)
+        for _ in range(3):
+            assert client.post(ANNA, 14_400).action is Action.UNCERTAIN
+    assert len(server.requests) == 3
 
 
 @curt

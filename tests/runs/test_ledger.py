@@ -372,12 +372,26 @@ def test_ids_that_are_written_anew_in_capitals_are_those_of_the_same_people(isla
     assert islands.served == PEOPLE
 
 
-def test_two_nodes_with_clocks_nine_minutes_apart_bar_nobody_at_midnight(islands: Town) -> None:
-    """Each is as near to Twilio's as it must be."""
+@pytest.mark.parametrize("off", [-290, -10, 10, 290])
+def test_a_clock_that_is_a_little_off_takes_no_day_for_another(islands: Town, off: int) -> None:
+    """Else a text at 0:00:03 counts as one of the day before, and the day's own comes later."""
     midnight = MARQUESAS + timedelta(minutes=30)
-    islands.twilios = midnight - timedelta(minutes=1)
-    assert islands.run(islands.twilios + timedelta(minutes=4, seconds=30)) == 0
-    islands.twilios = midnight
+    islands.twilios = midnight + timedelta(seconds=-3 if off > 0 else 3)
+    assert islands.run(islands.twilios + timedelta(seconds=off)) == 1
+    assert islands.said("its local day is over, or this node's clock is too wrong to tell") == USERS
+    assert islands.rows("*") == []
+    islands.twilios += timedelta(seconds=2 * abs(off))
+    assert islands.run(islands.twilios + timedelta(seconds=off)) == 0
+    islands.twilios = None
+    assert islands.run(midnight + timedelta(hours=13)) == 0
+    assert islands.served == PEOPLE
+
+
+def test_two_nodes_with_clocks_nine_minutes_apart_bar_nobody_at_midnight(islands: Town) -> None:
+    """Each is as near to Twilio's as it must be, which does not tell."""
+    midnight = MARQUESAS + timedelta(minutes=30)
+    islands.twilio.tells_date = False
+    assert islands.run(midnight + timedelta(minutes=3, seconds=30)) == 0
     assert islands.run(midnight - timedelta(minutes=4, seconds=30)) == 0
     assert islands.said(f"deferred {USERS}")
     assert not islands.said("DELETE")

@@ -78,7 +78,7 @@ class Canned(SocketServer):
         self.requests: list[bytes] = []
 
     def serve(self, client: socket.socket) -> None:
-        self.requests.append(_read_request(client))
+        self.requests.append(read_request(client))
         client.sendall(self.answer)
         for byte in self.drip:
             time.sleep(self.seconds)
@@ -93,7 +93,7 @@ class ConnectProxy(SocketServer):
         self.targets: list[str] = []
 
     def serve(self, client: socket.socket) -> None:
-        host, port = _read_request(client).split()[1].decode().split(":")
+        host, port = read_request(client).split()[1].decode().split(":")
         self.targets.append(f"{host}:{port}")
         with socket.create_connection((host, int(port))) as server:
             client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -103,7 +103,7 @@ class ConnectProxy(SocketServer):
             back.join()
 
 
-def _read_request(client: socket.socket) -> bytes:
+def read_request(client: socket.socket) -> bytes:
     """A request's head, and its body if it tells how long that is."""
     data, head = b"", b""
     while not head or len(data) < len(head) + _length(head):
