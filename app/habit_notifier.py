@@ -278,7 +278,7 @@ MISSED_YESTERDAY = Rule("missed_yesterday", "Missed yesterday", "message_missed_
 
 
 def rule_for(*, logged_day1: bool) -> Rule:
-    """The rule for whoever logged nothing on day 2; about all others the database is not even asked."""
+    """The rule for whoever logged nothing on day 2; of all others nothing is read."""
     return MISSED_YESTERDAY if logged_day1 else NO_LOGS
 
 
@@ -388,12 +388,13 @@ def spaced(case: Case) -> Skip | None:
     """SPACING since the last text, and never two in one local day, whatever zone the user had then."""
     deadline = timedelta(seconds=case.settings.run_deadline)  # of the runs that wrote the rows, too, as far as we know
     for row in case.rows:
+        late = CLOCK_TOLERANCE if row.state is State.UNCERTAIN else timedelta()  # Twilio may take it after we gave up
         last = row.last_possible_text(deadline)
-        if row.state is State.REFUSED or (last <= case.now - SPACING and last < case.days.end):
+        if row.state is State.REFUSED or (last <= case.now - SPACING and last + late < case.days.end):
             continue
         if row.state is State.SENDING and case.now < row.claimed_at + deadline:
             return Skip(Outcome.NOT_TRIED, "another run holds this user, or was cut off while it did", again=True)
-        words = "another text may have been posted as late as %s UTC, not 11 h 30 min ago, or today"
+        words = "another text may have been posted as late as %s UTC: less than 11 h 30 min ago, or today there"
         unsure = row.state is not State.SENT and case.now - row.claimed_at < ALL_ATTEMPTS
         return Skip(Outcome.UNCERTAIN if unsure else Outcome.DEFERRED, words, (f"{last:%Y-%m-%d %H:%M}",))
     return None
@@ -413,8 +414,9 @@ def in_window(case: Case) -> Skip | None:
 # the day. A new gate of READ_ROWS wants its part of Ledger.rows_matter.
 WITHOUT_DAYS = listed, placed, numbered  # the others need a time zone
 READ_ROWS = handled, of_the_past, spaced, remembered, delivered, wanted, within_week
-WITHOUT_ROWS = *WITHOUT_DAYS, in_window  # most users have no rows that matter
-GATES = *WITHOUT_DAYS, *READ_ROWS, in_window
+READ_DAYS = (in_window,)
+WITHOUT_ROWS = *WITHOUT_DAYS, *READ_DAYS  # most users have no rows that matter
+GATES = *WITHOUT_DAYS, *READ_ROWS, *READ_DAYS
 
 
 def speaks_against(case: Case) -> Skip | None:
@@ -517,7 +519,7 @@ class Job:
         return failure
 
     def look_around(self) -> None:
-        """Read the time and the zones, and warn of what concerns everybody."""
+        """Warn of what concerns everybody."""
         warn(self.doubts(self.read_zones()))
 
     def read_zones(self) -> list[Zone]:
@@ -637,7 +639,7 @@ class Job:
             self.brake.pull(failure if isinstance(failure, NotifierError) else RetryLater(OUR_FAULT))
             self.record_last()
             if not isinstance(failure, NotifierError):
-                raise
+                log.critical("A fault of the program, please report it", exc_info=True)
 
     def fill(self, pages: Iterator[list[Reminder]]) -> bool:
         """Judge the next page when the threads could take more than waits; whether there may be something to claim."""
@@ -720,7 +722,8 @@ class Job:
 def not_ours(claim: Row, case: Case) -> Skip | None:
     """Why a claim may not be posted, from the user's rows after it was made; None when it may.
 
-    Of two runs with different local days, each sees the other: both give way, and ask once more at their ends.
+    Of two runs with different local days, one at least sees the other. Whoever does gives way, and asks once more at
+    its end.
     """
     others = [row for row in case.rows if row.token != claim.token]
     if len(others) < len(case.rows):
@@ -1457,8 +1460,7 @@ class Http(HttpClient):
             self.session.close()
         with self.session.request(*request, **options | {"timeout": HTTP_TIMEOUT, "stream": True}) as answer:
             self.last = Response(answer.status_code, read_all(answer).decode(errors="replace"), answer.headers)
-        is_last = answer.status_code >= 200  # of an interim one, http.client leaves the answer for the next request
-        self._used = time.time() if is_last else 0.0
+        self._used = time.time()
         return self.last
 
 
@@ -1531,7 +1533,10 @@ class Twilio(threading.local):
         sender = {"from_": number} if number else {"messaging_service_sid": service}
         text, to, create = message_for(reminder, s), reminder.user.phone, self._client.messages.create
         answer, message = self.ask(lambda: create(to=to, body=text, validity_period=validity, **sender))
-        return accepted(message) if answer.action is Action.ACCEPT else answer
+        answer = accepted(message) if answer.action is Action.ACCEPT else answer
+        if answer.action is Action.UNCERTAIN:  # its own answer may still come, as after 103: it is not the next text's
+            self._http.session.close()
+        return answer
 
     def look_up(self, rows: Sequence[Row], brake: Brake, found: dict[str, Message]) -> None:
         """Find the texts of rows with a SID: by the list of each UTC day, and what is missing there by its SID.
@@ -1578,7 +1583,7 @@ class Twilio(threading.local):
             raise kind(f"Twilio's list of messages could not be read: {answer.words}{answer.remedy}")
 
     def find_sender(self) -> Iterator[str]:
-        """Look for the sender in the account, where a part of a number finds it, too; why that could not be told.
+        """Look for the sender among the account's, of which Twilio lists any that hold its digits; what hinders that.
 
         :raises FixFirst: when it is not there
         """
@@ -1820,7 +1825,7 @@ NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where i
 MANY = 100  # users, who don't all stop logging at once
 DATABASE_CONNECT_TIMEOUT = 5  # seconds
 DATABASE_TIMEOUT, DATABASE_LIMIT = 10, 8  # seconds for one statement, until we give it up and until its server does
-DATABASE_PATIENCE = 30.0  # seconds in which a lost database may come back
+LATE_PATIENCE = 30.0  # seconds in which a lost database may come back after the deadline, to record claims
 DATABASE_MEMORY = 60.0  # seconds before the last answer whose results a new connection writes again: they may be lost
 LAST_TIMEOUT, LAST_LIMIT, LAST_PATIENCE = 3, 2, 1.0  # after SIGTERM
 
@@ -1846,7 +1851,7 @@ LEDGERS_OWN = "the table's own CHECK or partitions refuse a row: take them off t
 COLLATIONS = "columns that refer to each other have different collations: ALTER one of them to the other's"
 REFUSED_ACCOUNT = (
     "it refused DB_USER or DB_PASSWORD: correct them in the Secret, or let the account in from the host it names, "
-    "without REQUIRE X509"
+    "without REQUIRE X509, or SSL where the server has none"
 )
 WRONG_PASSWORDS = "it blocks DB_USER after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK"
 AUTHENTICATION = "it wants a log-in this program lacks: use caching_sha2_password, in MariaDB mysql_native_password"
@@ -1857,7 +1862,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -2: (Remedy.FIX, "what answers is not a MySQL server that this program can talk to: check DB_HOST and DB_PORT"),
     -1: (Remedy.RECONNECT, "what answers is not MySQL: check DB_HOST and DB_PORT"),
     **dict.fromkeys((0, 1152, 1158, 1159, 1160, 1161, 2006), (Remedy.RECONNECT, "the connection was lost")),
-    **dict.fromkeys((1036, 1290, 1792, 1836, 1874, 3989), (Remedy.SWITCH_OVER, READ_ONLY)),
+    **dict.fromkeys((1036, 1290, 1836, 1874, 3989), (Remedy.SWITCH_OVER, READ_ONLY)),
     **dict.fromkeys((3, 1021, 1026, 1114), (Remedy.RERUN, "its disk is full, or a table's space: make room there")),
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
     1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name and grants, or SET DEFAULT ROLE"),
@@ -1891,9 +1896,11 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1449: (Remedy.FIX, "the account that defined a view is gone: define the view anew, see docs/your-tables.md"),
     1525: (Remedy.FIX, "a view compares a date with a text that is none: see docs/your-tables.md"),
     **dict.fromkeys((1526, 3819, 4025), (Remedy.FIX, LEDGERS_OWN)),
+    1665: (Remedy.FIX, "its binary log takes no such statements: SET GLOBAL binlog_format = 'MIXED'"),
     SIGNAL: (Remedy.FIX, "a trigger, or a function that a view calls, refuses; why, it says itself"),
     1690: (Remedy.FIX, "a view computes a number out of its type's range: see docs/your-tables.md"),
     1698: (Remedy.FIX, "it refused DB_USER, which may only log in by a socket: use an account with a password"),
+    1792: (Remedy.SWITCH_OVER, f"{READ_ONLY}, or lift transaction_read_only for DB_USER"),
     **dict.fromkeys((1820, 1862), (Remedy.FIX, "the password of DB_USER has expired: give the account a new one")),
     **dict.fromkeys((1927, 3169), (Remedy.RECONNECT, "the connection was killed")),
     **dict.fromkeys((1969, 3024), (Remedy.SMALLER, TOO_SLOW)),
@@ -1904,7 +1911,8 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     3100: (Remedy.REPEAT, "its group did not take the statement"),
     3101: (Remedy.REPEAT, "its group rolled the statement back"),
     **dict.fromkeys((3118, 4151), (Remedy.FIX, "the account DB_USER is locked: ALTER USER ... ACCOUNT UNLOCK")),
-    **dict.fromkeys((3141, 3146, 4038), (Remedy.FIX, "a view reads JSON that is none: see docs/your-tables.md")),
+    **dict.fromkeys((3141, 3144, 3146, 4038), (Remedy.FIX, "a view reads JSON that is none: see docs/your-tables.md")),
+    **dict.fromkeys(range(3685, 3698), (Remedy.FIX, "a view has a wrong regular expression: correct it there")),
     3159: (Remedy.FIX, "it insists on TLS: set DB_SSL_CA"),
     **dict.fromkeys((3955, 4150), (Remedy.FIX, WRONG_PASSWORDS)),
     4031: (Remedy.RECONNECT, "the connection was idle for too long"),
@@ -1977,13 +1985,14 @@ STATEMENT_LIMIT = (
 class Database:
     """One connection to MySQL, made anew when it is lost. Belongs to one thread at a time.
 
-    Every statement may be repeated after a lost answer.
+    Every statement may be repeated after a lost answer. A new connection first writes again what the old server may
+    have lost (`first`). When it stays away the run ends, and Job.record_last says what could not be recorded.
     """
 
     def __init__(self, settings: Settings, brake: Brake) -> None:
         self._settings, self._brake = settings, brake
         self.opened = False  # all is there and could be written: what fails now may pass
-        self.somebody_claimed = False  # then what is away is not waited for as long as before
+        self.somebody_claimed = False  # then it is waited for after the deadline, too
         self._connection: pymysql.Connection[Any] | None = None
         self._fresh = False
         self.last_answer = 0.0  # when a statement had one
@@ -2019,7 +2028,7 @@ class Database:
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self.close()
             over = self._brake.stopped or (self._brake.late and not self.somebody_claimed)
-            patience = LAST_PATIENCE if over else DATABASE_PATIENCE if self.somebody_claimed else OUTAGE_PATIENCE
+            patience = LAST_PATIENCE if over else LATE_PATIENCE if self._brake.late else OUTAGE_PATIENCE
             pause = next(pauses)
             waits = {Remedy.RECONNECT} if sql.startswith("SELECT") else {Remedy.RECONNECT, Remedy.SMALLER}  # for a lock
             helps = failure.remedy is Remedy.REPEAT or (failure.remedy in waits and self.opened)
@@ -2139,7 +2148,7 @@ class Tracker:
         self._read(self._database, DUE, f"FALSE AND {self._users}")  # finds what is missing, or wrong
         self._database.run("SELECT id FROM `Log` LIMIT 0")  # by which the newest logs are found
         created_at = self._database.type_of("Log", "created_at")
-        if not created_at.startswith(("datetime", "timestamp", "date")):
+        if not created_at.startswith(("date", "timestamp")):
             raise FixFirst(f"Log.created_at is {created_at}: it must be a TIMESTAMP or a DATETIME in UTC, or a DATE")
         self._dates, self._binary_ids = created_at == "date", "binary" in self._database.type_of("User", "id")
 
@@ -2157,6 +2166,10 @@ class Tracker:
             statement = f"CREATE INDEX notifier ON `{self._settings.db_name}`.`{table}` ({', '.join(columns)});"
             if self._database.run(kind, [table]) == [("BASE TABLE",)] and not self._database.run(indexed, columns[:1]):
                 yield f"no index of {table} begins with {columns[0]}: {statement}"
+        for table, other, column in (("User", "Habit", "user_id"), ("Habit", "Log", "habit_id")):
+            one, two = self._database.type_of(table, "id"), self._database.type_of(other, column)
+            if compared_as(one) != compared_as(two):
+                yield f"{other}.{column} is {two}, {table}.id {one}: logs may be taken for another's. ALTER one of them"
 
     def default_doubts(self) -> Iterator[str]:
         """Whether the server itself fills in local times; west of UTC no log would look odd."""
@@ -2341,6 +2354,12 @@ class Tracker:
         return found
 
 
+def compared_as(kind: str) -> str:
+    """What MySQL compares values of a type as; of two kinds, as numbers that are not exact, or as never equal."""
+    kinds = {"binary|blob": "bytes", "int|dec|float|double": "number"}
+    return next((name for pattern, name in kinds.items() if re.search(pattern, kind)), "text")
+
+
 def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[UserId]]:
     """The condition for ids in (after, through], and its arguments; None is no bound."""
     bounds = [("u.id > %s", after), ("u.id <= %s", through)]
@@ -2360,7 +2379,7 @@ def zones_table(days: Mapping[bytes, Days], now: datetime, *, dates: bool) -> st
     ]
     for zone, d in days.items():
         bounds = ", ".join(f"{bound} '{at}'" for at in bounds_of(d, dates=dates))
-        since = naive(min(d.end, now - SPACING)).replace(microsecond=0)
+        since = naive(min(d.end, now - SPACING) - CLOCK_TOLERANCE).replace(microsecond=0)
         rows.append(f"SELECT {literal(zone)}, {bounds}, DATE '{d.today}', TIMESTAMP '{since}'")
     return " UNION ALL ".join(rows)
 
@@ -2481,10 +2500,10 @@ class Ledger:
     def _may_make(self) -> bool:
         """Whether the grants, or a role, as far as they can be read, let DB_USER make the ledger, and write it then."""
         name = re.escape(self._settings.db_name)
-        ours = rf" ON (\*|`({name}|[^`]*%[^`]*)`)\."  # a name in a grant may be a pattern
+        ours = rf" ON (\*|`?({name}|[^`]*%[^`]*)`?)\."  # a name in a grant may be a pattern, or in small letters
         grants = "\n".join(grant.replace("\\", "") for (grant,) in self._database.run("SHOW GRANTS"))
         return all(
-            re.search(rf"(?m)({word}(?=,| ON )|ALL PRIVILEGES).*{ours}|^(?!.* ON )", grants) for word in PRIVILEGES
+            re.search(rf"(?im)({word}(?=,| ON )|ALL PRIVILEGES).*{ours}|^(?!.* ON )", grants) for word in PRIVILEGES
         )
 
     def _check_shape(self, id_type: str) -> None:
@@ -2571,7 +2590,7 @@ class Ledger:
     def claim(self, reminders: Sequence[Reminder], now: datetime) -> dict[UserId, list[Row]]:
         """Write claims into the ledger; the rows of these users' last days, as they stand then.
 
-        The check for a recent text comes after the claim: of two runs with different local days, one sees the other.
+        The check for a recent text comes after the claim: see not_ours.
         """
         if not reminders:
             return {}
@@ -2694,7 +2713,13 @@ def as_row(values: Sequence[Any]) -> Row:
     """A row as the ledger holds it, its instants made aware; a state that we do not know is uncertain."""
     user_id, local_day, phone, rule, state, token, claimed_at, finished_at, *rest = values
     known = STATES.get(state, State.UNCERTAIN)
-    return Row(user_id, local_day, phone, rule, known, token, aware(claimed_at), aware(finished_at), *rest)
+    finished = finished_at and instant(finished_at)
+    return Row(user_id, local_day, phone, rule, known, token, instant(claimed_at), finished, *rest)
+
+
+def instant(value: object) -> datetime:
+    """An instant of the ledger. A zero date, written by hand, comes as text, and was before all others."""
+    return aware(value if isinstance(value, datetime) else datetime.min)  # noqa: DTZ901 - aware makes it so
 
 
 def aware(value: T) -> T:
@@ -3317,8 +3342,10 @@ class OneLine(logging.Formatter):
     def as_json(self, record: logging.LogRecord) -> str:
         said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"), "level": record.levelname}
         said |= {"message": self.shown(record.getMessage(), record), "run": RUN}
+        for name, value in getattr(record, "fields", {}).items():
+            said[name] = self.shown(value, record) if isinstance(value, str) else value
         trace = {"trace": self.shown(self.formatException(record.exc_info), record)} if record.exc_info else {}
-        return json.dumps(said | getattr(record, "fields", {}) | trace, default=str)
+        return json.dumps(said | trace, default=str)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging knows
         """A traceback; with LOG_PII=off without the exception's words, which may hold anything."""

@@ -190,7 +190,7 @@ def test_2_a_scheduled_run_texts_who_is_new_and_nobody_twice(
     watch.ended(job, [0])
     assert outside.texts() == due + Counter([new])
     assert re.fullmatch(r"habit-notifier-\d+", job)
-    assert summary(user.does("kubectl logs -n habit-tracker -l job-name=habit-notifier-28123456".replace(
+    assert summary(user.does("kubectl logs -n habit-tracker -l job-name=habit-notifier-28123456 --tail=-1".replace(
         "habit-notifier-28123456", job))) == (1, 0)  # fmt: skip
 
 
@@ -938,7 +938,10 @@ def test_8_logs_status_and_events_show_the_newest_run(due: Due, user: User, clus
 def test_8_the_readme_s_kubectl_commands_show_the_runs(due: Due, user: User, cluster: Cluster) -> None:
     user.does("kubectl create job --from=cronjob/habit-notifier habit-notifier-manual -n habit-tracker")
     eventually(lambda: cluster.outcome("habit-notifier-manual"), 60, "the run ends")
-    assert summary(user.does("kubectl logs -n habit-tracker -l job-name=habit-notifier-manual -f")) == (due.total(), 1)
+    assert summary(user.does("kubectl logs -n habit-tracker -l job-name=habit-notifier-manual -f --tail=-1")) == (
+        due.total(),
+        1,
+    )
     assert "habit-notifier" in user.does("kubectl get cronjob -n habit-tracker")
     jobs = user.does("kubectl get jobs -n habit-tracker --sort-by=.metadata.creationTimestamp")
     assert jobs.splitlines()[-1].startswith("habit-notifier-manual ")

@@ -26,7 +26,7 @@ PACKAGES = os.pathsep.join(sys.path)
 
 TRY_MYSQL = """
     python -c 'import os, pymysql; e = os.environ.get; print(pymysql.connect(host=e("DB_HOST"),
-        port=int(e("DB_PORT", 3306)), user=e("DB_USER"), password=e("DB_PASSWORD"), database=e("DB_NAME"),
+        port=int(e("DB_PORT", 3306)), user=e("DB_USER"), password=e("DB_PASSWORD").encode(), database=e("DB_NAME"),
         connect_timeout=5).get_server_info())'
 """
 

@@ -311,14 +311,14 @@ ENDING = program.WATCHDOG_LIMIT + program.PING_SECONDS + 1
 def test_the_program_ends_itself_before_the_job_is_killed(job: Document) -> None:
     deadline, post = int(DECLARED["RUN_DEADLINE"]["default"]), sum(program.HTTP_TIMEOUT)
     assert program.PING_SECONDS + deadline + program.DEADLINE_LIMIT + ENDING < job["activeDeadlineSeconds"]
-    ending = post + program.DATABASE_PATIENCE + program.DATABASE_TIMEOUT + program.SETTLE_BUDGET + post
+    ending = post + program.LATE_PATIENCE + program.DATABASE_TIMEOUT + program.SETTLE_BUDGET + post
     assert deadline + ending < job["activeDeadlineSeconds"]
 
 
 def test_the_program_ends_itself_within_the_grace_period(pod: Document) -> None:
     assert sum(program.HTTP_TIMEOUT) + program.LAST_TIMEOUT < program.TERM_LIMIT  # what is in flight has its answer
     assert pod["terminationGracePeriodSeconds"] > program.TERM_LIMIT + ENDING
-    record = program.DATABASE_PATIENCE + program.DATABASE_TIMEOUT
+    record = program.LATE_PATIENCE + program.DATABASE_TIMEOUT
     assert sum(program.HTTP_TIMEOUT) + record < pod["terminationGracePeriodSeconds"]
 
 

@@ -392,7 +392,7 @@ def test_an_ordinary_answer_may_be_compressed_and_come_in_pieces(chunked: bool) 
 
 
 def test_ordinary_answers_leave_the_connection_open_for_the_next_text(secure: FakeTwilio) -> None:
-    secure.script(ACCEPT, refuse(21610), server_error(), throttle(1))
+    secure.script(ACCEPT, refuse(21610), refuse(21408), throttle(1))
     client = client_of(secure.url)
     for _ in range(6):
         client.post(ANNA, 14_400)

@@ -22,7 +22,7 @@ from tests.runs.program import started, starting_at
 from tests.runs.statements import CLAIM, CLAIM_CHECK, RECORD, RELEASE
 from tests.runs.town import NOON, Town, also, at_send, create_ledger, numbers, variants
 from tests.sandbox.database import LEDGER, Database, Server
-from tests.sandbox.fake_twilio import FakeTwilio, refuse, slow
+from tests.sandbox.fake_twilio import FakeTwilio, refuse, server_error, slow
 from tests.sandbox.proxy import Proxy, Verdict
 from tests.sandbox.sockets import wait_for
 
@@ -290,10 +290,25 @@ def test_a_text_of_unknown_end_counts_from_the_last_moment_at_which_it_can_have_
         assert islands.served == served
 
 
+@pytest.mark.parametrize("seconds", [15, 280])
+def test_a_text_that_twilio_may_have_taken_after_midnight_is_not_followed_by_another_that_day(
+    islands: Town, seconds: int
+) -> None:
+    """No answer came, and we gave up before midnight."""
+    midnight = MARQUESAS + timedelta(minutes=30)
+    first, *others = PEOPLE
+    islands.twilio.script(server_error(500, accepted=True), to=first)
+    for after in (timedelta(seconds=-seconds), timedelta(hours=13)):
+        assert islands.run(midnight + after) == 0
+    assert islands.said("deferred 1")
+    assert islands.served == sorted([first, *others * 2])
+
+
 def test_two_runs_at_once_on_either_side_of_a_local_midnight_text_nobody_twice(islands: Town) -> None:
     """And whoever got none, since each of two runs gave way to the other, is not forgotten: a run asks for a retry."""
     midnight = MARQUESAS + timedelta(minutes=30)
     islands.twilio.travel_to(midnight)
+    islands.twilio.tells_date = False  # else those whose clock is a minute off would text nobody
     results = together(islands, [midnight - timedelta(minutes=1), midnight] * 2)
     codes = {code for code, _ in results}
     assert codes <= {0, 1}
@@ -560,7 +575,7 @@ def test_a_server_that_is_killed_and_started_again_costs_nobody_a_text(
         assert town.served == PEOPLE
 
 
-@pytest.mark.constants(DATABASE_PATIENCE=0.3)
+@pytest.mark.constants(OUTAGE_PATIENCE=0.3)
 def test_a_database_that_is_gone_for_good_strands_what_is_in_flight_and_no_more(town: Town, proxy: Proxy) -> None:
     town.twilio.latency = 0.1
     town.twilio.hook = at_send(6, proxy.lose)
@@ -578,7 +593,7 @@ def test_what_was_in_flight_is_recorded_when_the_database_comes_back_in_time(tow
     assert town.served == town.numbers("sent") == PEOPLE
 
 
-@pytest.mark.constants(DATABASE_PATIENCE=0.1)
+@pytest.mark.constants(OUTAGE_PATIENCE=0.1)
 def test_a_text_that_was_not_posted_when_the_database_went_is_released(town: Town, proxy: Proxy) -> None:
     """The claim's check is lost, for longer than the program is patient: nothing was posted, the row goes."""
     proxy.on_query(CLAIM_CHECK, Verdict.CUT_BEFORE, nth=2)

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 from zoneinfo import ZoneInfo
@@ -291,7 +292,7 @@ def test_a_log_without_an_index_is_warned_of_with_the_statement_to_paste(town: T
 def test_a_switch_over_in_mid_run_is_waited_for_and_asks_for_a_retry_at_worst(
     own: Server, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", patience)
+    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", patience)
     with own.database() as database:
         town = Town(database, twilio, caplog)
         people = town.people(USERS)
@@ -329,7 +330,7 @@ def test_a_table_that_is_locked_in_mid_run_is_waited_for(town: Town, people: lis
     assert town.counts == {"sent": USERS}
 
 
-@pytest.mark.constants(STATEMENT_LIMIT=", lock_wait_timeout = 1", DATABASE_PATIENCE=0.5)
+@pytest.mark.constants(STATEMENT_LIMIT=", lock_wait_timeout = 1", OUTAGE_PATIENCE=0.5)
 def test_a_claim_that_waits_for_a_backup_is_not_made_after_the_run(town: Town, people: list[str]) -> None:
     """By MySQL's server, whose statement limit is for queries alone: nobody would text those whom it claims."""
     create_ledger(town.database)
@@ -407,12 +408,14 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(
     assert town.served == people
 
 
-@pytest.mark.constants(OUTAGE_PATIENCE=20.0, DATABASE_PATIENCE=0.5)
-def test_an_outage_before_anybody_is_claimed_is_waited_for_as_at_the_start(
-    town: Town, people: list[str], proxy: Proxy
+@pytest.mark.constants(OUTAGE_PATIENCE=20.0, LATE_PATIENCE=0.0)
+@pytest.mark.parametrize("when", [at_probe, partial(at_send, 4)], ids=["before", "after"])
+def test_an_outage_in_mid_run_is_waited_for_as_at_the_start(
+    town: Town, people: list[str], proxy: Proxy, when: Callable[[Callable[[], object]], Callable[[Request], None]]
 ) -> None:
+    """Also after texts: nobody else knows of them, if the server comes back without its last second."""
     restored = threading.Timer(1.5, proxy.restore)
-    town.twilio.hook = at_probe(also(proxy.lose, after=restored.start))
+    town.twilio.hook = when(also(proxy.lose, after=restored.start))
     assert town.run(**proxy.environ()) == 0
     assert restored.finished.is_set()
     assert town.served == people
@@ -788,3 +791,24 @@ def test_the_ledgers_day_starts_as_late(town: Town, hour: int, day: int) -> None
     town.people(1)
     assert town.run(NOON.replace(hour=hour), DAY_STARTS_AT="03:00") == 0
     assert town.rows("local_day") == [(NOON.date().replace(day=day),)]
+
+
+# --- rows of the ledger that somebody wrote by hand
+
+
+@pytest.mark.parametrize("state", ["sending", "sent", "refused"])
+@pytest.mark.parametrize("column", ["claimed_at", "finished_at", "local_day"])
+def test_a_row_whose_date_is_none_stops_nobody(town: Town, state: str, column: str) -> None:
+    """As a session without strict mode takes it."""
+    people = town.people(3)
+    create_ledger(town.database)
+    row = {"user_id": town.ids[0], "local_day": "2026-05-11", "phone_number": people[0], "rule": "no_logs"}
+    row |= {"state": state, "run_token": "x" * 32, "claimed_at": "2026-05-11 12:00:00", column: 0}
+    with town.database.server.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("SET sql_mode = ''")
+        values = f"({', '.join(row)}) VALUES ({', '.join(['%s'] * len(row))})"
+        cursor.execute(f"INSERT INTO `{town.database.name}`.{LEDGER} {values}", list(row.values()))
+        connection.commit()
+    assert town.run(NOON, "--explain", str(town.ids[0])) == 0
+    assert town.run() == 0
+    assert town.served == people

@@ -350,6 +350,7 @@ def test_after_a_fault_of_the_program_what_is_in_flight_is_recorded(
     monkeypatch.setattr(habit_notifier.Report, "finished", fail_once)
     assert town.run() == 1
     assert town.counts == {"sent": len(town.twilio.book)}
+    assert town.said("INFO Job completed. ")  # and summed up
 
 
 def test_a_thread_that_cannot_be_had_costs_one_text_and_the_others_are_for_the_next_run(

@@ -20,7 +20,7 @@ from habit_notifier import Http, Job, OneLine, Outcome, Report, Settings, Stop, 
 from tests.runs import program
 from tests.runs.test_log import NASTY
 from tests.runs.town import Town, create_ledger, variants
-from tests.sandbox.database import LEDGER
+from tests.sandbox.database import LEDGER, Server
 from tests.sandbox.fake_twilio import (
     BROKEN_JSON,
     RESET_AFTER_ACCEPTING,
@@ -228,6 +228,18 @@ def test_a_masked_number_keeps_its_country_and_its_end(town: Town) -> None:
     text = program.said(town.environ | {"LOG_PII": "off"}, at=NOW)[1]
     assert "Notification sent to (hidden) (+4******5678). Message SID: SM" in text
     assert f"User (ID: {user}) needs notification: No logs in the past 2 days" in text
+
+
+def test_a_masked_number_is_masked_wherever_it_is_an_id(server: Server) -> None:
+    with server.database(id_type="VARCHAR(36)") as database:
+        database.execute(
+            "INSERT INTO User (id, name, phone_number, time_zone) VALUES (%s, 'Ana', %s, 'UTC')", [ANA, ANA]
+        )
+        for form in ("text", "json"):
+            environ = database.environ() | {"LOG_PII": "off", "LOG_FORMAT": form}
+            text = program.said(environ, "--dry-run", at=NOW)[1]
+            assert "+4******5678" in text
+            assert ANA not in text
 
 
 def test_a_name_that_is_asked_for_in_place_of_an_id_is_hidden(town: Town) -> None:
