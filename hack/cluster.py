@@ -42,6 +42,8 @@ from hack.kubectl import (
     with_remedy,
 )
 
+ENDINGS = signal.SIGTERM, signal.SIGHUP
+
 
 def confirmed(question: str, *, unattended: bool) -> bool:
     if given("YES") == "yes" or not sys.stdin.isatty():
@@ -285,8 +287,11 @@ def logs(cluster: Cluster) -> None:
 
 
 def clean_jobs(cluster: Cluster) -> None:
-    if jobs := [job.metadata.name for job in cluster.every("jobs", "-l", APP) if outcome_of(job)]:
-        cluster.tell("delete", "job", *jobs)
+    ended = [f"job/{job.metadata.name}" for job in cluster.every("jobs", "-l", APP) if outcome_of(job)]
+    pods = cluster.every("pods", "-l", "habit-notifier/purpose")
+    ended += [f"pod/{pod.metadata.name}" for pod in pods if pod.status.phase in ("Succeeded", "Failed")]
+    if ended:
+        cluster.tell("delete", *ended)
     else:
         say(f"There are no finished Jobs in {cluster.where}.")
 
@@ -379,8 +384,19 @@ def stop(cluster: Cluster) -> None:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Nobody is interrupted, nor is kubectl, which inherits that: a second Ctrl-C follows the first one soon."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (*ENDINGS, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def pod_like_the_jobs(cluster: Cluster, purpose: str, **changes: object) -> Iterator[str]:
-    """The Job's own template without an owner. It is gone at the end, or after an hour, whatever happens."""
+    """The Job's own template without an owner. It is deleted at the end; what kill -9 leaves, by `make clean-jobs`."""
     cronjob, name = cluster.cronjob(), f"{CRONJOB}-{purpose}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
     template, container = cronjob.spec.jobTemplate.spec.template, container_of(cronjob)
     env = [each for each in container.env if each.name != "SHARD_COUNT"]  # a single pod has no index, and is no shard
@@ -393,7 +409,8 @@ def pod_like_the_jobs(cluster: Cluster, purpose: str, **changes: object) -> Iter
         cluster.ask("create", "-f", "-", send=new, otherwise="the cluster takes no pod")
         yield name
     finally:
-        run(*cluster.here("delete", "pod", name, "--ignore-not-found", "--wait=false"))
+        with undisturbed():
+            run(*cluster.here("delete", "pod", name, "--ignore-not-found", "--wait=false"))
 
 
 def question(cluster: Cluster, purpose: str, *arguments: str) -> int:
@@ -433,7 +450,7 @@ TARGETS: dict[str, Callable[[Cluster], int | None]] = {
 
 def main(target: str) -> int:
     os.chdir(Path(__file__).parents[1])
-    for ending in (signal.SIGTERM, signal.SIGHUP):
+    for ending in ENDINGS:
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         return TARGETS[target](Cluster(target)) or 0

@@ -26,6 +26,7 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "ErrImage|ImagePull": "is it pushed (make push), and is the name right (make update-image)? "
     "For a private registry see imagePullSecrets in k8s/serviceaccount.yaml.",
     "^(?!.*Insufficient).*untolerated taint": "a node that is ready and has no taint, or tolerations in an overlay.",
+    "^(?!.*Insufficient).*were unschedulable": "kubectl uncordon NODE, once its work is done.",
     "Unschedulable": "make room on a node, or lower resources.requests in k8s/cronjob.yaml.",
     "count/jobs": "make clean-jobs, or raise the namespace's ResourceQuota.",
     "request ratio": "bring the container's requests and limits closer together, in k8s/cronjob.yaml or an overlay.",

@@ -863,8 +863,9 @@ def test_8_a_question_without_make_is_no_run(due: Due, user: User, cluster: Clus
     said = user.does(
         """
         kubectl create job habit-check --from=cronjob/habit-notifier -n habit-tracker --dry-run=client -o json \
-          | kubectl patch --local -f - -o json -p '{"metadata": {"ownerReferences": null}, "spec": {"template": \
-          {"spec": {"containers": [{"name": "habit-notifier", "args": ["--check"]}]}}}}' \
+          | kubectl patch --local -f - -o json -p '{"metadata": {"ownerReferences": null}, "spec": {"completions": 1, \
+          "parallelism": 1, "template": {"spec": {"containers": [{"name": "habit-notifier", "args": ["--check"], \
+          "env": [{"name": "SHARD_COUNT", "value": "1"}]}]}}}}' \
           | kubectl create -f -
         until kubectl logs -n habit-tracker -f job/habit-check; do sleep 2; done
         """

@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant(
         "no deferral",
         {
-            "if row.state is State.REFUSED or (last <= case.now - SPACING and last < case.days.end):": (
+            "if row.state is State.REFUSED or (last <= case.now - SPACING and last + late < case.days.end):": (
                 "if last and case:"
             )
         },
@@ -98,7 +98,7 @@ MUTANTS = [
     ),
     Mutant(
         "no last look",
-        {" and days_of(now, days.zone, s.day_starts_at).today != days.today:": " and False:"},
+        {"if left and {days_of(at, days.zone, s.day_starts_at).today for at in moments}": "if {days.today}"},
         NOT_DUE,
         MIDNIGHT,
     ),

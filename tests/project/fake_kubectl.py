@@ -99,8 +99,9 @@ class FakeKubectl:
         found = [each for kind in command[0].split(",") for each in self.of(KINDS.get(kind, kind))]
         options = dict(pairwise(command))
         if "-l" in options:
-            name, value = options["-l"].split("=")
-            found = [each for each in found if each["metadata"].get("labels", {}).get(name) == value]
+            label, *values = options["-l"].split("=")
+            found = [each for each in found if label in each["metadata"].get("labels", {})]
+            found = [each for each in found if values in ([], [each["metadata"]["labels"][label]])]
         if "--field-selector" in options:
             name = options["--field-selector"].removeprefix("involvedObject.name=")
             found = [each for each in found if each["involvedObject"]["name"] == name]
@@ -141,7 +142,9 @@ class FakeKubectl:
             kinds = [KINDS[kind] for kind in command[0].split(",")]
             gone += [(each["kind"], each["metadata"]["name"]) for each in self.objects if each["kind"] in kinds]
         elif not sent:
-            gone += [(KINDS[command[0]], name) for name in command[1:]]
+            kind, *names = command
+            pairs = [each.split("/") for each in command] if "/" in kind else [(kind, name) for name in names]
+            gone += [(KINDS[kind], name) for kind, name in pairs]
         self.objects = [each for each in self.objects if (each["kind"], each["metadata"]["name"]) not in gone]
         return ""
 

@@ -701,6 +701,7 @@ def test_a_run_without_a_pod_is_explained_and_taken_back(cluster: Cluster, why: 
             "0/1 nodes are available: 1 node(s) had untolerated taint(s). preemption: not helpful",
             "a node that is ready",
         ),
+        ("0/1 nodes are available: 1 node(s) were unschedulable. no new claims", "kubectl uncordon NODE"),
         ("0/2 nodes: 1 node(s) had untolerated taint {node-role: }, 1 Insufficient cpu", "make room on a node"),
     ],
 )
@@ -1076,6 +1077,21 @@ def test_the_pod_of_a_question_goes_whatever_happens(
     assert not cluster.of("Pod")
 
 
+def test_a_second_ctrl_c_does_not_keep_the_pod_of_a_question(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_pod(cluster, container({"running": {}}), [])
+    delete, seen, before = Cluster._delete, list[object](), signal.getsignal(signal.SIGINT)
+
+    def look(*arguments: Any) -> str:
+        seen.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGHUP)))
+        return delete(*arguments)
+
+    monkeypatch.setattr(Cluster, "_delete", look)
+    monkeypatch.setattr(time, "sleep", Mock(side_effect=KeyboardInterrupt))
+    assert cluster.operate("dry-run").code == 130
+    assert seen == [signal.SIG_IGN] * 2
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_explain_needs_a_user(cluster: Cluster) -> None:
     assert "make explain USER_ID=42" in cluster.operate("explain", USER_ID="").err
 
@@ -1181,8 +1197,11 @@ def test_clean_jobs_deletes_finished_runs_only(cluster: Cluster) -> None:
     job(cluster, "done", status=condition("Complete"))
     job(cluster, "failed", status=condition("Failed"))
     job(cluster)
+    for phase in ("Succeeded", "Failed", "Running"):  # of questions, whose make was killed, or is still there
+        cluster.add("Pod", phase, labels={"habit-notifier/purpose": "dry-run"}, status={"phase": phase})
     assert cluster.operate("clean-jobs").code == 0
     assert [each["metadata"]["name"] for each in cluster.of("Job")] == [JOB]
+    assert [each["metadata"]["name"] for each in cluster.of("Pod")] == ["Running"]
     assert "no finished Jobs" in cluster.operate("clean-jobs").out
 
 

@@ -17,6 +17,7 @@ from zlib import crc32
 import pymysql
 import pytest
 
+import habit_notifier
 from habit_notifier import CHECKS, GATES, Exit, Stop
 from tests.runs import program
 from tests.runs.test_population import population, settle_in
@@ -587,6 +588,12 @@ def wrong_clock(_database: Database, twilio: FakeTwilio) -> None:
     twilio.hook = move
 
 
+def unlike(table: str, column: str, kind: str) -> Break:
+    """A column that refers to ids of another type."""
+    drop = f"ALTER TABLE {table} DROP CONSTRAINT {table}_ibfk_1"
+    return sql(drop, f"ALTER TABLE {table} MODIFY {column} {kind} NOT NULL")
+
+
 def future_logs(database: Database, _twilio: FakeTwilio) -> None:
     habits = [habit for (habit,) in database.rows("SELECT id FROM Habit")]
     database.insert_logs(zip(cycle(habits), [NOW + timedelta(hours=hour) for hour in (1, 2, 3)], strict=False))
@@ -692,6 +699,12 @@ BROKEN = {
         "index of Habit": shows(  # as tables without foreign keys have none: Prisma's relationMode, gorm, by hand
             HOW + "no index of Habit begins with user_id: CREATE INDEX",
             sql("SET foreign_key_checks = 0", "ALTER TABLE Habit DROP CONSTRAINT Habit_ibfk_1, DROP INDEX user_id"),
+        ),
+        "numbers and texts": shows(
+            HOW + "Habit.user_id is varchar(36) COLLATE ", unlike("Habit", "user_id", "VARCHAR(36)")
+        ),
+        "numbers and bytes": shows(
+            HOW + "Log.habit_id is binary(16), Habit.id int", unlike("Log", "habit_id", "BINARY(16)")
         ),
     },
     "users and logs": {
@@ -912,10 +925,17 @@ def test_the_statement_for_a_missing_ledger_makes_it(database: Database, ready: 
     assert verdicts(ready)[1]["ledger"] == ["INFO ok"]
 
 
+@pytest.mark.parametrize("more", ["", ", sql_quote_show_create = 0"])
 @pytest.mark.parametrize("create", [True, False])
 def test_a_missing_ledger_fails_the_check_only_if_the_run_may_not_make_it(
-    create: bool, database: Database, ready: dict[str, str], twilio: FakeTwilio
+    create: bool,
+    more: str,
+    database: Database,
+    ready: dict[str, str],
+    twilio: FakeTwilio,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(habit_notifier, "STATEMENT_LIMIT", habit_notifier.STATEMENT_LIMIT + more)
     database.execute(f"DROP TABLE {LEDGER}")
     account = database.least_account(create=create)
     code = verdicts(ready | account)[0]
