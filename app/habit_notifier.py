@@ -1825,7 +1825,8 @@ NEWEST_LOGS = 10_000  # by id: enough to find one of the last days, also where i
 MANY = 100  # users, who don't all stop logging at once
 DATABASE_CONNECT_TIMEOUT = 5  # seconds
 DATABASE_TIMEOUT, DATABASE_LIMIT = 10, 8  # seconds for one statement, until we give it up and until its server does
-LATE_PATIENCE = 30.0  # seconds in which a lost database may come back after the deadline, to record claims
+DATABASE_PATIENCE = 180.0  # seconds in which a lost database may come back when somebody is claimed: a failover's
+LATE_PATIENCE = 30.0  # after the deadline, when somebody is claimed
 DATABASE_MEMORY = 60.0  # seconds before the last answer whose results a new connection writes again: they may be lost
 LAST_TIMEOUT, LAST_LIMIT, LAST_PATIENCE = 3, 2, 1.0  # after SIGTERM
 
@@ -1992,7 +1993,7 @@ class Database:
     def __init__(self, settings: Settings, brake: Brake) -> None:
         self._settings, self._brake = settings, brake
         self.opened = False  # all is there and could be written: what fails now may pass
-        self.somebody_claimed = False  # then it is waited for after the deadline, too
+        self.somebody_claimed = False
         self._connection: pymysql.Connection[Any] | None = None
         self._fresh = False
         self.last_answer = 0.0  # when a statement had one
@@ -2027,15 +2028,22 @@ class Database:
                 failure = DatabaseError(error, self._settings.hide, connected=connected, written=self.opened)
             if failure.remedy not in (Remedy.REPEAT, Remedy.SMALLER):
                 self.close()
-            over = self._brake.stopped or (self._brake.late and not self.somebody_claimed)
-            patience = LAST_PATIENCE if over else LATE_PATIENCE if self._brake.late else OUTAGE_PATIENCE
             pause = next(pauses)
             waits = {Remedy.RECONNECT} if sql.startswith("SELECT") else {Remedy.RECONNECT, Remedy.SMALLER}  # for a lock
             helps = failure.remedy is Remedy.REPEAT or (failure.remedy in waits and self.opened)
-            if not helps or time.monotonic() + pause > start + patience:
+            if not helps or time.monotonic() + pause > start + self._patience:
                 raise failure
             log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
             sleep(pause * random.uniform(0.8, 1.2), lambda: self._brake.stopped)  # noqa: S311 - jitter
+
+    @property
+    def _patience(self) -> float:
+        """The seconds in which a lost server may come back: what was posted is known to this run alone until then."""
+        if self._brake.stopped or (self._brake.late and not self.somebody_claimed):
+            return LAST_PATIENCE
+        if self._brake.late:
+            return LATE_PATIENCE
+        return DATABASE_PATIENCE if self.somebody_claimed else OUTAGE_PATIENCE
 
     def _connect(self) -> pymysql.Connection[Any]:
         s, last = self._settings, self._brake.stopped

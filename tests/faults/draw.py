@@ -184,6 +184,7 @@ def constants(rng: Rng, steps: list[Step]) -> dict[str, Any]:
         "PAUSE_BUDGET": 60.0 if is_forgotten else rng.choice([3.0, 20.0, 60.0]),
         "OUTAGE_PAUSES": [1.0, 2.0],
         "OUTAGE_PATIENCE": 40.0,
+        "DATABASE_PATIENCE": 30.0,
         "OTHERS_ANSWER": 4.0,
         # In-process the watchdog would end the driver.
         "TERM_LIMIT": 100.0,

@@ -313,6 +313,8 @@ def test_the_program_ends_itself_before_the_job_is_killed(job: Document) -> None
     assert program.PING_SECONDS + deadline + program.DEADLINE_LIMIT + ENDING < job["activeDeadlineSeconds"]
     ending = post + program.LATE_PATIENCE + program.DATABASE_TIMEOUT + program.SETTLE_BUDGET + post
     assert deadline + ending < job["activeDeadlineSeconds"]
+    gone = 2 * program.DATABASE_PATIENCE + 2 * program.OUTAGE_PATIENCE  # in mid-run, and for both retries
+    assert gone < job["activeDeadlineSeconds"]
 
 
 def test_the_program_ends_itself_within_the_grace_period(pod: Document) -> None:

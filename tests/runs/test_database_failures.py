@@ -35,7 +35,7 @@ from tests.sandbox.sockets import wait_for
 USERS = 10
 PEOPLE = numbers(USERS)
 MOST_IN_FLIGHT = 6  # four threads, and two texts ahead
-curt = pytest.mark.constants(DATABASE_TIMEOUT=1, DATABASE_CONNECT_TIMEOUT=1)
+curt = pytest.mark.constants(DATABASE_PATIENCE=0.5, DATABASE_TIMEOUT=1, DATABASE_CONNECT_TIMEOUT=1)
 """Waits that a test can afford."""
 
 
@@ -77,7 +77,7 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(town: Town) -> None:
 
 
 @curt
-@pytest.mark.constants(OUTAGE_PATIENCE=2.0)  # a new connection is tried, too
+@pytest.mark.constants(DATABASE_PATIENCE=2.0)  # a new connection is tried, too
 def test_a_server_that_falls_silent_in_mid_run_is_not_taken_for_something_else(far: Town, proxy: Proxy) -> None:
     far.twilio.hook = at_send(4, proxy.silence)
     assert far.run() == Exit.RETRY

@@ -575,7 +575,7 @@ def test_a_server_that_is_killed_and_started_again_costs_nobody_a_text(
         assert town.served == PEOPLE
 
 
-@pytest.mark.constants(OUTAGE_PATIENCE=0.3)
+@pytest.mark.constants(DATABASE_PATIENCE=0.3)
 def test_a_database_that_is_gone_for_good_strands_what_is_in_flight_and_no_more(town: Town, proxy: Proxy) -> None:
     town.twilio.latency = 0.1
     town.twilio.hook = at_send(6, proxy.lose)
@@ -593,7 +593,7 @@ def test_what_was_in_flight_is_recorded_when_the_database_comes_back_in_time(tow
     assert town.served == town.numbers("sent") == PEOPLE
 
 
-@pytest.mark.constants(OUTAGE_PATIENCE=0.1)
+@pytest.mark.constants(DATABASE_PATIENCE=0.1)
 def test_a_text_that_was_not_posted_when_the_database_went_is_released(town: Town, proxy: Proxy) -> None:
     """The claim's check is lost, for longer than the program is patient: nothing was posted, the row goes."""
     proxy.on_query(CLAIM_CHECK, Verdict.CUT_BEFORE, nth=2)

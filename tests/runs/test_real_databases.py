@@ -292,7 +292,7 @@ def test_a_log_without_an_index_is_warned_of_with_the_statement_to_paste(town: T
 def test_a_switch_over_in_mid_run_is_waited_for_and_asks_for_a_retry_at_worst(
     own: Server, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    monkeypatch.setattr(habit_notifier, "OUTAGE_PATIENCE", patience)
+    monkeypatch.setattr(habit_notifier, "DATABASE_PATIENCE", patience)
     with own.database() as database:
         town = Town(database, twilio, caplog)
         people = town.people(USERS)
@@ -330,7 +330,7 @@ def test_a_table_that_is_locked_in_mid_run_is_waited_for(town: Town, people: lis
     assert town.counts == {"sent": USERS}
 
 
-@pytest.mark.constants(STATEMENT_LIMIT=", lock_wait_timeout = 1", OUTAGE_PATIENCE=0.5)
+@pytest.mark.constants(STATEMENT_LIMIT=", lock_wait_timeout = 1", DATABASE_PATIENCE=0.5)
 def test_a_claim_that_waits_for_a_backup_is_not_made_after_the_run(town: Town, people: list[str]) -> None:
     """By MySQL's server, whose statement limit is for queries alone: nobody would text those whom it claims."""
     create_ledger(town.database)
@@ -408,7 +408,7 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(
     assert town.served == people
 
 
-@pytest.mark.constants(OUTAGE_PATIENCE=20.0, LATE_PATIENCE=0.0)
+@pytest.mark.constants(OUTAGE_PATIENCE=20.0, DATABASE_PATIENCE=20.0, LATE_PATIENCE=0.0)
 @pytest.mark.parametrize("when", [at_probe, partial(at_send, 4)], ids=["before", "after"])
 def test_an_outage_in_mid_run_is_waited_for_as_at_the_start(
     town: Town, people: list[str], proxy: Proxy, when: Callable[[Callable[[], object]], Callable[[Request], None]]

@@ -79,7 +79,7 @@ def test_shards_side_by_side_text_everybody_once(town: Town) -> None:
     assert town.served == town.numbers("sent") == EVERYBODY
 
 
-@pytest.mark.constants(OUTAGE_PATIENCE=0.1)
+@pytest.mark.constants(DATABASE_PATIENCE=0.1)
 def test_a_shard_that_fails_is_made_up_for_by_itself(town: Town, proxy: Proxy) -> None:
     own = sum(own_of(user, 1, 3) for user in ids(town))
     lost = proxy.on_query(CLAIM, Verdict.CUT_BEFORE, nth=4, forever=True)
