@@ -449,7 +449,8 @@ class Judge:
             return False
         for row in rows:
             last = max(row.claimed_at, row.finished_at or row.claimed_at + DEADLINE)
-            is_late = last > now - SPACING - timedelta(minutes=1) or last.astimezone(zone).date() >= found.day
+            taken = last + timedelta(minutes=5) if row.state == "uncertain" else last  # when all had given up already
+            is_late = last > now - SPACING - timedelta(minutes=1) or taken.astimezone(zone).date() >= found.day
             if row.day == found.day or last > now or (row.state != "refused" and is_late):
                 return False
         days, limit = (int(self._scene.environ.get(*name)) for name in (("REFUSED_RETRY_DAYS", "30"), UNDELIVERED))
