@@ -2169,15 +2169,15 @@ class Tracker:
                 "and so lead to a second text. SET GLOBAL innodb_flush_log_at_trx_commit = 1"
             )
         kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s"
-        for table, *columns in (("Habit", "user_id"), ("Log", "habit_id", "created_at")):
+        for parent, table, column, *more in (("User", "Habit", "user_id"), ("Habit", "Log", "habit_id", "created_at")):
             indexed = f"SHOW INDEX FROM `{table}` WHERE Seq_in_index = 1 AND Column_name = %s"
-            statement = f"CREATE INDEX notifier ON `{self._settings.db_name}`.`{table}` ({', '.join(columns)});"
-            if self._database.run(kind, [table]) == [("BASE TABLE",)] and not self._database.run(indexed, columns[:1]):
-                yield f"no index of {table} begins with {columns[0]}: {statement}"
-        for table, other, column in (("User", "Habit", "user_id"), ("Habit", "Log", "habit_id")):
-            one, two = self._database.type_of(table, "id"), self._database.type_of(other, column)
-            if compared_as(one) != compared_as(two):
-                yield f"{other}.{column} is {two}, {table}.id {one}: logs may be taken for another's. ALTER one of them"
+            index = f"CREATE INDEX notifier ON `{self._settings.db_name}`.`{table}` ({', '.join([column, *more])});"
+            if self._database.run(kind, [table]) == [("BASE TABLE",)] and not self._database.run(indexed, [column]):
+                yield f"no index of {table} begins with {column}: {index}"
+            refers, ids = self._database.type_of(table, column), self._database.type_of(parent, "id")
+            if compared_as(refers) != compared_as(ids):
+                what = f"{table}.{column} is {refers}, {parent}.id {ids}"
+                yield f"{what}: logs may be taken for another's. ALTER one of them"
 
     def default_doubts(self) -> Iterator[str]:
         """Whether the server itself fills in local times; west of UTC no log would look odd."""
@@ -3349,11 +3349,10 @@ class OneLine(logging.Formatter):
 
     def as_json(self, record: logging.LogRecord) -> str:
         said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"), "level": record.levelname}
-        said |= {"message": self.shown(record.getMessage(), record), "run": RUN}
-        for name, value in getattr(record, "fields", {}).items():
-            said[name] = self.shown(value, record) if isinstance(value, str) else value
-        trace = {"trace": self.shown(self.formatException(record.exc_info), record)} if record.exc_info else {}
-        return json.dumps(said | trace, default=str)
+        said |= {"message": record.getMessage(), "run": RUN} | getattr(record, "fields", {})
+        said |= {"trace": self.formatException(record.exc_info)} if record.exc_info else {}
+        shown = {name: self.shown(it, record) if isinstance(it, str) else it for name, it in said.items()}
+        return json.dumps(shown, default=str)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging knows
         """A traceback; with LOG_PII=off without the exception's words, which may hold anything."""

@@ -225,7 +225,7 @@ class Judge:
         zone = zone_of(user, self._default)
         for (one, _), (two, _) in pairwise(texts):
             first, second = self._instants[one.sid], self._instants[two.sid]
-            if max(second) - min(first) + 2 * self._slack < SPACING:
+            if max(second) - min(first) + 2 * (self._slack - self._unseen) < SPACING:
                 yield "at most one text", f"{user.key} got texts at {one.accepted_at} and {two.accepted_at}"
             if two is texts[-1][0] and zone and len({at.astimezone(zone).date() for at in first + second}) == 1:
                 yield "at most one text", f"{user} got texts at {one.accepted_at} and {two.accepted_at}: one day there"
@@ -235,7 +235,8 @@ class Judge:
 
     def _window(self, user: Person, text: Message) -> Iterator[Problem]:
         """Posted inside of the window, and dropped by Twilio at its end."""
-        instants = [at + by for at in self._instants[text.sid] for by in (-self._slack, self._slack)]
+        more = self._slack - self._unseen
+        instants = [at + by for at in self._instants[text.sid] for by in (-more, more)]
         lefts = [self._scene.seconds_left(user, instant) for instant in instants]
         if max(lefts) + 2 * self._slack.total_seconds() < max(60, text.validity_period or 0):
             yield "only who is due", f"{user} got {text} outside of the window, or so that it may wait beyond: {lefts}"

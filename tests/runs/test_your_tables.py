@@ -677,16 +677,16 @@ def test_a_broken_view_is_told_with_this_page(
     assert "Due" not in said
 
 
-@pytest.mark.parametrize(("column", "number"), [("u.first_name", 3141), ("CAST(u.first_name AS BINARY)", 3144)])
+@pytest.mark.parametrize(("column", "told"), [("u.first_name", "3141"), ("CAST(u.first_name AS BINARY)", "3144: .*")])
 def test_a_view_that_reads_json_where_there_is_none_is_told_with_this_page(
-    application: Application, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture, column: str, number: int
+    application: Application, twilio: FakeTwilio, caplog: pytest.LogCaptureFixture, column: str, told: str
 ) -> None:
     application.take_in(Person("Due", NO_LOGS), "+12025550100")
     application.page(
         "CREATE OR REPLACE VIEW habit_notifier.`Log` AS SELECT u.id AS id, u.id AS habit_id, j.at AS created_at"
         f" FROM habit_tracker.users u JOIN JSON_TABLE({column}, '$[*]' COLUMNS (at DATETIME PATH '$')) j"
     )
-    assert re.search(rf"\(error ({number}|4038)", failure(application, twilio, caplog).splitlines()[0])
+    assert re.search(rf"\(error ({told}|4038)\)$", failure(application, twilio, caplog).splitlines()[0])
     assert "| error 3141, 3146 (MySQL) or 4038 (MariaDB) |" in PAGE
 
 
