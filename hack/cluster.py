@@ -30,15 +30,14 @@ from hack.kubectl import (
     killed,
     lines,
     missed_run,
-    more_of,
-    next_run,
     outcome_of,
     run,
+    run_in_words,
     say,
+    schedule_in_words,
     shard_of,
     start_of,
     state_of,
-    summary_of,
     with_remedy,
 )
 
@@ -296,24 +295,6 @@ def clean_jobs(cluster: Cluster) -> None:
         say(f"There are no finished Jobs in {cluster.where}.")
 
 
-def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
-    """Sent by all attempts whose pods are left; failed and uncertain as each shard's last that judged people has it."""
-    words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
-    if not outcome:
-        waits = [start_of(cluster, pod)[1] or kept_by(pod, datetime.now(UTC)) for pod in pods]
-        waits = waits or [cluster.complaint(job.metadata.name, "FailedCreate")]
-        return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work: make logs")
-    told = [(shard_of(pod), summary_of(pod)) for pod in pods]
-    last = dict(told)
-    judged = (last | {shard: found for shard, found in told if found.counts}).values()
-    code = f"exit code {exit_code(pods)}" if pods else "its pods are gone"
-    words += "complete" if outcome == "Complete" else f"failed ({outcome}), {code}"
-    if any("sent" in found for found in judged):
-        failed, uncertain = (sum(found.get(name, 0) for found in judged) for name in ("failed", "uncertain"))
-        words += f": {sum(found.sent or 0 for _, found in told)} sent, {failed} failed, {uncertain} uncertain"
-    return "\n    ".join([words, *dict.fromkeys(it.error for it in last.values() if it.error), *more_of(judged)])
-
-
 def status(cluster: Cluster) -> None:
     cronjob, pods = cluster.cronjob(), cluster.every("pods", "-l", APP)
     say(f"{cluster.where}. Image: {container_of(cronjob).image}\n{schedule_in_words(cronjob)}")
@@ -326,16 +307,6 @@ def status(cluster: Cluster) -> None:
 def events(cluster: Cluster) -> None:
     say(f"Events in {cluster.where}. A cluster keeps them for about an hour.")
     cluster.tell("get", "events", "--sort-by=.metadata.creationTimestamp")
-
-
-def schedule_in_words(cronjob: Object) -> str:
-    words = f"Schedule: {cronjob.spec.schedule} ({cronjob.spec.timeZone})"
-    now = datetime.now(UTC).replace(microsecond=0)
-    if cronjob.spec.suspend:
-        return f"{words}. It is suspended: make resume"
-    if coming := next_run(cronjob, now):
-        words += f", next at {coming[0]:%Y-%m-%d %H:%M} UTC, in {coming[0] - now}"
-    return f"{words}. A run right now: make test"
 
 
 # --- suspend, resume, stop --------------------------------------------------------------------------------------------

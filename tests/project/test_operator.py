@@ -95,7 +95,8 @@ def bare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     monkeypatch.setattr(time, "sleep", fake.sleep)
     monkeypatch.setattr(time, "monotonic", lambda: fake.now)
     monkeypatch.setattr(Clock, "fake", fake, raising=False)
-    monkeypatch.setattr(script, "datetime", Clock)
+    for module in (script, transport):
+        monkeypatch.setattr(module, "datetime", Clock)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     read = [*SECRETS, *API_KEY, "CONTEXT", "NAMESPACE", "OVERLAY", "IMAGE_NAME", "IMAGE_TAG", "FILE", "JOB", "PURGE"]
     for name in [*read, "SUSPEND", "YES", "USER_ID"]:
