@@ -598,7 +598,8 @@ class Job:
 
     def history(self, users: Sequence[User]) -> tuple[Mapping[UserId, list[Row]], Mapping[UserId, date]]:
         """The ledger's rows of those of whom some may matter; the last log of those whom QUIET_AFTER may concern."""
-        rows = self.ledger.history([user.id for user in users if user.rows_matter])
+        kept = (self.now - RETENTION).date()  # what the end of this run deletes counts no more
+        rows = self.ledger.history([user.id for user in users if user.rows_matter], kept)
         quiet = self.settings.quiet_after
         long = {user.id: user.days for user in users if quiet and user.days and len(rows.get(user.id, ())) >= quiet}
         return rows, self.tracker.last_logs(long, self.now)
@@ -2951,9 +2952,9 @@ def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
 
 
 def is_possible(case: Case, logs: Sequence[date], now: datetime) -> bool:
-    """Whether a user would be texted then, if nothing is logged until then: a run deletes old rows at its end."""
+    """Whether a user would be texted then, if nothing is logged until then."""
     days = days_of(now, case.days.zone, case.settings.day_starts_at)
-    rows = [row for row in case.rows if now == case.now or row.local_day >= (now - RETENTION).date()]
+    rows = [row for row in case.rows if row.local_day >= (now - RETENTION).date()]
     later = replace(case, now=now, rows=rows, user=replace(case.user, days=days))
     return all(days_with(at, days) != 2 for at in logs) and not speaks_against(later)
 
