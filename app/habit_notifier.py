@@ -533,7 +533,7 @@ class Job:
     def doubts(self, zones: Iterable[Zone]) -> Iterator[str]:
         """What concerns everybody and looks wrong."""
         yield from zone_doubts(zones, self.settings)
-        if not self.tracker.as_of:  # of another moment the newest logs say nothing
+        if not self.database.as_of:  # of another moment the newest logs say nothing
             users = self.report.users * self.settings.shard_count
             yield from self.tracker.log_doubts(self.now + CLOCK_TOLERANCE, users)
         if not self.report.users and self.settings.shard_count == 1:
@@ -1993,6 +1993,7 @@ class Database:
 
     def __init__(self, settings: Settings, brake: Brake) -> None:
         self._settings, self._brake = settings, brake
+        self.as_of: datetime | None = None  # --now: logs and rows of later are not there yet
         self.opened = False  # all is there and could be written: what fails now may pass
         self.somebody_claimed = False
         self._connection: pymysql.Connection[Any] | None = None
@@ -2142,7 +2143,6 @@ class Tracker:
         self._zones, self._rows_matter, self._whom = "", "FALSE", DUE
         self._ahead: deque[tuple[UserId | None, UserId | None, int]] = deque()  # ids still to be read, how many at most
         self._size = 0  # of the next page
-        self.as_of: datetime | None = None  # --now: logs of later are not there yet
 
     def look(self) -> None:
         """Connect, and check what is read.
@@ -2343,7 +2343,8 @@ class Tracker:
 
     def _until(self, days: Days, otherwise: date) -> date:
         """The latest log that counts: --now as Log.created_at has it."""
-        return otherwise if not self.as_of else days.today if self._dates else naive(self.as_of)
+        as_of = self._database.as_of
+        return otherwise if not as_of else days.today if self._dates else naive(as_of)
 
     def last_logs(self, users: Mapping[UserId, Days], now: datetime) -> dict[UserId, date]:
         """The last log of each of these users as of now or of another moment."""
@@ -2452,7 +2453,6 @@ class Ledger:
         self._settings, self._database = settings, database
         self._ours = of_this_shard("user_id", settings)
         self._there = False
-        self.as_of: datetime | None = None  # --now: rows of later are not there yet
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
         self._done: deque[tuple[float, Row, bool]] = deque()  # when a row was written or deleted, and whether it stays
         self._created = ""  # the DDL, if this run made the ledger: a replica that is promoted may lack it
@@ -2585,8 +2585,9 @@ class Ledger:
             return found
         sql = f"SELECT {ROW} FROM {LEDGER} WHERE user_id IN ({placeholders(user_ids)}) AND local_day >= %s"
         exact, alike = set(user_ids), {id_key(user_id).casefold(): user_id for user_id in user_ids}
+        as_of = self._database.as_of
         for row in map(as_row, self._database.run(sql, [*user_ids, since])):
-            if self.as_of is None or row.claimed_at <= self.as_of:
+            if as_of is None or row.claimed_at <= as_of:
                 same = row.user_id in exact  # an id may have been written anew, in other letters
                 found[row.user_id if same else alike.get(id_key(row.user_id).casefold(), row.user_id)].append(row)
         return found
@@ -3457,7 +3458,7 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
             log.setLevel(settings.log_level)
         job = Job(settings, report, (lambda: asked.now) if asked.now else clock, stop)
         job.about = asked.explain or ""
-        job.tracker.as_of = job.ledger.as_of = asked.now
+        job.database.as_of = asked.now
         with watchdog(job, asked.mode):
             code = MODES[asked.mode][0](job)
         if job.brake.failure:

@@ -606,7 +606,7 @@ def test_the_ledger_of_another_moment_has_what_was_claimed_until_then(
     town: Town, job: Job, after: int, known: int
 ) -> None:
     town.database.insert_row(1, NOON)
-    job.ledger.as_of = NOON + timedelta(microseconds=after)
+    job.database.as_of = NOON + timedelta(microseconds=after)
     assert len(job.ledger.history([1]).get(1, ())) == known
 
 
