@@ -138,30 +138,30 @@ Clock = Callable[[], datetime]
 
 
 class Outcome(Enum):
-    """What became of a user: words for the log, whether it counts as Failed, the exit code it asks for, log level."""
+    """What became of a user: words for the log, whether it counts as Failed, log level."""
 
-    SENT = ("sent", False, Exit.DONE, logging.INFO)
-    NOT_LISTED = ("not in ONLY_USERS", False, Exit.DONE, logging.DEBUG)
-    ALREADY = ("already handled today", False, Exit.DONE, logging.DEBUG)
-    EARLIER = ("uncertain earlier today", False, Exit.DONE, logging.INFO)
-    LATER = ("later", False, Exit.DONE, logging.INFO)
-    DEFERRED = ("deferred", False, Exit.DONE, logging.INFO)
-    REMEMBERED = ("refused earlier", False, Exit.DONE, logging.INFO)
-    UNDELIVERED = ("left alone (texts do not arrive)", False, Exit.DONE, logging.INFO)
-    QUIET = ("left in peace (QUIET_AFTER)", False, Exit.DONE, logging.INFO)
-    ENOUGH = ("left in peace (MAX_PER_WEEK)", False, Exit.DONE, logging.INFO)
-    BAD_ZONE = ("skipped (time zone)", False, Exit.DONE, logging.WARNING)
-    BAD_PHONE = ("skipped (phone number)", False, Exit.DONE, logging.WARNING)
-    REFUSED = ("refused", True, Exit.DONE, logging.WARNING)
-    SETUP = ("refused for the set-up", True, Exit.DONE, logging.WARNING)
-    TRIAL = ("refused to a trial account", True, Exit.ACT, logging.WARNING)
-    UNCERTAIN = ("uncertain", True, Exit.DONE, logging.WARNING)
-    RELEASED = ("not sent", True, Exit.RETRY, logging.WARNING)
-    NOT_TRIED = ("not tried", True, Exit.RETRY, logging.WARNING)
-    FUTURE = ("barred by a row of the future", True, Exit.RETRY, logging.WARNING)
+    SENT = ("sent", False, logging.INFO)
+    NOT_LISTED = ("not in ONLY_USERS", False, logging.DEBUG)
+    ALREADY = ("already handled today", False, logging.DEBUG)
+    EARLIER = ("uncertain earlier today", False, logging.INFO)
+    LATER = ("later", False, logging.INFO)
+    DEFERRED = ("deferred", False, logging.INFO)
+    REMEMBERED = ("refused earlier", False, logging.INFO)
+    UNDELIVERED = ("left alone (texts do not arrive)", False, logging.INFO)
+    QUIET = ("left in peace (QUIET_AFTER)", False, logging.INFO)
+    ENOUGH = ("left in peace (MAX_PER_WEEK)", False, logging.INFO)
+    BAD_ZONE = ("skipped (time zone)", False, logging.WARNING)
+    BAD_PHONE = ("skipped (phone number)", False, logging.WARNING)
+    REFUSED = ("refused", True, logging.WARNING)
+    SETUP = ("refused for the set-up", True, logging.WARNING)
+    TRIAL = ("refused to a trial account", True, logging.WARNING)
+    UNCERTAIN = ("uncertain", True, logging.WARNING)
+    RELEASED = ("not sent", True, logging.WARNING)
+    NOT_TRIED = ("not tried", True, logging.WARNING)
+    FUTURE = ("barred by a row of the future", True, logging.WARNING)
 
-    def __init__(self, words: str, failed: bool, exit_code: Exit, level: int) -> None:
-        self.words, self.failed, self.exit_code, self.level = words, failed, exit_code, level
+    def __init__(self, words: str, failed: bool, level: int) -> None:
+        self.words, self.failed, self.level = words, failed, level
 
 
 @dataclass(frozen=True)
@@ -765,6 +765,7 @@ def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
 PROGRESS_SECONDS = 10.0
 FEW = 3  # so many of a kind say: it is not chance
 NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
+FOR_A_RETRY = {Outcome.RELEASED, Outcome.NOT_TRIED, Outcome.FUTURE}  # the others are done with, or want a person
 
 
 class Report:
@@ -884,7 +885,7 @@ class Report:
 
     def close(self, brake: Brake, settings: Settings) -> Exit:
         """Sum up; the exit code."""
-        early, left = brake.failure, any(outcome.exit_code is Exit.RETRY for outcome in self.counts)
+        early, left = brake.failure, not FOR_A_RETRY.isdisjoint(self.counts)
         if self.started:
             self._sum_up(settings)
             if verdict := self.verdict(settings.shard_count):
