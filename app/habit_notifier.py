@@ -451,7 +451,7 @@ class Job:
         with self.brake.holding(), self.database:
             self.prove()
             self.learn()
-            self.look_around()
+            self.take_stock()
             self.deliver(self.pages())
             self.deliver(self.once_more())
             self.clean_up()
@@ -477,7 +477,7 @@ class Job:
 
     def open(self) -> None:
         """Connect to the database, and prove what is read and written."""
-        self.tracker.look()
+        self.tracker.open()
         self.ledger.open()
         warn(self.tracker.doubts())
 
@@ -518,8 +518,8 @@ class Job:
         stop_if_blocked(settled)
         return failure
 
-    def look_around(self) -> None:
-        """Warn of what concerns everybody."""
+    def take_stock(self) -> None:
+        """Read the time and the zones; warn of what concerns everybody."""
         warn(self.doubts(self.read_zones()))
 
     def read_zones(self) -> list[Zone]:
@@ -1792,7 +1792,7 @@ class Sender:
 
     def _send(self, reminder: Reminder) -> Answer:
         while self._pause.wait():
-            if (validity := self._last_look(reminder)) is None:
+            if (validity := self._validity(reminder)) is None:
                 return Answer(Action.KEPT_BACK, "its local day is over, or this node's clock is too wrong to tell")
             if validity < SMALLEST_VALIDITY:
                 return Answer(Action.LATER, "SEND_WINDOW has closed there")
@@ -1806,7 +1806,7 @@ class Sender:
             self._pause.begin(answer)
         return NOT_POSTED
 
-    def _last_look(self, reminder: Reminder) -> int | None:
+    def _validity(self, reminder: Reminder) -> int | None:
         """The seconds for which the text may wait at Twilio; None when its local day is over: pauses can be long."""
         s, now, days = self._settings, self._clock(), reminder.days
         left = seconds_left(s.send_window, now, days.zone) if s.send_window else s.validity_period
@@ -2145,7 +2145,7 @@ class Tracker:
         self._ahead: deque[tuple[UserId | None, UserId | None, int]] = deque()  # ids still to be read, how many at most
         self._size = 0  # of the next page
 
-    def look(self) -> None:
+    def open(self) -> None:
         """Connect, and check what is read.
 
         :raises FixFirst: when a table, a column or a type is not as needed
@@ -2475,7 +2475,7 @@ class Ledger:
             log.info("Created the ledger %s", LEDGER)
         self._there = self._database.opened = True
 
-    def look(self) -> None:
+    def open_to_read(self) -> None:
         """Whoever only reads takes a ledger that is not there for an empty one."""
         try:
             self._database.run(f"SELECT {ROW} FROM {LEDGER} LIMIT 0")
@@ -2866,9 +2866,9 @@ def dry_run(job: Job) -> Exit:
     hours: Counter[int] = Counter()
     rules: Counter[str] = Counter()
     with job.brake.holding(), job.database:
-        job.tracker.look()
-        job.ledger.look()
-        job.look_around()
+        job.tracker.open()
+        job.ledger.open_to_read()
+        job.take_stock()
         for reminder in chain.from_iterable(job.pages()):
             user, text = reminder.user, Personal(message_for(reminder, job.settings))
             details = event("would_text", user.id, rule=reminder.rule.key)
@@ -2890,9 +2890,9 @@ def dry_run(job: Job) -> Exit:
 def explain(job: Job) -> Exit:
     """Say of one user what speaks for a text and what against it; write nothing."""
     with job.brake.holding(), job.database:
-        job.tracker.look()
-        job.ledger.look()
-        job.look_around()
+        job.tracker.open()
+        job.ledger.open_to_read()
+        job.take_stock()
         if not (user := job.tracker.named([job.about]).get(id_key(job.about))):
             raise RetryLater(f"there is no user {quoted(job.about) or '“”'} in User")  # it may be a name
         zone = resolve_zone(user.zone) or resolve_zone(job.settings.default_time_zone)
@@ -2984,7 +2984,7 @@ def check(job: Job) -> Exit:
 
 def check_database(job: Job) -> Iterator[str]:
     """Connection, tables, columns, types, and what refers to what."""
-    job.tracker.look()
+    job.tracker.open()
     if not job.settings.db_ssl_ca:
         yield "the server is not verified: DB_SSL_CA would do that"
     yield from job.tracker.default_doubts()

@@ -83,9 +83,9 @@ def patch(module: ModuleType, constants: Mapping[str, Any], judged_by: Callable[
     module.__dict__["time"] = Haste()
 
     class Job(module.__dict__.setdefault("_Job", module.Job)):  # type: ignore[misc]
-        def look_around(self) -> None:
+        def take_stock(self) -> None:
             try:
-                super().look_around()
+                super().take_stock()
             finally:
                 judged_by(self.now)
 
