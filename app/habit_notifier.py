@@ -312,8 +312,8 @@ def numbered(case: Case) -> Skip | None:
     return Skip(Outcome.BAD_PHONE, reason, (Personal(case.user.phone),))
 
 
-def handled(case: Case) -> Skip | None:
-    """One row, one day: the user has today's already."""
+def unclaimed(case: Case) -> Skip | None:
+    """One row, one day: no run has claimed today's yet."""
     row = next((row for row in case.rows if row.local_day == case.days.today), None)
     if not row:
         return None
@@ -342,7 +342,7 @@ def of_the_past(case: Case) -> Skip | None:
     return None
 
 
-def remembered(case: Case) -> Skip | None:
+def not_refused(case: Case) -> Skip | None:
     """A number that refused for good is left alone for REFUSED_RETRY_DAYS; a new one is not, nor one texted since."""
     for row in own_rows(case):
         if row.state is State.SENT and row.final_status not in LOST:
@@ -409,11 +409,11 @@ def in_window(case: Case) -> Skip | None:
     return Skip(Outcome.LATER, "it is %s there, SEND_WINDOW is %s", (local, shown_value(window)))
 
 
-# A run takes the first that speaks; none of them writes. `handled` comes before `of_the_past`, whose DELETE must never
-# name a text of today; `spaced` before those that leave people alone: a text that may be lost fails the Job, whatever
-# the day. A new gate of READ_ROWS wants its part of Ledger.rows_matter.
+# Each is named for what lets a text pass. A run takes the first that speaks; none of them writes. `unclaimed` comes
+# before `of_the_past`, whose DELETE must never name a text of today; `spaced` before those that leave people alone: a
+# text that may be lost fails the Job, whatever the day. A new gate of READ_ROWS wants its part of Ledger.rows_matter.
 WITHOUT_DAYS = listed, placed, numbered  # the others need a time zone
-READ_ROWS = handled, of_the_past, spaced, remembered, delivered, wanted, within_week
+READ_ROWS = unclaimed, of_the_past, spaced, not_refused, delivered, wanted, within_week
 READ_DAYS = (in_window,)
 WITHOUT_ROWS = *WITHOUT_DAYS, *READ_DAYS  # most users have no rows that matter
 GATES = *WITHOUT_DAYS, *READ_ROWS, *READ_DAYS
@@ -730,7 +730,7 @@ def not_ours(claim: Row, case: Case) -> Skip | None:
     if len(others) < len(case.rows):
         return spaced(replace(case, rows=others))
     gone = "its claim is gone from the ledger: another run released the day, or a proxy asks a replica"
-    return handled(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
+    return unclaimed(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
 
 
 def clock_doubts(twilios: datetime | None, now: datetime) -> Iterator[str]:
@@ -2442,7 +2442,7 @@ SAYS_LITTLE = re.compile(r"(?<=int)\(\d+\)| COLLATE \w+")  # of a type: MariaDB'
 STATES = {state.value: state for state in State}
 # The promise: the rows of these texts stay, since they may have been sent, or are refused. All others go.
 KEPT = {Outcome.SENT: State.SENT, Outcome.REFUSED: State.REFUSED, Outcome.UNCERTAIN: State.UNCERTAIN}
-# Rows of which `of_the_past`, `handled`, `remembered`, `delivered` or `spaced` may have something to say.
+# Rows of which `unclaimed`, `of_the_past`, `spaced`, `not_refused` or `delivered` may have something to say.
 ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR GREATEST(n.claimed_at, n.finished_at) >= z.since
     OR n.state = 'refused' OR n.final_status IN ('undelivered', 'failed'))"""
 

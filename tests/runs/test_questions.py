@@ -219,10 +219,10 @@ def test_an_explanation_tells_days_logs_rule_gates_and_ledger(database: Database
         "Gate listed: nothing against it",
         "Gate placed: nothing against it",
         "Gate numbered: nothing against it",
-        "Gate handled: no text, refused earlier: refused today",
+        "Gate unclaimed: no text, refused earlier: refused today",
         "Gate of_the_past: nothing against it",
         "Gate spaced: nothing against it",
-        f"Gate remembered: no text, refused earlier: Twilio refused {ANA} for good on 2026-03-30 (error 21610)",
+        f"Gate not_refused: no text, refused earlier: Twilio refused {ANA} for good on 2026-03-30 (error 21610)",
         "Gate delivered: nothing against it",
         "Gate wanted: nothing against it",
         "Gate within_week: nothing against it",
@@ -258,8 +258,8 @@ AGAINST: dict[str, tuple[dict[str, str], Arrange]] = {
     "placed": ({}, changed("time_zone", "Mars")),
     "numbered": ({}, changed("phone_number", "call me")),
     "of_the_past": ({}, texts(-9, claimed_at=EARLIER, finished_at=EARLIER)),  # its day alone is ahead
-    "handled": ({}, texts(0)),
-    "remembered": ({}, texts(3, state="refused", final_status="refused", error_code=21610)),
+    "unclaimed": ({}, texts(0)),
+    "not_refused": ({}, texts(3, state="refused", final_status="refused", error_code=21610)),
     "delivered": ({}, texts(3, 4, 5, final_status="undelivered", error_code=30008)),
     "wanted": ({"QUIET_AFTER": "1"}, texts(5)),
     "within_week": ({"MAX_PER_WEEK": "1"}, texts(6)),  # the last day that counts
@@ -288,7 +288,7 @@ def test_an_explanation_tells_the_gate_that_kept_a_text_back(
 
 
 @pytest.mark.parametrize(
-    "gate", ["of_the_past", "handled", "remembered", "delivered", "within_week", "spaced", "in_window"]
+    "gate", ["of_the_past", "unclaimed", "not_refused", "delivered", "within_week", "spaced", "in_window"]
 )
 def test_the_earliest_next_text_is_the_first_that_a_run_would_send(gate: str, database: Database) -> None:
     user = database.insert_user("Ana", ANA, "Europe/Berlin", logs=[NOW - timedelta(hours=1)])
