@@ -63,6 +63,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum, IntEnum, StrEnum, auto
 from functools import cache, cached_property, lru_cache, partial
 from itertools import chain, groupby, product, repeat
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -1155,10 +1156,10 @@ BY_FORCE = (
 class Stop:
     """Whether SIGTERM came. Plain attributes: Event.set could wait for a lock that the interrupted code holds."""
 
-    requested, at = False, 0.0
+    requested, at = False, inf
 
     def request(self, *_signal: object) -> None:
-        self.at = self.at or time.monotonic()
+        self.at = min(self.at, time.monotonic())
         self.requested = True
 
 
@@ -1244,8 +1245,7 @@ class Brake:
 
     def overdue(self) -> bool:
         """Whether what is in flight may not be waited for any longer."""
-        now = time.monotonic()
-        return (self.stopped and now > self._stop.at + TERM_LIMIT) or now > self._until + DEADLINE_LIMIT
+        return time.monotonic() > min(self._stop.at + TERM_LIMIT, self._until + DEADLINE_LIMIT)
 
     def blame(self, *, unfinished: bool) -> None:
         """Name SIGTERM, or the deadline if it left work undone, as what ended the run."""
