@@ -2808,7 +2808,7 @@ OTHER_REASONS = {  # the sender, or nobody in particular
     30620: "the text is not what the sender is registered for",
 }
 LEFT_ALONE = GONE.keys() | PERMANENT
-DELIVERY_CODES = GONE | UNREACHABLE | BLOCKED_SENDER | OTHER_REASONS
+MEANINGS = {c: words for c, (_, words) in TWILIO_CODES.items()} | GONE | UNREACHABLE | BLOCKED_SENDER | OTHER_REASONS
 OUR_SETUP = TWILIO_CODES.keys() - PERMANENT  # a service fails later
 SENDERS_FAULT = OUR_SETUP | BLOCKED_SENDER.keys() | OTHER_REASONS.keys()  # whatever is not the recipient's own
 
@@ -2817,8 +2817,7 @@ def meaning(code: int | None) -> str:
     """What a code of Twilio says, with the page that says more."""
     if not code:
         return "no reason given"
-    words = DELIVERY_CODES.get(code) or TWILIO_CODES.get(code, (None, "see there"))[1]
-    return f"{words}, error {code}, https://www.twilio.com/docs/api/errors/{code}"
+    return f"{MEANINGS.get(code, 'see there')}, error {code}, https://www.twilio.com/docs/api/errors/{code}"
 
 
 def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: datetime, *, looked_up: bool) -> list[Row]:
