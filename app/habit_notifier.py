@@ -166,15 +166,6 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Why a user is texted, and the field of Settings with the text."""
-
-    key: str
-    reason: str
-    setting: str
-
-
-@dataclass(frozen=True)
 class Days:
     """A user's last two days as half-open UTC intervals: day 1 [day1, day2), day 2 [day2, end)."""
 
@@ -274,13 +265,20 @@ class Case:
 
 # --- rules: pure functions --------------------------------------------------------------------------------------------
 
-NO_LOGS = Rule("no_logs", "No logs in the past 2 days", "message_no_logs")
-MISSED_YESTERDAY = Rule("missed_yesterday", "Missed yesterday", "message_missed_yesterday")
+
+class Rule(Enum):
+    """Why a user is texted: as the ledger has it, as people read it, and the field of Settings with the text."""
+
+    NO_LOGS = "no_logs", "No logs in the past 2 days", "message_no_logs"
+    MISSED_YESTERDAY = "missed_yesterday", "Missed yesterday", "message_missed_yesterday"
+
+    def __init__(self, key: str, reason: str, setting: str) -> None:
+        self.key, self.reason, self.setting = key, reason, setting
 
 
 def rule_for(*, logged_day1: bool) -> Rule:
     """The rule for whoever logged nothing on day 2; of all others nothing is read."""
-    return MISSED_YESTERDAY if logged_day1 else NO_LOGS
+    return Rule.MISSED_YESTERDAY if logged_day1 else Rule.NO_LOGS
 
 
 # --- gates: every reason not to text ----------------------------------------------------------------------------------
@@ -565,16 +563,16 @@ class Job:
 
         :raises FixFirst: when they are
         """
-        rules, limit = Counter[str](), self.settings.max_texts
+        rules, limit = Counter[Rule](), self.settings.max_texts
         for page in pages:
-            rules.update(reminder.rule.reason for reminder in page)
+            rules.update(reminder.rule for reminder in page)
             self.waiting.extend(page)
             if rules.total() > limit:
                 self.report.not_tried(self.waiting)  # at once, so that memory stays flat
                 self.waiting.clear()
-        rules.update(rule_for(logged_day1=user.logged_day1).reason for user, _ in self.aside)  # who may be let go
+        rules.update(rule_for(logged_day1=user.logged_day1) for user, _ in self.aside)  # who may be let go
         if rules.total() > limit:
-            counts = ", ".join(f'"{reason}" {rules[reason]}' for reason in (NO_LOGS.reason, MISSED_YESTERDAY.reason))
+            counts = ", ".join(f'"{rule.reason}" {rules[rule]}' for rule in Rule)
             raise FixFirst(
                 f"{rules.total()} texts are due ({counts}), more than MAX_TEXTS={limit}: nobody is texted. Are logs "
                 "still written? If all is well, raise MAX_TEXTS"
@@ -966,13 +964,13 @@ OPT_OUT = re.compile(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b|(?is:(opt.?ou
 
 def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
     """What carriers, or whoever pays, may dislike about the two texts."""
-    for name in (NO_LOGS.setting, MISSED_YESTERDAY.setting):
-        template = getattr(settings, name)
+    for rule in Rule:
+        name, template = rule.setting.upper(), getattr(settings, rule.setting)
         if not OPT_OUT.search(template):
-            yield f'{name.upper()} does not say how to opt out: write "Reply STOP to opt out"'
+            yield f'{name} does not say how to opt out: write "Reply STOP to opt out"'
         if (parts := segments(template.replace("{name}", longest_name))) > 1:
             name_of = f"a name of {len(longest_name)} characters"
-            yield f"{name.upper()} costs {parts} segments with {name_of}: one has 160 characters (70 if not GSM-7)"
+            yield f"{name} costs {parts} segments with {name_of}: one has 160 characters (70 if not GSM-7)"
 
 
 # --- what rules and gates are made of: pure functions -----------------------------------------------------------------

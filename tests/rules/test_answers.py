@@ -25,7 +25,6 @@ import pytz
 import habit_notifier
 from habit_notifier import (
     HTTP_STATUSES,
-    NO_LOGS,
     TWILIO_CODES,
     Action,
     Answer,
@@ -34,6 +33,7 @@ from habit_notifier import (
     Outcome,
     Pause,
     Reminder,
+    Rule,
     Stop,
     Twilio,
     User,
@@ -60,7 +60,7 @@ from tests.sandbox.sockets import Canned, ConnectProxy, read_request
 
 MIDNIGHT = datetime(2024, 5, 17, tzinfo=UTC)
 DAYS = Days(pytz.utc, MIDNIGHT.date(), *(MIDNIGHT - timedelta(days=n) for n in (2, 1, 0)))
-ANNA = Reminder(User(1, "Anna", "+15005550001", "UTC", DAYS, logged_day1=False), NO_LOGS, DAYS)
+ANNA = Reminder(User(1, "Anna", "+15005550001", "UTC", DAYS, logged_day1=False), Rule.NO_LOGS, DAYS)
 OTHER = replace(ANNA, user=replace(ANNA.user, phone="+15005550002"))
 
 CODES = {

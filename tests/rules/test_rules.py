@@ -14,8 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from habit_notifier import (
-    MISSED_YESTERDAY,
-    NO_LOGS,
     Case,
     Message,
     Outcome,
@@ -67,7 +65,7 @@ def a_user(**changes: Any) -> User:
     return user
 
 
-def a_reminder(rule: Rule = NO_LOGS, **changes: Any) -> Reminder:
+def a_reminder(rule: Rule = Rule.NO_LOGS, **changes: Any) -> Reminder:
     return Reminder(a_user(**changes), rule, DAYS)
 
 
@@ -101,9 +99,9 @@ def outcome(skip: Skip | None) -> Outcome | None:
 
 def test_each_rule_has_a_text_of_its_own() -> None:
     told = settings_of(MESSAGE_NO_LOGS="two, {name}", MESSAGE_MISSED_YESTERDAY="one, {name}")
-    assert message_for(a_reminder(NO_LOGS), told) == "two, John Doe"
-    assert message_for(a_reminder(MISSED_YESTERDAY), told) == "one, John Doe"
-    assert NO_LOGS.key != MISSED_YESTERDAY.key
+    assert message_for(a_reminder(Rule.NO_LOGS), told) == "two, John Doe"
+    assert message_for(a_reminder(Rule.MISSED_YESTERDAY), told) == "one, John Doe"
+    assert Rule.NO_LOGS.key != Rule.MISSED_YESTERDAY.key
 
 
 # --- who can be texted at all
@@ -588,7 +586,7 @@ def test_what_twilio_says_never_frees_a_day() -> None:
 # --- texts
 
 
-@pytest.mark.parametrize(("rule", "words"), [(NO_LOGS, "past 2 days"), (MISSED_YESTERDAY, "yesterday")])
+@pytest.mark.parametrize(("rule", "words"), [(Rule.NO_LOGS, "past 2 days"), (Rule.MISSED_YESTERDAY, "yesterday")])
 @pytest.mark.parametrize("name", ["W" * 40, "é" * 40, "Åse Ñandù " * 4, "", "X"])
 def test_the_default_texts_tell_name_and_rule_and_how_to_opt_out_in_one_segment(
     rule: Rule, words: str, name: str

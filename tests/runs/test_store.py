@@ -19,7 +19,6 @@ import pytz
 
 import habit_notifier
 from habit_notifier import (
-    NO_LOGS,
     Action,
     Answer,
     Exit,
@@ -27,6 +26,7 @@ from habit_notifier import (
     Ledger,
     Reminder,
     Row,
+    Rule,
     State,
     Stop,
     Tracker,
@@ -417,7 +417,7 @@ def reminders(*phones: str) -> list[Reminder]:
     """For users 1, 2, ..., at NOON."""
     days = habit_notifier.days_of(NOON, pytz.utc)
     users = (User(n, f"User {n}", phone, "UTC", days, logged_day1=False) for n, phone in enumerate(phones, 1))
-    return [Reminder(user, NO_LOGS, days) for user in users]
+    return [Reminder(user, Rule.NO_LOGS, days) for user in users]
 
 
 ACCEPTED = Answer(Action.ACCEPT, sid="SM" + "a" * 32, segments=1)
