@@ -828,7 +828,7 @@ class Report:
         for reminder, answer in answers.items():
             user, outcome = reminder.user, answer.action.outcome
             self.counts[outcome] += 1
-            self._out_of_reach += answer.action is Action.SKIP
+            self._out_of_reach += answer.action is Action.OUT_OF_REACH
             details = event("text", user.id, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
             if outcome is Outcome.SENT:
                 self._longest_name = max(self._longest_name, user.name or NAMELESS, key=len)
@@ -1337,7 +1337,7 @@ class Action(Enum):
 
     ACCEPT = "accept", Outcome.SENT
     REFUSE = "refuse", Outcome.REFUSED  # by this person: not tried again today, or for longer
-    SKIP = "skip", Outcome.SETUP  # this person, in this run: our set-up does not reach them
+    OUT_OF_REACH = "out of reach", Outcome.SETUP  # this person, in this run, for our set-up
     TRIAL = "trial", Outcome.TRIAL  # this person, in this run: nobody's production
     FAIL = "fail", Outcome.SETUP  # this person, in this run; a streak stops it
     UNCERTAIN = "uncertain", Outcome.UNCERTAIN  # whether it was sent is unknown; a streak stops the run
@@ -1385,7 +1385,7 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     21265: (Action.REFUSE, "a short code cannot be texted: correct User.phone_number"),
     21266: (Action.REFUSE, "the recipient's number is the sender's own: correct User.phone_number"),
     21268: (Action.REFUSE, "a premium number cannot be texted: correct User.phone_number"),
-    21408: (Action.SKIP, "texts to this country are switched off: allow it in the console's Geo permissions"),
+    21408: (Action.OUT_OF_REACH, "texts to this country are switched off: allow it in the console's Geo permissions"),
     21602: (Action.FAIL, "the text is empty: correct MESSAGE_NO_LOGS and MESSAGE_MISSED_YESTERDAY"),
     21603: (Action.STOP, "no sender was given: set TWILIO_FROM_NUMBER or TWILIO_MESSAGING_SERVICE_SID"),
     21606: (Action.FAIL, "TWILIO_FROM_NUMBER cannot text this recipient, or is not the account's"),
@@ -1395,7 +1395,7 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     ),
     21610: (Action.REFUSE, "the recipient opted out (STOP); only they can opt in again, by texting START"),
     21611: (Action.PAUSE, "the sender's queue at Twilio is full"),
-    21612: (Action.SKIP, "this sender cannot reach this recipient: use a sender that can"),
+    21612: (Action.OUT_OF_REACH, "this sender cannot reach this recipient: use a sender that can"),
     21614: (Action.REFUSE, "not a mobile number: correct User.phone_number"),
     21617: (Action.FAIL, "the text is too long: shorten MESSAGE_NO_LOGS and MESSAGE_MISSED_YESTERDAY"),
     21635: (Action.REFUSE, "a landline cannot be texted: correct User.phone_number"),
@@ -1403,7 +1403,7 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     21660: (Action.FAIL, "TWILIO_FROM_NUMBER does not belong to this account"),
     21661: (Action.FAIL, "TWILIO_FROM_NUMBER cannot send texts"),
     21701: (Action.STOP, "the Messaging Service does not exist: correct TWILIO_MESSAGING_SERVICE_SID"),
-    21703: (Action.SKIP, "the Messaging Service has no sender for this recipient: add one in the console"),
+    21703: (Action.OUT_OF_REACH, "the Messaging Service has no sender for this recipient: add one in the console"),
     21704: (Action.FAIL, "the Messaging Service has no senders: add one in the console"),
     21705: (Action.STOP, "the Messaging Service is not valid: correct TWILIO_MESSAGING_SERVICE_SID"),
     30454: (Action.STOP, "the account has sent as many texts as a trial, or Twilio, lets it: upgrade the account"),

@@ -541,7 +541,7 @@ def test_who_refused_for_good_is_remembered_and_tried_again_after_a_month(town: 
     assert set(town.posted[before:]) == numbers.keys()
 
 
-SETUP_CODES = [code for code, (action, _) in TWILIO_CODES.items() if action in (Action.SKIP, Action.FAIL)]
+SETUP_CODES = [code for code, (action, _) in TWILIO_CODES.items() if action in (Action.OUT_OF_REACH, Action.FAIL)]
 
 
 def test_who_was_refused_for_our_set_up_fails_and_is_texted_the_same_day_once_it_is_mended(town: Town) -> None:
