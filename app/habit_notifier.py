@@ -1263,18 +1263,6 @@ class Brake:
         return sleep(seconds, lambda: self.pulled)
 
 
-def tell(failure: NotifierError, about: str = "") -> None:
-    """Log a failure, a line for each of its arguments, which begins with what it is about."""
-    for line in failure.args:
-        log.error("%s%s", about, line.removeprefix(about))
-
-
-def warn(doubts: Iterable[str]) -> None:
-    """Log what looks wrong but stops nobody."""
-    for doubt in doubts:
-        log.warning("%s", doubt)
-
-
 @contextmanager
 def watchdog(job: Job, mode: str) -> Iterator[None]:
     """End the process when even its end hangs: a blocked standard error holds up every thread that logs."""
@@ -3310,19 +3298,34 @@ def odds(values: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-# --- main -------------------------------------------------------------------------------------------------------------
+# --- the log ----------------------------------------------------------------------------------------------------------
 
-MODES: dict[str, tuple[Callable[[Job], Exit], str]] = {
-    "run": (Job.run, "text everybody who is due (the default)"),
-    "settle": (Job.settle, "only ask Twilio what became of texts whose end is not known yet"),
-    "dry-run": (dry_run, "name who would be texted now; write nothing, ask Twilio nothing"),
-    "explain": (explain, "why a user is texted or not: days, logs, gates, ledger, the next possible text"),
-    "check": (check, "say of all that a run needs whether it is there; send nothing, write nothing"),
-}
-WITHOUT_TWILIO = "dry-run", "explain"  # they need the DB_ settings alone, and may be asked about another moment
-PINGS = {Exit.DONE: "", Exit.ACT: "/fail"}  # of HEARTBEAT_URL; after others the Job tries again
-PING_SECONDS = 5.0
-TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended: 4,096 bytes
+RUN = secrets.token_hex(4)  # tells the lines of one run from another's
+
+
+def tell(failure: NotifierError, about: str = "") -> None:
+    """Log a failure, a line for each of its arguments, which begins with what it is about."""
+    for line in failure.args:
+        log.error("%s%s", about, line.removeprefix(about))
+
+
+def warn(doubts: Iterable[str]) -> None:
+    """Log what looks wrong but stops nobody."""
+    for doubt in doubts:
+        log.warning("%s", doubt)
+
+
+def set_up_logging(environ: Mapping[str, str]) -> None:
+    """One line for each record, on standard error; a closed log is no reason to stop."""
+    OneLine.settings = None
+    OneLine.pii = environ.get("LOG_PII", "").strip() != "off"
+    OneLine.objects = environ.get("LOG_FORMAT", "").strip() == "json"
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(asctime)s - %(name)s - %(levelname)s - %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.raiseExceptions = False
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # it warns of odd answers with whole URLs
+    log.setLevel(logging.INFO)
 
 
 class OneLine(logging.Formatter):
@@ -3363,9 +3366,6 @@ class Personal(str):
     """A name or a number of a person, which LOG_PII=off hides."""
 
 
-RUN = secrets.token_hex(4)  # tells the lines of one run from another's
-
-
 def masked(value: object) -> object:
     """A value without what it tells of a person, but for the id."""
     if isinstance(value, User):
@@ -3383,6 +3383,21 @@ def impersonal(text: str) -> str:
 def masked_number(text: str) -> str:
     """A number's country and last digits; nothing of anything else."""
     return f"{text[:2]}******{text[-4:]}" if E164.fullmatch(text) else "(hidden)"
+
+
+# --- main -------------------------------------------------------------------------------------------------------------
+
+MODES: dict[str, tuple[Callable[[Job], Exit], str]] = {
+    "run": (Job.run, "text everybody who is due (the default)"),
+    "settle": (Job.settle, "only ask Twilio what became of texts whose end is not known yet"),
+    "dry-run": (dry_run, "name who would be texted now; write nothing, ask Twilio nothing"),
+    "explain": (explain, "why a user is texted or not: days, logs, gates, ledger, the next possible text"),
+    "check": (check, "say of all that a run needs whether it is there; send nothing, write nothing"),
+}
+WITHOUT_TWILIO = "dry-run", "explain"  # they need the DB_ settings alone, and may be asked about another moment
+PINGS = {Exit.DONE: "", Exit.ACT: "/fail"}  # of HEARTBEAT_URL; after others the Job tries again
+PING_SECONDS = 5.0
+TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of a container that has ended: 4,096 bytes
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -3470,19 +3485,6 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
         report.error = "a fault of the program"
         return Exit.TERMINATED if stop.requested else Exit.RETRY
     return code
-
-
-def set_up_logging(environ: Mapping[str, str]) -> None:
-    """One line for each record, on standard error; a closed log is no reason to stop."""
-    OneLine.settings = None
-    OneLine.pii = environ.get("LOG_PII", "").strip() != "off"
-    OneLine.objects = environ.get("LOG_FORMAT", "").strip() == "json"
-    handler = logging.StreamHandler()
-    handler.setFormatter(OneLine("%(asctime)s - %(name)s - %(levelname)s - %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.raiseExceptions = False
-    logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # it warns of odd answers with whole URLs
-    log.setLevel(logging.INFO)
 
 
 def heartbeat(environ: Mapping[str, str]) -> str:
