@@ -761,6 +761,8 @@ def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
             yield f"{zone.users} users have the unknown zone {quoted(zone.name)}: DEFAULT_TIME_ZONE ({default}) serves"
 
 
+# --- the report -------------------------------------------------------------------------------------------------------
+
 PROGRESS_SECONDS = 10.0
 FEW = 3  # so many of a kind say: it is not chance
 NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
@@ -886,7 +888,8 @@ class Report:
         """Sum up; the exit code."""
         early, left = brake.failure, not FOR_A_RETRY.isdisjoint(self.counts)
         if self.started:
-            self._sum_up(settings)
+            warn(self._doubts(settings))
+            self._sum_up()
             if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
         brake.blame(unfinished=self.started and (left or not self.walked))
@@ -896,28 +899,28 @@ class Report:
             tell(early)
         return brake.exit_code
 
-    def _sum_up(self, settings: Settings) -> None:
-        """What a person should know of the texts and of the run; then the totals."""
+    def _doubts(self, settings: Settings) -> Iterator[str]:
+        """What a person should know of the texts and of the run."""
         if self.counts[Outcome.SENT]:
-            warn(text_problems(settings, self._longest_name))
+            yield from text_problems(settings, self._longest_name)
         if self._at_night and not settings.send_window:
-            log.warning(
-                "%d texts were posted between 21:00 and 8:00 local time: k8s/components/local-morning keeps a decent "
-                "hour, by SEND_WINDOW and hourly runs",
-                self._at_night,
+            yield (
+                f"{self._at_night} texts were posted between 21:00 and 8:00 local time: k8s/components/local-morning "
+                "keeps a decent hour, by SEND_WINDOW and hourly runs"
             )
         if not self.walked:
-            log.warning(
-                "The run ended before the last page: %d of %d users were looked at", self._looked_at, self.users
-            )
+            yield f"The run ended before the last page: {self._looked_at} of {self.users} users were looked at"
         if uncertain := self.counts[Outcome.UNCERTAIN]:
-            log.warning(
-                "%d texts are uncertain: they may have been sent, and are not sent again today: see Twilio's console",
-                uncertain,
+            yield (
+                f"{uncertain} texts are uncertain: they may have been sent, and are not sent again today: see "
+                "Twilio's console"
             )
         alone, may = self.counts[Outcome.UNDELIVERED], (Outcome.SENT, Outcome.ALREADY, Outcome.LATER)
         if alone >= max(STREAK, sum(self.counts[outcome] for outcome in may)):
-            log.warning("%d users, most of those due, are left alone: their last texts did not arrive", alone)
+            yield f"{alone} users, most of those due, are left alone: their last texts did not arrive"
+
+    def _sum_up(self) -> None:
+        """The totals, and the line by which a run is known to be complete."""
         if self.learned_ends:
             log.info("What became of earlier texts%s", told(self.learned_ends))
         self.tell_totals()
