@@ -550,7 +550,7 @@ class Job:
     def judged(self) -> Iterator[list[Reminder]]:
         """The reminders of each page, while more work may be taken."""
         for page in self.tracker.pages(self.report.users):
-            parts = chunks(self.once_each(page.users), IN_LIST)  # of each user there may be 90 rows: not of all at once
+            parts = chunks(once_each(page.users), IN_LIST)  # of each user there may be 90 rows: not of all at once
             reminders = list(chain.from_iterable(map(self.due, parts)))
             self.report.page(page, self.settings.only_users)
             yield reminders
@@ -602,14 +602,6 @@ class Job:
         quiet = self.settings.quiet_after
         long = {user.id: user.days for user in users if quiet and user.days and len(rows.get(user.id, ())) >= quiet}
         return rows, self.tracker.last_logs(long, self.now)
-
-    def once_each(self, users: Sequence[User]) -> list[User]:
-        """The users, each id once: a view over a join may return one twice."""
-        found = {user.id: user for user in users}
-        for user_id, count in Counter(user.id for user in users).items():
-            if count > 1:
-                log.warning("User %s stands %d times in User: served once", found[user_id], count)
-        return list(found.values())
 
     def skip(self, user: User, skip: Skip) -> None:
         """Report who gets no text, or put aside whom another run holds."""
@@ -717,6 +709,15 @@ class Job:
         for user, skip in self.aside:
             self.report.skipped(user, skip)
         self.report.not_tried(self.waiting)
+
+
+def once_each(users: Sequence[User]) -> list[User]:
+    """The users, each id once: a view over a join may return one twice."""
+    found = {user.id: user for user in users}
+    for user_id, count in Counter(user.id for user in users).items():
+        if count > 1:
+            log.warning("User %s stands %d times in User: served once", found[user_id], count)
+    return list(found.values())
 
 
 def not_ours(claim: Row, case: Case) -> Skip | None:
@@ -862,7 +863,7 @@ class Report:
                 between = row.claimed_at, row.finished_at or row.claimed_at + ALL_ATTEMPTS
                 times = (f"{at:%Y-%m-%d %H:%M:%S}" for at in between)
                 log.warning(words, *which, row.state, Personal(row.phone), *times, extra=details)
-        log.info("Looked up %d earlier texts%s, still open %d", len(rows), told(ends), len(rows) - ends.total())
+        log.info("Looked up %d earlier texts%s, still open %d", len(rows), tally(ends), len(rows) - ends.total())
 
     def verdict(self, shards: int) -> NotifierError | None:
         """What the counts say of the whole run.
@@ -922,7 +923,7 @@ class Report:
     def _sum_up(self) -> None:
         """The totals, and the line by which a run is known to be complete."""
         if self.learned_ends:
-            log.info("What became of earlier texts%s", told(self.learned_ends))
+            log.info("What became of earlier texts%s", tally(self.learned_ends))
         self.tell_totals()
         sent, failed, details = self.counts[Outcome.SENT], self.failed, {"fields": {"event": "completed"}}
         log.info("Job completed. Notifications sent: %d, Failed: %d", sent, failed, extra=details)
@@ -955,7 +956,7 @@ def event(name: str, user_id: UserId, outcome: Outcome | str | None = None, **de
     return {"fields": {key: value for key, value in known.items() if value is not None}}
 
 
-def told(ends: Mapping[tuple[str, int | None], int]) -> str:
+def tally(ends: Mapping[tuple[str, int | None], int]) -> str:
     """Ends of texts and how many, each code with its meaning."""
     ordered = sorted(ends.items(), key=lambda item: (item[0][0], item[0][1] or 0))
     return "".join(f", {end} {count}{f' ({meaning(code)})' if code else ''}" for (end, code), count in ordered)
