@@ -472,7 +472,7 @@ class Job:
         log.info("Twilio client initialized")
         now = self.clock()
         warn(clock_doubts(twilios, now))
-        self.sender.clock_doubt = abs(twilios - now) if twilios else timedelta()
+        self.sender.clock_error = abs(twilios - now) if twilios else timedelta()
 
     def open(self) -> None:
         """Connect to the database, and prove what is read and written."""
@@ -1744,7 +1744,7 @@ class Sender:
         self._pause = Pause(brake)
         self._pool = ThreadPoolExecutor(settings.send_concurrency)
         self._flying: dict[Future[Answer], Reminder] = {}
-        self.clock_doubt = timedelta()  # between this node's clock and Twilio's, within CLOCK_TOLERANCE
+        self.clock_error = timedelta()  # between this node's clock and Twilio's, within CLOCK_TOLERANCE
 
     @property
     def room(self) -> int:
@@ -1800,7 +1800,7 @@ class Sender:
         """The seconds for which the text may wait at Twilio; None when its local day is over: pauses can be long."""
         s, now, days = self._settings, self._clock(), reminder.days
         left = seconds_left(s.send_window, now, days.zone) if s.send_window else s.validity_period
-        moments = now - self.clock_doubt, now + self.clock_doubt
+        moments = now - self.clock_error, now + self.clock_error
         if left and {days_of(at, days.zone, s.day_starts_at).today for at in moments} != {days.today}:
             return None
         return min(s.validity_period, int(left))
