@@ -1806,7 +1806,7 @@ class Sender:
         return min(s.validity_period, int(left))
 
 
-# --- store: MySQL -----------------------------------------------------------------------------------------------------
+# --- MySQL ------------------------------------------------------------------------------------------------------------
 
 FIRST_PAGE, PAGE_USERS = 1_000, 5_000  # users judged by one query: by the first one, and at most
 READERS = 2  # pages that are read at the same time
@@ -2088,6 +2088,8 @@ class Database:
         [(_, kind, collation, *_)] = self.run(f"SHOW FULL COLUMNS FROM `{table}` WHERE Field = %s", [column])
         return f"{kind} COLLATE {collation}" if collation else str(kind)
 
+
+# --- the habit tracker's tables, which are only read ------------------------------------------------------------------
 
 HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
 ZONE_KEY = "COALESCE(CAST(u.time_zone AS BINARY), '')"  # as it is stored: a collation folds case and trailing blanks
@@ -2401,6 +2403,8 @@ def of_this_shard(user_id: str, settings: Settings) -> str:
     """The condition for this shard's users: a checksum, since ids may be numbers or UUIDs."""
     return f"CRC32({user_id}) MOD {settings.shard_count} = {settings.job_completion_index or 0}"
 
+
+# --- the ledger, which keeps the promise ------------------------------------------------------------------------------
 
 LEDGER = "HabitNotification"
 LEDGER_DDL = """CREATE TABLE IF NOT EXISTS `{database}`.`HabitNotification` (
