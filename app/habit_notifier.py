@@ -1245,6 +1245,7 @@ class Brake:
         """Whether no more work may be taken."""
         return self.failure is not None or self.stopped or self.late
 
+    @property
     def overdue(self) -> bool:
         """Whether what is in flight may not be waited for any longer."""
         return time.monotonic() > min(self._stop.at + TERM_LIMIT, self._until + DEADLINE_LIMIT)
@@ -1273,7 +1274,7 @@ def watchdog(job: Job, mode: str) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while not job.brake.overdue():
+        while not job.brake.overdue:
             if over.wait(0.5):
                 return
         if not over.wait(WATCHDOG_LIMIT):  # counted from here: the process may have been frozen for longer than that
@@ -1305,7 +1306,7 @@ def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
     """
     future, until = in_background(step), time.monotonic() + seconds
     while not wait([future], timeout=0.2).done:
-        if time.monotonic() > until or brake.overdue():
+        if time.monotonic() > until or brake.overdue:
             raise RetryLater(f"Twilio does not answer, or its answer does not end: {AWAY}")
     return future.result()
 
@@ -1767,7 +1768,7 @@ class Sender:
         """
         done, _ = wait(self._flying, timeout, FIRST_COMPLETED)
         found = {self._flying.pop(future): future.result() for future in done}
-        if self._brake.overdue():
+        if self._brake.overdue:
             late = {self._flying.pop(future): future for future in list(self._flying)}
             found |= {r: NOT_POSTED if future.cancel() else GIVEN_UP for r, future in late.items()}
         return found
