@@ -573,6 +573,11 @@ def sql(*statements: str) -> Break:
     return lambda database, _twilio: [database.execute(statement) for statement in statements]
 
 
+def altered(*changes: str) -> Break:
+    """The ledger, changed by hand."""
+    return sql(f"ALTER TABLE {LEDGER} {', '.join(changes)}")
+
+
 def many(name: str, phone: str, zone: str | None) -> Break:
     """Seven users alike."""
     return lambda database, _twilio: database.insert_users([(name, phone, zone)] * 7)
@@ -647,40 +652,29 @@ BROKEN = {
     },
     "ledger": {
         "missing": shows(HOW + "the ledger is not there yet. The first run makes", sql(f"DROP TABLE {LEDGER}")),
-        "column": shows(
-            UNLIKE + "segments is missing. Run as an administrator:", sql(f"ALTER TABLE {LEDGER} DROP segments")
-        ),
+        "column": shows(UNLIKE + "segments is missing. Run as an administrator:", altered("DROP segments")),
         "columns": shows(
             UNLIKE + "rule is missing, state is varchar(4) COLLATE ascii_general_ci NULL, segments is missing. Run",
-            sql(f"ALTER TABLE {LEDGER} DROP segments, DROP rule, MODIFY state VARCHAR(4) NULL"),
+            altered("DROP segments", "DROP rule", "MODIFY state VARCHAR(4) NULL"),
         ),
-        "type": shows(UNLIKE + "user_id is bigint", sql(f"ALTER TABLE {LEDGER} MODIFY user_id BIGINT")),
-        "width": shows(
-            UNLIKE + "message_sid is varchar(20)", sql(f"ALTER TABLE {LEDGER} MODIFY message_sid VARCHAR(20) NULL")
-        ),
-        "small": shows(UNLIKE + "error_code is smallint", sql(f"ALTER TABLE {LEDGER} MODIFY error_code SMALLINT NULL")),
+        "type": shows(UNLIKE + "user_id is bigint", altered("MODIFY user_id BIGINT")),
+        "width": shows(UNLIKE + "message_sid is varchar(20)", altered("MODIFY message_sid VARCHAR(20) NULL")),
+        "small": shows(UNLIKE + "error_code is smallint", altered("MODIFY error_code SMALLINT NULL")),
         "never empty": shows(
-            UNLIKE + "finished_at is datetime(6) NOT NULL.",
-            sql(f"ALTER TABLE {LEDGER} MODIFY finished_at DATETIME(6) NOT NULL"),
+            UNLIKE + "finished_at is datetime(6) NOT NULL.", altered("MODIFY finished_at DATETIME(6) NOT NULL")
         ),
         "one more to be filled": shows(
-            UNLIKE + "origin must be filled. Run", sql(f"ALTER TABLE {LEDGER} ADD origin VARCHAR(9) NOT NULL")
+            UNLIKE + "origin must be filled. Run", altered("ADD origin VARCHAR(9) NOT NULL")
         ),
-        "no key": shows(NO_KEY, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY")),
-        "other key": shows(
-            NO_KEY, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD PRIMARY KEY (user_id, local_day, run_token)")
-        ),
-        "key the other way round": shows(
-            NO_KEY, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD PRIMARY KEY (local_day, user_id)")
-        ),
-        "unique, but no key": shows(
-            NO_KEY, sql(f"ALTER TABLE {LEDGER} DROP PRIMARY KEY, ADD UNIQUE (user_id, local_day)")
-        ),
-        "memory": shows(UNLIKE + "its engine is not InnoDB. Run", sql(f"ALTER TABLE {LEDGER} ENGINE=MEMORY")),
-        "MyISAM": shows(UNLIKE + "its engine is not InnoDB. Run", sql(f"ALTER TABLE {LEDGER} ENGINE=MyISAM")),
+        "no key": shows(NO_KEY, altered("DROP PRIMARY KEY")),
+        "other key": shows(NO_KEY, altered("DROP PRIMARY KEY", "ADD PRIMARY KEY (user_id, local_day, run_token)")),
+        "key the other way round": shows(NO_KEY, altered("DROP PRIMARY KEY", "ADD PRIMARY KEY (local_day, user_id)")),
+        "unique, but no key": shows(NO_KEY, altered("DROP PRIMARY KEY", "ADD UNIQUE (user_id, local_day)")),
+        "memory": shows(UNLIKE + "its engine is not InnoDB. Run", altered("ENGINE=MEMORY")),
+        "MyISAM": shows(UNLIKE + "its engine is not InnoDB. Run", altered("ENGINE=MyISAM")),
         "all at once": shows(
             UNLIKE + "user_id is bigint",
-            sql(f"ALTER TABLE {LEDGER} DROP segments, MODIFY user_id BIGINT, DROP PRIMARY KEY, ENGINE=MyISAM"),
+            altered("DROP segments", "MODIFY user_id BIGINT", "DROP PRIMARY KEY", "ENGINE=MyISAM"),
         ),
         "stuck": shows(HOW + "1 rows were left at 'sending'", claimed(state="sending", final_status=None)),
         "future": shows(
