@@ -388,25 +388,24 @@ def test_sigterm_ends_the_purge_between_two_statements(town: Town, monkeypatch: 
 @pytest.mark.parametrize("ours", [Action.ACCEPT, Action.UNCERTAIN, Action.REFUSE, Action.UNREACHED])
 def test_what_became_of_a_text_is_never_written_into_another_runs_row(town: Town, job: Job, ours: Action) -> None:
     """Neither by recording it nor by writing it again on a new connection."""
-    [anna] = reminders("+12025550101")
     late = NOON + timedelta(hours=1)
     columns = f"SELECT state, message_sid, error_code, final_status, finished_at, segments FROM {LEDGER}"
     answer = Answer(ours, code=21610, sid="SM" + "a" * 32, segments=2)
     ledger = job.ledger
     with opened(town.environ) as another:
-        [theirs] = another.ledger.claim([anna], NOON)[1]
-        [seen] = ledger.claim([anna], NOON)[1]
+        [theirs] = another.ledger.claim([ANNA], NOON)[1]
+        [seen] = ledger.claim([ANNA], NOON)[1]
         assert seen == theirs
-        mine = ledger.claims[anna]
+        mine = ledger.claims[ANNA]
         assert mine.token != theirs.token
-        ledger.record({anna: answer}, late)
+        ledger.record({ANNA: answer}, late)
         assert town.sql(columns) == [("sending", None, None, None, None, None)]
-        another.ledger.record({anna: Answer(Action.ACCEPT, sid="SM" + "b" * 32, segments=1)}, NOON)
+        another.ledger.record({ANNA: Answer(Action.ACCEPT, sid="SM" + "b" * 32, segments=1)}, NOON)
     told = [("sent", "SM" + "b" * 32, None, None, NOON.replace(tzinfo=None), 1)]
     assert town.sql(columns) == told
-    ledger.claims[anna] = mine
-    ledger.record({anna: answer}, late)
-    ledger.claims[anna] = mine
+    ledger.claims[ANNA] = mine
+    ledger.record({ANNA: answer}, late)
+    ledger.claims[ANNA] = mine
     job.database.close()
     sent = replace(theirs, state=State.SENT, finished_at=NOON, sid="SM" + "b" * 32, segments=1)
     assert ledger.history([1]) == {1: [sent]}
@@ -420,6 +419,7 @@ def reminders(*phones: str) -> list[Reminder]:
     return [Reminder(user, Rule.NO_LOGS, days) for user in users]
 
 
+ANNA, BERT = reminders("+12025550101", "+12025550102")
 ACCEPTED = Answer(Action.ACCEPT, sid="SM" + "a" * 32, segments=1)
 LATER = NOON + timedelta(microseconds=1)
 
@@ -429,10 +429,9 @@ def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
 ) -> None:
     """What was recorded in the last minute, and the claims whose texts are in flight, however old."""
     assert habit_notifier.DATABASE_MEMORY == 60
-    anna, bert = reminders("+12025550101", "+12025550102")
-    job.ledger.claim([anna, bert], LATER)
-    claimed = job.ledger.claims[bert]
-    job.ledger.record({anna: ACCEPTED}, LATER)
+    job.ledger.claim([ANNA, BERT], LATER)
+    claimed = job.ledger.claims[BERT]
+    job.ledger.record({ANNA: ACCEPTED}, LATER)
 
     def written_again() -> list[Row]:
         town.sql(f"DELETE FROM {LEDGER}")
@@ -447,51 +446,48 @@ def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
     assert job.ledger.history([1, 2]) == {1: [sent], 2: [claimed]}
     monkeypatch.setattr(habit_notifier, "DATABASE_MEMORY", 0.0)
     assert written_again() == [claimed]
-    job.ledger.claim([anna], LATER)
-    job.ledger.release([anna])
-    job.ledger.record({bert: ACCEPTED}, LATER)
+    job.ledger.claim([ANNA], LATER)
+    job.ledger.release([ANNA])
+    job.ledger.record({BERT: ACCEPTED}, LATER)
     assert written_again() == []
     assert not job.ledger._done  # nor is it kept in memory
 
 
 def test_a_release_that_the_old_servers_crash_took_back_is_made_again(town: Town, job: Job) -> None:
     """Else the row of a text that was surely not sent would stay at 'sending', and nobody try it again that day."""
-    anna, bert = reminders("+12025550101", "+12025550102")
-    job.ledger.claim([anna, bert], NOON)
-    claimed = job.ledger.claims[anna]
-    job.ledger.release([anna])
+    job.ledger.claim([ANNA, BERT], NOON)
+    claimed = job.ledger.claims[ANNA]
+    job.ledger.release([ANNA])
     with opened(town.environ) as admin:
         admin.database.run(*habit_notifier.upsert([claimed]))
     job.database.close()
-    job.ledger.record({bert: ACCEPTED}, NOON)
-    assert town.states == {bert.user.phone: "sent"}
+    job.ledger.record({BERT: ACCEPTED}, NOON)
+    assert town.states == {BERT.user.phone: "sent"}
 
 
 def test_a_release_made_again_leaves_room_for_the_text_that_was_sent_after_it(town: Town, job: Job) -> None:
     """Else no row would say that a text was sent, and the next run would send another."""
-    [anna] = reminders("+12025550101")
-    job.ledger.claim([anna], NOON)
-    first = job.ledger.claims[anna]
-    job.ledger.release([anna])
-    job.ledger.claim([anna], NOON)
-    job.ledger.record({anna: ACCEPTED}, NOON)
+    job.ledger.claim([ANNA], NOON)
+    first = job.ledger.claims[ANNA]
+    job.ledger.release([ANNA])
+    job.ledger.claim([ANNA], NOON)
+    job.ledger.record({ANNA: ACCEPTED}, NOON)
     town.sql(f"DELETE FROM {LEDGER}")  # the crash took back all but the first claim
     with opened(town.environ) as admin:
         admin.database.run(*habit_notifier.upsert([first]))
     job.database.close()
     job.database.run("SELECT 1")
-    assert town.states == {anna.user.phone: "sent"}
+    assert town.states == {ANNA.user.phone: "sent"}
 
 
 def test_a_ledger_that_a_promoted_replica_lacks_is_made_again_by_the_run_that_had_made_it(town: Town) -> None:
     town.sql(f"DROP TABLE IF EXISTS {LEDGER}")
-    [anna] = reminders("+12025550101")
     with opened(town.environ) as job:
-        job.ledger.claim([anna], NOON)
+        job.ledger.claim([ANNA], NOON)
         town.sql(f"DROP TABLE {LEDGER}")
         job.database.close()
-        job.ledger.record({anna: ACCEPTED}, NOON)
-    assert town.states == {anna.user.phone: "sent"}
+        job.ledger.record({ANNA: ACCEPTED}, NOON)
+    assert town.states == {ANNA.user.phone: "sent"}
 
 
 @pytest.mark.constants(DATABASE_MEMORY=0.2)
@@ -499,9 +495,8 @@ def test_what_may_be_lost_is_told_by_when_the_server_last_answered_not_by_when_t
     town: Town, job: Job
 ) -> None:
     """While Twilio asks for a pause of minutes, nothing is asked of a server that may be gone since the last text."""
-    [anna] = reminders("+12025550101")
-    job.ledger.claim([anna], NOON)
-    job.ledger.record({anna: ACCEPTED}, NOON)
+    job.ledger.claim([ANNA], NOON)
+    job.ledger.record({ANNA: ACCEPTED}, NOON)
 
     def lost_and_written_again() -> dict[str, str]:
         town.sql(f"DELETE FROM {LEDGER}")
@@ -511,7 +506,7 @@ def test_what_may_be_lost_is_told_by_when_the_server_last_answered_not_by_when_t
 
     sleep(0.3)
     job.ledger.record({}, NOON)
-    assert lost_and_written_again() == {anna.user.phone: "sent"}
+    assert lost_and_written_again() == {ANNA.user.phone: "sent"}
     assert lost_and_written_again() == {}  # that server answered, long after
 
 
@@ -519,8 +514,7 @@ def test_a_crash_between_the_statements_of_a_record_loses_no_row(
     town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(habit_notifier, "KEYS", 1)
-    both = reminders("+12025550101", "+12025550102")
-    job.ledger.claim(both, NOON)
+    job.ledger.claim([ANNA, BERT], NOON)
     upsert, crashes = habit_notifier.upsert, iter([True])
 
     def crash_before(rows: Sequence[Row]) -> tuple[str, list[object]]:
@@ -530,7 +524,7 @@ def test_a_crash_between_the_statements_of_a_record_loses_no_row(
         return upsert(rows)
 
     monkeypatch.setattr(habit_notifier, "upsert", crash_before)
-    job.ledger.record(dict.fromkeys(both, ACCEPTED), NOON)
+    job.ledger.record(dict.fromkeys([ANNA, BERT], ACCEPTED), NOON)
     assert list(town.states.values()) == ["sent", "sent"]
 
 
@@ -538,8 +532,7 @@ def test_a_crash_between_the_statements_of_a_release_brings_no_row_back(
     town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(habit_notifier, "KEYS", 1)
-    both = reminders("+12025550101", "+12025550102")
-    job.ledger.claim(both, NOON)
+    job.ledger.claim([ANNA, BERT], NOON)
     any_of, calls = habit_notifier.any_of, iter([False, True])
 
     def crash_before(keys: Sequence[object]) -> str:
@@ -548,7 +541,7 @@ def test_a_crash_between_the_statements_of_a_release_brings_no_row_back(
         return any_of(keys)
 
     monkeypatch.setattr(habit_notifier, "any_of", crash_before)
-    job.ledger.release(both)
+    job.ledger.release([ANNA, BERT])
     assert not town.states
 
 
@@ -557,32 +550,30 @@ def test_what_is_released_or_settled_is_the_row_of_that_user_and_day_alone(
 ) -> None:
     """Whatever their tokens: older programs gave those who were claimed together one."""
     monkeypatch.setattr("secrets.token_hex", lambda _: "a" * 32)
-    anna, bert = reminders("+12025550101", "+12025550102")
-    tomorrow = replace(anna, days=habit_notifier.days_of(NOON + timedelta(days=1), pytz.utc))
-    job.ledger.claim([anna, tomorrow, bert], NOON)
-    job.ledger.settle([replace(job.ledger.claims[bert], final_status="unknown")])
+    tomorrow = replace(ANNA, days=habit_notifier.days_of(NOON + timedelta(days=1), pytz.utc))
+    job.ledger.claim([ANNA, tomorrow, BERT], NOON)
+    job.ledger.settle([replace(job.ledger.claims[BERT], final_status="unknown")])
     assert town.rows("user_id, final_status") == [(1, None), (2, "unknown"), (1, None)]
-    job.ledger.release([anna])
+    job.ledger.release([ANNA])
     assert town.rows("user_id, local_day") == [(2, NOON.date()), (1, NOON.date() + timedelta(days=1))]
 
 
 def test_a_claim_sees_the_last_days_of_each_user_whatever_day_it_is_where_others_live(town: Town, job: Job) -> None:
-    anna, bert = reminders("+12025550101", "+12025550102")
-    bert = replace(bert, days=habit_notifier.days_of(NOON + timedelta(days=1), pytz.utc))
+    tomorrow = replace(BERT, days=habit_notifier.days_of(NOON + timedelta(days=1), pytz.utc))
     add_rows(town, "sent", None, *((1, NOON.date() - timedelta(days=days)) for days in (2, 3)))
-    rows = job.ledger.claim([anna, bert], NOON)
+    rows = job.ledger.claim([ANNA, tomorrow], NOON)
     assert [(NOON.date() - row.local_day).days for row in rows[1]] == [2, 0]
 
 
 @pytest.mark.usefixtures("town")
 def test_the_widest_values_that_are_let_through_fit_their_columns(job: Job) -> None:
-    [anna] = reminders("+123456789012345")
-    job.ledger.claim([anna], NOON)
-    job.ledger.record({anna: replace(ACCEPTED, code=999_999, segments=32_767)}, NOON)
+    [long] = reminders("+123456789012345")
+    job.ledger.claim([long], NOON)
+    job.ledger.record({long: replace(ACCEPTED, code=999_999, segments=32_767)}, NOON)
     [row] = job.ledger.history([1])[1]
     job.ledger.settle([replace(row, final_status="x" * 32)])
     [row] = job.ledger.history([1])[1]
-    assert (row.phone, row.sid, row.code) == (anna.user.phone, ACCEPTED.sid, 999_999)
+    assert (row.phone, row.sid, row.code) == (long.user.phone, ACCEPTED.sid, 999_999)
     assert (row.segments, row.final_status) == (32_767, "x" * 32)
 
 
@@ -691,16 +682,14 @@ def test_pages_cover_everybody_exactly_once_wherever_they_start(town: Town, monk
         assert len(firsts) > 6
 
 
+@pytest.mark.usefixtures("from_the_first")
+@pytest.mark.constants(FIRST_PAGE=4, PAGE_USERS=16, READERS=1)  # of two, the one's time decides on the other's next
 @pytest.mark.parametrize(("seconds", "sizes"), [(60.0, [4, 8, 16, 16, 16]), (0.0, [4] * 15)], ids=["fast", "slow"])
 def test_the_next_page_is_larger_only_where_the_last_one_was_fast(
     town: Town, job: Job, monkeypatch: pytest.MonkeyPatch, seconds: float, sizes: list[int]
 ) -> None:
     """A page of users with years of logs and without the index must not run into the time-out of a statement."""
-    monkeypatch.setattr(habit_notifier, "FIRST_PAGE", 4)
-    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 16)
     monkeypatch.setattr(habit_notifier, "PAGE_SECONDS", seconds)
-    monkeypatch.setattr(habit_notifier, "READERS", 1)  # of two, the one's time decides on the other's next
-    monkeypatch.setattr("random.randrange", lambda total: total - 1)
     town.people(60)
     assert [page.users_in_all for page in job.tracker.pages(judging(job.tracker))] == sizes
 
