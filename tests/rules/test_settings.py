@@ -58,39 +58,6 @@ def test_the_eight_variables_of_the_interface_are_enough() -> None:
     assert (told.twilio_account_sid, told.twilio_from_number) == (FakeTwilio.ACCOUNT_SID, FakeTwilio.FROM_NUMBER)
 
 
-def test_everything_else_has_its_default() -> None:
-    told = Settings.read(ENVIRON)
-    found = {f.name: getattr(told, f.name) for f in fields(Settings) if f.name.upper() not in ENVIRON}
-    assert found.pop("message_no_logs").startswith("Hi {name}, ")
-    assert found.pop("message_missed_yesterday").startswith("Hi {name}, ")
-    assert found == {
-        "db_port": 3306,
-        "db_ssl_ca": "",
-        "twilio_api_key_sid": "",
-        "twilio_api_key_secret": "",
-        "twilio_messaging_service_sid": "",
-        "twilio_api_url": "https://api.twilio.com",
-        "send_concurrency": 8,
-        "send_window": "",
-        "day_starts_at": time(0),
-        "default_time_zone": "",
-        "validity_period": 14_400,
-        "refused_retry_days": 30,
-        "undelivered_limit": 3,
-        "quiet_after": 0,
-        "max_per_week": 0,
-        "max_texts": 0,
-        "only_users": "",
-        "run_deadline": 1_500,
-        "shard_count": 1,
-        "job_completion_index": "",
-        "log_level": "INFO",
-        "log_format": "text",
-        "heartbeat_url": "",
-        "log_pii": "on",
-    }
-
-
 @pytest.mark.parametrize("blank", ["", " "])
 def test_what_is_set_but_blank_counts_as_not_set(blank: str) -> None:
     """Blanks round a secret belong to it."""
@@ -125,11 +92,8 @@ GOOD: dict[str, dict[str, Any]] = {  # text: value
     "TWILIO_MESSAGING_SERVICE_SID": {f"MG{HEX}": f"MG{HEX}"},
     "TWILIO_API_URL": {
         "https://api.twilio.com/": "https://api.twilio.com",
-        **{
-            t: t
-            for t in ("https://proxy.example:8443", "https://10.0.0.1", "http://localhost:8080", "http://127.0.0.1")
-        },
-        **{t: t for t in ("http://127.3.2.1:65535", "http://[::1]:8080", "https://[2001:db8::1]")},
+        **{t: t for t in ("https://proxy.example:8443", "https://10.0.0.1", "https://[2001:db8::1]")},
+        **{t: t for t in ("http://localhost:8080", "http://127.0.0.1", "http://127.3.2.1:65535", "http://[::1]:8080")},
     },
     "SEND_CONCURRENCY": {"1": 1, "64": 64},
     "SEND_WINDOW": {
@@ -171,17 +135,7 @@ GOOD: dict[str, dict[str, Any]] = {  # text: value
     },
 }
 BAD_TEXTS = (
-    "{",
-    "}",
-    "{}",
-    "{Name}",
-    "{nmae}",
-    "{name",
-    "name}",
-    "{{name}}",
-    "{na{name}me}",
-    "{name!r}",
-    "{0}",
+    *("{", "}", "{}", "{Name}", "{nmae}", "{name", "name}", "{{name}}", "{na{name}me}", "{name!r}", "{0}"),
     "x" * 1_601,
 )
 BAD: dict[str, tuple[str, ...]] = {
@@ -205,20 +159,9 @@ BAD: dict[str, tuple[str, ...]] = {
     ),
     "TWILIO_MESSAGING_SERVICE_SID": (f"SK{HEX}", "MG", "your-service"),
     "TWILIO_API_URL": (
-        *(
-            "http://api.twilio.com",
-            "http://10.0.0.1",
-            "http://0.0.0.0",
-            "http://localhost.example",
-            "http://127.example",
-        ),
-        *(
-            "http://127.0.0.1.example",
-            "http://localhost@proxy.example",
-            "ftp://localhost",
-            "api.twilio.com",
-            "https://",
-        ),
+        *("http://api.twilio.com", "http://10.0.0.1", "http://0.0.0.0", "http://localhost.example"),
+        *("http://127.example", "http://127.0.0.1.example", "http://localhost@proxy.example", "ftp://localhost"),
+        *("api.twilio.com", "https://"),
         *("https:api.twilio.com", "https://api.twilio.com/2010-04-01", "https://[::1", "https://proxy.example:port"),
         *("https://proxy.example:65536", "https://proxy.example:0", "your-url"),
         *("https://api..twilio.com", "https://.twilio.com", f"https://{'a' * 64}.example"),  # no DNS has such names
@@ -454,7 +397,8 @@ def test_no_error_shows_a_secret(name: str, tmp_path: Path) -> None:
     secret = secrets.token_hex(12)
     file = tmp_path / "secret"
     file.write_text(f"AC{secret}")
-    wrong: list[dict[str, str]] = [{name: f"xx{secret}"}, {name: f"AC{secret}"}, {name: f"SK{secret} "}]
+    odd = (f"xx{secret}", f"AC{secret}", f"SK{secret} ", f"your-{secret}")  # the last one begins like a placeholder
+    wrong = [{name: value} for value in odd]
     wrong += [{name: "", f"{name}_FILE": str(file)}, {name: secret, f"{name}_FILE": str(file)}]
     for changes in wrong:
         found = problems(around(name) | changes | {"DB_PORT": "0"})
@@ -469,14 +413,6 @@ def test_a_secret_that_stands_elsewhere_by_mistake_is_not_shown(name: str) -> No
     found = problems(around(name) | wrong)
     assert len(found) >= 3
     assert secret not in str(found)
-
-
-def test_a_secret_that_begins_like_a_placeholder_is_not_shown() -> None:
-    secret = f"your-{secrets.token_hex(12)}"
-    for name in SECRETS:
-        found = problems(around(name) | {name: secret})
-        assert found
-        assert secret not in str(found)
 
 
 def test_the_settings_shown_are_those_that_differ_from_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
