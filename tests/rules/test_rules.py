@@ -459,11 +459,6 @@ def test_no_two_texts_fall_into_one_local_day_as_the_user_has_it_now(last: timed
     assert outcome(lost([row, ours(claimed_at=evening)], evening)) is expected
 
 
-def test_a_refusal_was_no_text() -> None:
-    refused = a_row(State.REFUSED, local_day=YESTERDAY, finished_at=NOW - SECOND)
-    assert lost([refused, ours()]) is None
-
-
 def test_the_latest_of_several_texts_counts() -> None:
     old = a_row(local_day=YESTERDAY, token="old", finished_at=NOW - 20 * timedelta(hours=1))
     new = a_row(local_day=TODAY + DAY, token="new", finished_at=NOW - timedelta(hours=1))

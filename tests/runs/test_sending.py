@@ -123,13 +123,6 @@ def test_a_twilio_that_does_not_work_is_waited_for_and_then_left_for_a_retry(tow
     assert 3 <= len(town.twilio.requests) <= 12
 
 
-def test_a_pod_that_is_faster_than_its_network_policy_gets_through_in_the_end(town: Town) -> None:
-    numbers = town.people(3)
-    town.twilio.door(Door.RESET, times=2)
-    assert town.run() == 0
-    assert town.served == numbers
-
-
 def test_an_empty_list_of_messages_is_a_good_answer(town: Town) -> None:
     assert town.run() == 0
     [probe] = town.twilio.requests
@@ -274,25 +267,6 @@ def test_what_concerns_everybody_stops_the_run_after_what_is_in_flight_was_recor
     assert re.search(r"^ERROR Twilio: ", town.text, re.MULTILINE)
     assert town.run() == 0
     assert town.served == numbers
-
-
-@pytest.mark.parametrize("days", range(3))
-def test_when_a_run_ends_early_everybody_is_counted_as_served_failed_or_not_looked_at(town: Town, days: int) -> None:
-    town.people(17)
-    town.twilio.script(then=refuse(63038, 429))
-    assert town.run(NOON + days * DAY, SEND_CONCURRENCY=1) == 2
-    sent, failed = town.totals
-    assert (sent, failed + town.unseen) == (0, 17)
-    assert town.said(f"INFO Looked at {17 - town.unseen} of 17 users")
-
-
-def test_credentials_that_turn_wrong_in_the_middle_stop_the_run(town: Town) -> None:
-    town.people(12)
-    town.twilio.spoil_credentials(after=1 + 5)  # the probe, and five texts
-    assert town.run(SEND_CONCURRENCY=1) == 2
-    assert town.counts == {"sent": 5}
-    assert len(town.posted) == 6
-    assert town.totals[0] == 5
 
 
 @pytest.mark.usefixtures("from_the_first")

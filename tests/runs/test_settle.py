@@ -80,6 +80,11 @@ class World(Town):
         self.twilio.book.append(Message(sid, to, from_, None, "Hi", 14_400, at, status, code, 1))
         return sid
 
+    def others(self, count: int, from_: str | None = FakeTwilio.FROM_NUMBER) -> None:
+        """So many texts to people of whom the ledger knows nothing."""
+        for n in range(count):
+            self.message(f"+1303555{n:04}", from_=from_)
+
     def told(self, user: int) -> tuple[Any, ...]:
         """State, SID, code and Twilio's last word, as a user's only row has them."""
         columns = "state, message_sid, error_code, final_status"
@@ -138,8 +143,7 @@ def test_what_has_not_ended_yet_stays_open_and_its_day_taken(world: World) -> No
 
 def test_a_day_is_read_to_its_end_a_thousand_texts_at_a_time(world: World) -> None:
     sids = [world.message(ANNA)]  # the list begins with the newest: it comes on the last page
-    for n in range(2_498):
-        world.message(f"+1303555{n:04}")
+    world.others(2_498)
     sids.append(world.message(BERT))
     users = [world.row(ANNA, "sent", sid=sids[0]), world.row(BERT, "sent", sid=sids[1])]
     assert world.settle() == 0
@@ -335,8 +339,7 @@ def test_settling_alone_tells_a_twilio_that_fails_in_the_middle_by_its_exit_code
 
 def test_when_a_later_page_fails_the_day_stays_open(world: World) -> None:
     user = world.row(state="sent", sid=world.message())
-    for n in range(1_000):
-        world.message(f"+1303555{n:04}")
+    world.others(1_000)
     world.twilio.hook = lambda request: server_error() if request.params.get("Page") == "1" else None
     assert world.settle() == 1
     assert world.told(user)[3] is None
@@ -345,8 +348,7 @@ def test_when_a_later_page_fails_the_day_stays_open(world: World) -> None:
 @pytest.mark.constants(SETTLE_BUDGET=0.5)
 def test_what_was_found_among_very_many_other_texts_is_kept_when_the_budget_ends(world: World) -> None:
     early, late = world.message(ANNA, from_=None), "SM" + "0" * 32
-    for n in range(1_001):
-        world.message(f"+1303555{n:04}", from_=None)
+    world.others(1_001, from_=None)
     world.twilio.book[-1].sid = late  # on the first page: the list begins with the newest
     users = [world.row(ANNA, "sent", sid=early), world.row(BERT, "sent", sid=late)]
     world.twilio.hook = lambda request: ACCEPT.delayed(after=0.6) if request.params.get("Page") == "1" else None
@@ -357,8 +359,7 @@ def test_what_was_found_among_very_many_other_texts_is_kept_when_the_budget_ends
 def test_among_very_many_other_texts_of_the_account_ours_are_asked_for_by_their_sids(world: World) -> None:
     """Each run would read the same pages, and never come to ours before its budget ends."""
     sids = [world.message(phone, from_=None) for phone in (ANNA, BERT)]
-    for n in range(4_040):
-        world.message(f"+1303555{n:04}", from_=None)
+    world.others(4_040, from_=None)
     users = [world.row(ANNA, "sent", sid=sid) for sid in sids]
     assert world.settle(**SERVICE) == 0
     assert [world.told(user)[3] for user in users] == ["delivered"] * 2
@@ -367,8 +368,7 @@ def test_among_very_many_other_texts_of_the_account_ours_are_asked_for_by_their_
 
 
 def test_a_day_is_read_no_further_than_the_last_of_our_texts(world: World) -> None:
-    for n in range(2_000):
-        world.message(f"+1303555{n:04}")
+    world.others(2_000)
     days = [NOON - DAY, NOON]
     users = [world.row(claimed=day, state="sent", sid=world.message(at=NOON)) for day in days]
     assert world.settle() == 0
@@ -496,15 +496,6 @@ def test_the_budget_holds_when_nothing_is_found(world: World) -> None:
     slow_lists(world, 0.1)
     assert world.settle() == 1
     assert len(world.lists) + len(world.fetches) <= 5
-
-
-def test_texts_are_sent_after_a_look_up_that_takes_its_time(world: World) -> None:
-    for n in (4, 2):
-        world.row(state="sent", claimed=NOON - n * DAY, sid=world.message(at=NOON - n * DAY))
-    world.database.insert_user("Cara", CARA, "UTC")
-    slow_lists(world, 0.3)
-    assert world.run(NOON + HOUR, RUN_DEADLINE="10") == 0
-    assert world.log[-1] == "INFO Job completed. Notifications sent: 1, Failed: 0"
 
 
 # --- many -------------------------------------------------------------------------------------------------------------
