@@ -10,17 +10,7 @@ import pytz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from habit_notifier import (
-    Case,
-    Row,
-    State,
-    User,
-    bounds_of,
-    days_of,
-    resolve_zone,
-    seconds_left,
-    speaks_against,
-)
+from habit_notifier import Case, Row, State, User, bounds_of, days_of, resolve_zone, seconds_left, speaks_against
 from tests.environ import settings_of
 from tests.full import FULL, sample
 from tests.runs.town import Town

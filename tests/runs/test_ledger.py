@@ -587,12 +587,6 @@ def test_a_database_that_is_gone_for_good_strands_what_is_in_flight_and_no_more(
     the_rest_is_served_and_nobody_twice(town)
 
 
-def test_what_was_in_flight_is_recorded_when_the_database_comes_back_in_time(town: Town, proxy: Proxy) -> None:
-    town.twilio.hook = at_send(6, also(proxy.lose, after=threading.Timer(1.5, proxy.restore).start))
-    assert town.run(**proxy.environ()) == 0
-    assert town.served == town.numbers("sent") == PEOPLE
-
-
 @pytest.mark.constants(DATABASE_PATIENCE=0.1)
 def test_a_text_that_was_not_posted_when_the_database_went_is_released(town: Town, proxy: Proxy) -> None:
     """The claim's check is lost, for longer than the program is patient: nothing was posted, the row goes."""

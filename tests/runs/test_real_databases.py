@@ -182,11 +182,11 @@ def test_the_server_ends_a_statement_and_its_wait_for_a_lock_before_the_client_g
     assert habit_notifier.LAST_LIMIT < habit_notifier.LAST_TIMEOUT
 
 
+@pytest.mark.usefixtures("from_the_first")
+@pytest.mark.constants(PAGE_USERS=2)
 def test_a_run_that_ends_does_not_wait_for_a_page_that_is_read_ahead(
     town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 2)
-    monkeypatch.setattr("random.randrange", lambda total: total - 1)  # from the table's first user on
     habits = town.database.insert_habits(range(1, USERS + 1))
     town.database.insert_logs([(habits[4], NOON - DAY)])
     town.sql("RENAME TABLE Log TO Entry")
@@ -198,12 +198,11 @@ def test_a_run_that_ends_does_not_wait_for_a_page_that_is_read_ahead(
     assert town.said("the credentials were refused")
 
 
-@pytest.mark.usefixtures("people")
+@pytest.mark.usefixtures("people", "from_the_first")
+@pytest.mark.constants(PAGE_USERS=2)
 def test_nobody_of_a_page_that_was_read_is_lost_when_the_next_one_cannot_be_asked_for(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(habit_notifier, "PAGE_USERS", 2)
-    monkeypatch.setattr("random.randrange", lambda total: total - 1)
     execute, slices = habit_notifier.Database._execute, itertools.count(1)
 
     def refuse_the_fourth(database: habit_notifier.Database, sql: str, args: Any) -> list[tuple[Any, ...]]:
@@ -377,11 +376,7 @@ def test_a_node_that_is_not_ready_for_a_while_is_waited_for(
     ("number", "said", "words"),
     [
         (9006, "connection is locked to hostgroup 0", "its proxy reads elsewhere than it writes: set DB_HOST to the"),
-        (
-            1184,
-            "Aborted connection 7 (init_connect command failed)",
-            "its init_connect fails for DB_USER: correct it",
-        ),
+        (1184, "Aborted connection 7 (init_connect command failed)", "its init_connect fails for DB_USER: correct it"),
     ],
     ids=["a proxy that splits reads from writes", "init_connect"],
 )
@@ -418,7 +413,7 @@ def test_an_outage_in_mid_run_is_waited_for_as_at_the_start(
     town.twilio.hook = when(also(proxy.lose, after=restored.start))
     assert town.run(**proxy.environ()) == 0
     assert restored.finished.is_set()
-    assert town.served == people
+    assert town.served == town.numbers("sent") == people
 
 
 @pytest.mark.constants(OUTAGE_PATIENCE=60.0)

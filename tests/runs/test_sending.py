@@ -123,13 +123,6 @@ def test_a_twilio_that_does_not_work_is_waited_for_and_then_left_for_a_retry(tow
     assert 3 <= len(town.twilio.requests) <= 12
 
 
-def test_an_empty_list_of_messages_is_a_good_answer(town: Town) -> None:
-    assert town.run() == 0
-    [probe] = town.twilio.requests
-    assert (probe.operation, probe.params) == ("list", {"PageSize": "1"})
-    assert town.said("INFO Twilio client initialized")
-
-
 # --- sent -------------------------------------------------------------------------------------------------------------
 
 

@@ -155,15 +155,6 @@ def test_a_day_is_read_to_its_end_a_thousand_texts_at_a_time(world: World) -> No
     assert world.fetches == []
 
 
-def test_a_services_texts_are_listed_by_day_alone(world: World) -> None:
-    sid = world.message(from_="+15005550099")
-    user = world.row(state="sent", sid=sid)
-    assert world.settle(**SERVICE) == 0
-    assert world.told(user)[3] == "delivered"
-    assert world.lists == [{"DateSent": "2026-05-12", "PageSize": "1000"}]
-    assert world.fetches == []
-
-
 def test_what_the_list_lacks_is_asked_for_by_its_sid(world: World) -> None:
     """Sent on the day after its claim, or by another number: before a change of TWILIO_FROM_NUMBER."""
     late, other = (
@@ -418,9 +409,8 @@ def test_the_look_up_of_a_run_has_a_budget_of_time(world: World) -> None:
     assert f"WARNING Not all earlier texts were looked up, the next run goes on: {words}" in world.log
 
 
-def test_a_look_up_whose_answer_never_ends_holds_up_no_text(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SETTLE_BUDGET", "PROBE_LIMIT"):
-        monkeypatch.setattr(habit_notifier, name, 0.4)
+@pytest.mark.constants(SETTLE_BUDGET=0.4, PROBE_LIMIT=0.4)
+def test_a_look_up_whose_answer_never_ends_holds_up_no_text(world: World) -> None:
     world.row(state="sent", claimed=NOON - DAY, sid=world.message(at=NOON - DAY))
     world.user(BERT)
     slow_lists(world, 4)

@@ -303,11 +303,7 @@ class Database:
 
     def environ(self) -> dict[str, str]:
         """The settings of the program for this database, with an account that may do everything in it."""
-        settings = {
-            "DB_HOST": self.server.host,
-            "DB_PORT": str(self.server.port),
-            "DB_NAME": self.name,
-        } | self._owner
+        settings = {"DB_HOST": self.server.host, "DB_PORT": str(self.server.port), "DB_NAME": self.name} | self._owner
         if self.server.ca_file:
             settings["DB_SSL_CA"] = self.server.ca_file
         return settings

@@ -312,11 +312,7 @@ class FakeTwilio(Served):
     # --------------------------------------------------------------------------------------------- what it has seen
 
     def stats(self) -> dict[str, int]:
-        return {
-            "requests": len(self.requests),
-            "accepted": len(self.book),
-            "connections": self._server.connections,
-        }
+        return {"requests": len(self.requests), "accepted": len(self.book), "connections": self._server.connections}
 
     def reset(self) -> None:
         """Forgets book, requests, scripts, faults and the simulated time."""

@@ -124,10 +124,7 @@ def test_an_end_of_one_side_is_an_end_of_the_other(proxy: Proxy, echo: Echo) -> 
 
 def test_a_target_that_is_away_resets_the_client(proxy: Proxy, echo: Echo) -> None:
     echo.close()
-    with (
-        pytest.raises(ConnectionResetError),
-        socket.create_connection((proxy.host, proxy.port), timeout=5) as client,
-    ):
+    with pytest.raises(ConnectionResetError), socket.create_connection((proxy.host, proxy.port), timeout=5) as client:
         client.recv(1)
 
 
