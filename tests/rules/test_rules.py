@@ -604,7 +604,8 @@ def test_a_name_is_filled_in_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("dirty", "tidy"),
     [
-        ("John Doe", "John Doe"),
+        *((kept, kept) for kept in ("John Doe", "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "")),
+        *((kept, kept) for kept in ("👨\u200d👩\u200d👧", "王小明 Ñandú О'Нил 👍", "e\u0301")),
         ("Eve\r\n2024-01-15 - root - INFO - forged", "Eve 2024-01-15 - root - INFO - forged"),
         ("tab\tnul\0bell\aescape\x1b[31m", "tab nul bell escape [31m"),
         ("del\x7fnext\x85c1\x9bcsi", "del next c1 csi"),
@@ -613,20 +614,12 @@ def test_a_name_is_filled_in_as_it_is() -> None:
         ("zero\u200bwidth\ufeffbom", "zerowidthbom"),
         ("soft\u00adhyphen no\u00a0break", "softhyphen no break"),
         ("tag\U000e0041s private\ue000use", "tags private use"),
-        (
-            "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
-            "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
-        ),
-        ("👨\u200d👩\u200d👧", "👨\u200d👩\u200d👧"),
         ("  many   blanks  ", "many blanks"),
         (" \t\r\n\u202e ", ""),
-        ("王小明 Ñandú О'Нил 👍", "王小明 Ñandú О'Нил 👍"),
-        ("e\u0301", "e\u0301"),
         (None, ""),
         (0, "0"),
         (b"x\xff", "x\ufffd"),  # as a VARBINARY column has it
         (b"x\xed\xa0\xbd!", "x\ufffd\ufffd\ufffd!"),  # half of a surrogate pair
-        ("", ""),
     ],
 )
 def test_what_is_read_from_the_database_is_one_line_that_prints(dirty: object, tidy: str) -> None:

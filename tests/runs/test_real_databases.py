@@ -763,19 +763,17 @@ def test_logs_by_date_are_of_the_users_own_calendar(town: Town, zone: str) -> No
     }
 
 
+SMALL_HOURS = (0, 40, 0), (2, 59, 59), (3, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("starts", "due"),
     [("00:00", {"0": "none"}), ("03:00", {"1": "missed", "2": "missed"}), ("00:41", {"1": "missed"})],
 )
 def test_a_day_that_starts_late_takes_the_small_hours_along(town: Town, starts: str, due: dict[str, str]) -> None:
-    midnight = NOON.replace(hour=0)
-    minutes = timedelta(minutes=1)
-    logs = (
-        midnight + 40 * minutes,
-        midnight - DAY + 40 * minutes,
-        midnight - DAY + 179 * minutes + timedelta(seconds=59),
-    )
-    for n, log in enumerate((*logs, midnight - DAY + 180 * minutes)):
+    today = NOON.replace(hour=0)
+    times = [today.replace(minute=40), *((today - DAY).replace(hour=h, minute=m, second=s) for h, m, s in SMALL_HOURS)]
+    for n, log in enumerate(times):
         town.database.insert_user(f"User {n}", f"+1202555{n:04}", "UTC", logs=[log])
     assert town.run(DAY_STARTS_AT=starts, MESSAGE_NO_LOGS="none", MESSAGE_MISSED_YESTERDAY="missed") == 0
     assert {message.to[-1]: message.body for message in town.twilio.book} == due
