@@ -72,22 +72,6 @@ def test_each_shard_finds_a_blocked_sender_by_its_own_users(town: Town) -> None:
             town.twilio.settle(number, "undelivered", 30007)
 
 
-@senders
-def test_a_landline_among_a_hundred_is_left_alone_and_stops_nothing(town: Town, sender: dict[str, str]) -> None:
-    [landline, *others] = numbers = sorted(populate(town, 100).values())
-    assert town.run(NOON, **sender) == 0
-    assert town.texted == numbers
-    town.twilio.settle(landline, "undelivered", 30006)
-    for number in others:
-        town.twilio.settle(number, "delivered")
-    for day in (1, 2, 29):
-        assert town.run(NOON + day * DAY, **sender) == 0
-        assert town.texted == others
-        assert town.said("(ID: 1) gets no text, refused earlier: the last text did not arrive: a landline") == 1
-    assert town.run(NOON + 30 * DAY, **sender) == 0
-    assert town.texted == numbers
-
-
 def test_what_was_learned_stands_among_the_last_lines(town: Town) -> None:
     first, second, third = sorted(populate(town, 3).values())
     assert town.run(NOON) == 0
@@ -156,17 +140,6 @@ def test_when_most_of_those_due_are_left_alone_a_run_says_so_and_the_remedy_of_t
     assert town.run(NOON + 5 * DAY) == 0
     assert town.texted == numbers
     assert not town.said("are left alone")
-
-
-def test_a_number_that_was_refused_and_is_corrected_is_texted_from_the_next_day_on(town: Town) -> None:
-    """As the runbook says of `make test` on the same day: the ledger has one row a day."""
-    user = town.user(PHONE)
-    town.twilio.script(refuse(21211))
-    assert town.run() == 0
-    town.sql("UPDATE User SET phone_number = '+12025550177' WHERE id = %s", (user,))
-    for hours, served in ((1, []), (24, ["+12025550177"])):
-        assert town.run(NOON + hours * HOUR) == 0
-        assert town.texted == served
 
 
 def test_a_text_that_fails_at_once_counts_like_one_that_fails_later(town: Town) -> None:
@@ -413,13 +386,3 @@ def test_who_has_no_name_is_called_there_in_what_a_text_costs_too(town: Town, na
     town.sql("UPDATE User SET name = COALESCE(%s, '') WHERE id = %s", (name, user))
     assert town.run(NOON, MESSAGE_NO_LOGS="a" * 150 + " STOP {name}") == 0
     assert town.said("costs 2 segments with a name of 5 characters") == (name != "Jo")
-
-
-def test_one_number_in_two_forms_is_one_in_the_ledger(town: Town) -> None:
-    user = town.user("+1 (202) 555-0100")
-    town.twilio.script(refuse(21610), to=PHONE)
-    assert town.run(NOON) == 0
-    assert town.ledger == [(PHONE, "refused", 21610, "refused")]
-    town.sql("UPDATE User SET phone_number = '001.202.555.0100' WHERE id = %s", (user,))
-    assert town.run(NOON + DAY) == 0
-    assert town.said("Twilio refused +12025550100 for good on 2026-05-12 (error 21610)") == 1

@@ -729,20 +729,6 @@ def test_who_has_no_name_is_served_like_everybody(town: Town, name: str) -> None
     assert town.said("Notification sent to (no name) (+12025550001). ")
 
 
-def test_a_row_of_the_future_is_named_with_its_delete_and_everybody_else_is_served(
-    town: Town, people: list[str]
-) -> None:
-    assert town.run(NOON + 45 * DAY, ONLY_USERS="3") == 0
-    assert town.run() == Exit.ACT
-    assert town.served == people  # one of them 45 days from now
-    [said] = [line for line in town.lines("WARNING") if "row of the future" in line]
-    assert said.startswith("User Due 2 (ID: 3) gets no text, ")
-    town.sql(said[said.index("DELETE") :].removesuffix(";"))
-    assert town.run() == 0
-    assert Counter(town.served)[people[2]] == 2
-    assert len(town.twilio.book) == USERS + 1
-
-
 # --- days of one's own
 
 

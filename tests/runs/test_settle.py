@@ -129,18 +129,6 @@ def test_a_text_is_found_by_its_sid_after_a_quarter_of_an_hour_whatever_its_row_
     assert world.told(user) == ("sent", sid, None, "delivered")
 
 
-def test_what_has_not_ended_yet_stays_open_and_its_day_taken(world: World) -> None:
-    world.database.insert_user("Anna", ANNA, "UTC")
-    assert world.run(NOON) == 0
-    [message] = world.twilio.book
-    assert world.run(NOON + 16 * MINUTE) == 0
-    assert "INFO Looked up 1 earlier texts, still open 1" in world.log
-    world.twilio.settle(ANNA, "delivered")
-    assert world.run(NOON + HOUR) == 0
-    assert world.rows("state, message_sid, final_status") == [("sent", message.sid, "delivered")]
-    assert len(world.posted) == len(world.twilio.book) == 1
-
-
 def test_a_day_is_read_to_its_end_a_thousand_texts_at_a_time(world: World) -> None:
     sids = [world.message(ANNA)]  # the list begins with the newest: it comes on the last page
     world.others(2_498)
@@ -251,28 +239,6 @@ def test_a_sent_text_that_twilio_does_not_know_is_unknown_after_twelve_hours_and
     assert world.told(user) == ("sent", sid, None, None)
     assert world.settle(NOON + 12 * HOUR + MINUTE) == 0
     assert world.told(user) == ("sent", sid, None, "unknown")
-
-
-# --- the sender is blocked --------------------------------------------------------------------------------------------
-
-
-@senders
-@pytest.mark.parametrize("code", [30033, 30034])
-def test_texts_that_carriers_block_need_a_person_before_anybody_is_claimed(
-    world: World, sender: dict[str, str], code: int
-) -> None:
-    world.database.insert_user("Due", BERT, "UTC")
-    for n, (status, why) in enumerate(
-        [("undelivered", code)] * 3 + [("delivered", code), ("delivered", None), ("read", None)]
-    ):
-        sid = world.message(f"+1303555{n:04}", status, code=why)
-        world.row(f"+1303555{n:04}", "sent", sid=sid)
-    assert world.run(NOON + DAY, **sender) == 2
-    assert world.posted == []
-    assert world.problem.startswith("Carriers block the sender: 3 of the last 6 texts did not arrive, ")
-    assert f"error {code}, https://www.twilio.com/docs/api/errors/{code}" in world.problem
-    assert world.run(NOON + DAY + HOUR, **sender) == 0  # the next run tries again
-    assert world.posted == [BERT]
 
 
 # --- Twilio fails, or time runs out -----------------------------------------------------------------------------------
