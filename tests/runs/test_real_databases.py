@@ -428,17 +428,6 @@ def test_an_outage_before_anybody_is_claimed_is_waited_for_until_the_deadline_an
     assert not town.twilio.book
 
 
-@pytest.mark.constants(OUTAGE_PATIENCE=20.0)
-def test_an_outage_at_the_start_is_waited_for(town: Town, people: list[str], proxy: Proxy) -> None:
-    """Three minutes of it are no more than this with other constants."""
-    proxy.refuse()
-    restored = threading.Timer(2.5, proxy.restore)
-    restored.start()
-    assert town.run(**proxy.environ()) == 0
-    assert town.took > 2
-    assert town.served == people
-
-
 @pytest.mark.constants(OUTAGE_PATIENCE=60.0)
 @pytest.mark.parametrize(
     ("wrong", "words"),

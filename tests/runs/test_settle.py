@@ -294,14 +294,6 @@ def test_settling_alone_tells_a_twilio_that_fails_in_the_middle_by_its_exit_code
     assert world.log[-1].endswith(where_to_look) is (fault in (server_error(503), BROKEN_JSON, RESET))
 
 
-def test_when_a_later_page_fails_the_day_stays_open(world: World) -> None:
-    user = world.row(state="sent", sid=world.message())
-    world.others(1_000)
-    world.twilio.hook = lambda request: server_error() if request.params.get("Page") == "1" else None
-    assert world.settle() == 1
-    assert world.told(user)[3] is None
-
-
 @pytest.mark.constants(SETTLE_BUDGET=0.5)
 def test_what_was_found_among_very_many_other_texts_is_kept_when_the_budget_ends(world: World) -> None:
     early, late = world.message(ANNA, from_=None), "SM" + "0" * 32
