@@ -597,8 +597,7 @@ class Job:
 
     def history(self, users: Sequence[User]) -> tuple[Mapping[UserId, list[Row]], Mapping[UserId, date]]:
         """The ledger's rows of those of whom some may matter; the last log of those whom QUIET_AFTER may concern."""
-        kept = (self.now - RETENTION).date()  # what the end of this run deletes counts no more
-        rows = self.ledger.history([user.id for user in users if user.rows_matter], kept)
+        rows = self.ledger.history([user.id for user in users if user.rows_matter])
         quiet = self.settings.quiet_after
         long = {user.id: user.days for user in users if quiet and user.days and len(rows.get(user.id, ())) >= quiet}
         return rows, self.tracker.last_logs(long, self.now)
@@ -686,10 +685,14 @@ class Job:
             self.ledger.record(self.unrecorded, self.clock())
         except NotifierError:
             log.error(
-                "What became of the last %d texts could not be recorded: their rows may stay at 'sending', which "
-                "keeps them from being sent again today",
+                "What became of the last %d users could not be recorded: a row that stays at 'sending' keeps its user "
+                "from a text today",
                 len(self.unrecorded),
             )
+            unsent = [r for r, answer in self.unrecorded.items() if answer.action.outcome not in KEPT]
+            if tokens := ", ".join(literal(self.ledger.claims[r].token) for r in unsent if r in self.ledger.claims):
+                words = "Whom the next lines call 'not sent' may get one: DELETE FROM `%s`.%s WHERE run_token IN (%s);"
+                log.error(words, self.settings.db_name, LEDGER, tokens)
         self.report.finished(self.unrecorded, self.clock())
         self.unrecorded.clear()
 
@@ -767,7 +770,7 @@ def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
 PROGRESS_SECONDS = 10.0
 FEW = 3  # so many of a kind say: it is not chance
 NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
-FOR_A_RETRY = {Outcome.RELEASED, Outcome.NOT_TRIED, Outcome.FUTURE}  # the others are done with, or want a person
+FOR_A_RETRY = Outcome.RELEASED, Outcome.NOT_TRIED, Outcome.FUTURE  # the others are done with, or want a person
 
 
 class Report:
@@ -781,7 +784,8 @@ class Report:
         self.learned_ends: Counter[tuple[str, int | None]] = Counter()
         self.error: str | None = None
         self._looked_at = self._at_night = self._out_of_reach = 0
-        self._longest_name = self._set_up = ""
+        self._longest_name = ""
+        self._reasons: dict[Outcome, str] = defaultdict(str)  # the last one of each
         self._began = self._told = time.monotonic()
 
     def start(self, users: int) -> None:
@@ -813,6 +817,8 @@ class Report:
         """Count and name a user who gets no text, and why."""
         outcome, words = skip.outcome, f"User %s gets no text, %s: {skip.reason}"
         self.counts[outcome] += 1
+        if outcome.failed:
+            self._reasons[outcome] = skip.reason % skip.args
         log.log(outcome.level, words, user, outcome.words, *skip.args, extra=event("skipped", user.id, outcome))
 
     def not_tried(self, reminders: Iterable[Reminder]) -> None:
@@ -841,8 +847,7 @@ class Report:
             else:
                 words = "Notification to %s %s: %s: %s"
                 log.log(outcome.level, words, user, outcome.words, Personal(user.phone), answer.words, extra=details)
-            if outcome in (Outcome.SETUP, Outcome.TRIAL):
-                self._set_up = answer.words
+            self._reasons[outcome] = answer.words
         self._progress()
 
     def learned(self, rows: Sequence[Row], settled: Sequence[Row]) -> None:
@@ -876,26 +881,27 @@ class Report:
         if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
             for_all = self.counts[Outcome.TRIAL] or shards == 1 or setup >= STREAK
             kind = FixFirst if for_all else RetryLater
-            return kind(f"Twilio refuses texts for our set-up, the last one: {self._set_up}")
+            last = self._reasons[Outcome.TRIAL] or self._reasons[Outcome.SETUP]
+            return kind(f"Twilio refuses texts for our set-up, the last one: {last}")
         if barred := self.counts[Outcome.FUTURE]:
             kind = FixFirst if shards == 1 else RetryLater
-            return kind(f"{barred} users are barred by rows of the future: delete them, as their lines above say")
+            return kind(f"{barred} users are barred by rows of the future: delete them, where their lines say so")
         if uncertain and not sent:
-            why = "the lines above say why. If it is Twilio, see https://status.twilio.com"
-            return RetryLater(f"No text was surely sent, and {uncertain} may have been: {why}")
+            last = f"{self._reasons[Outcome.UNCERTAIN]}. See Twilio's console and https://status.twilio.com"
+            return RetryLater(f"No text was surely sent, and {uncertain} may have been, the last one: {last}")
         return None
 
     def close(self, brake: Brake, settings: Settings) -> Exit:
         """Sum up; the exit code."""
-        early, left = brake.failure, not FOR_A_RETRY.isdisjoint(self.counts)
+        early, left = brake.failure, [self._reasons[outcome] for outcome in FOR_A_RETRY if self.counts[outcome]]
         if self.started:
             warn(self._doubts(settings))
             self._sum_up()
             if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
-        brake.blame(unfinished=self.started and (left or not self.walked))
+        brake.blame(unfinished=self.started and (bool(left) or not self.walked))
         if left:
-            brake.pull(RetryLater("Not everybody was served: the lines above name each of them, and why"))
+            brake.pull(RetryLater(f"Not everybody was served: see the lines above, the last one: {left[0]}"))
         if early and self.started and brake.failure is early:  # its first telling may stand above thousands of lines
             tell(early)
         return brake.exit_code
@@ -1125,15 +1131,20 @@ def segments(text: str) -> int:
     return 1 if length <= one else -(-length // each)
 
 
+def newest_first(case: Case) -> list[Row]:
+    """The user's rows but for those that the end of this run deletes."""
+    kept = (row for row in case.rows if row.local_day >= (case.now - RETENTION).date())
+    return sorted(kept, key=lambda row: row.claimed_at, reverse=True)
+
+
 def own_rows(case: Case) -> list[Row]:
     """The rows of the number that the user has now, the newest first."""
-    return sorted((r for r in case.rows if r.phone == case.user.phone), key=lambda row: row.local_day, reverse=True)
+    return [row for row in newest_first(case) if row.phone == case.user.phone]
 
 
 def counted_rows(case: Case) -> list[Row]:
     """The texts that reached the user, as far as we know, the newest first."""
-    rows = (r for r in case.rows if r.state is not State.REFUSED and r.final_status not in LOST)
-    return sorted(rows, key=lambda row: row.claimed_at, reverse=True)
+    return [row for row in newest_first(case) if row.state is not State.REFUSED and row.final_status not in LOST]
 
 
 def is_after(row: Row, logged: date | datetime) -> bool:
@@ -1426,7 +1437,10 @@ UNUSABLE = (  # what of a proxy's URL, or of the login in it, no request can be 
     *(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema),
     *(urllib3.exceptions.LocationParseError, UnicodeEncodeError),
 )
-NO_TRUST = "name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct this node's clock"
+NO_TRUST = (
+    "Twilio's certificate, or a proxy's, does not verify (%s): name the CA file of a proxy that opens TLS in "
+    "REQUESTS_CA_BUNDLE, or correct this node's clock, or the host in TWILIO_API_URL or HTTPS_PROXY"
+)
 NO_SUCH = 20404
 SMALLEST_CODE = 10_000  # of Twilio's; proxies write HTTP's status there
 OF_ONE_TEXT = range(21_000, 31_000)  # codes that do not speak of the account, whatever the status
@@ -1677,21 +1691,24 @@ def unanswered(error: Exception) -> Answer:
     Surely not sent is only what never connected. Every other error of TLS, time-out or cut connection can come after
     the whole request.
     """
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    inner = error.args[0] if error.args else None
+    reason = getattr(inner, "reason", None)
     reason = getattr(reason, "original_error", reason)  # what urllib3 calls a failed proxy may be a lost answer
     if isinstance(reason, urllib3.exceptions.SSLError):
         reason = reason.args[0]
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return Answer(Action.STOP, f"Twilio's certificate does not verify ({reason.verify_message}): {NO_TRUST}")
-    tunnel = str(reason) if str(reason).startswith("Tunnel connection failed") else ""
-    if "407" in tunnel or isinstance(error, UNUSABLE):
+        return Answer(Action.STOP, NO_TRUST % reason.verify_message)
+    tunnel = re.match(r"Tunnel connection failed: ([0-9]+)", str(reason))
+    if (tunnel and tunnel[1] in ("401", "407")) or isinstance(error, UNUSABLE):
         return Answer(Action.STOP, PROXY)
     unread = isinstance(reason, PermissionError) or getattr(reason, "library", None) == "X509"
     if unread or (type(error) is OSError and error.errno is None):
         return Answer(Action.STOP, "REQUESTS_CA_BUNDLE names no file of certificates that can be read: correct it")
     never_connected = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
-    said = f"({type(error).__name__}: {quoted(cause(error))})"
-    if tunnel or isinstance(reason, never_connected):
+    proxy = getattr(getattr(inner, "pool", None), "proxy", None)
+    untunnelled = proxy and getattr(inner, "url", None) == proxy.url  # else a time-out has the request's own
+    said = f"({tunnel[0] if tunnel else f'{type(error).__name__}: {quoted(cause(error))}'})"
+    if tunnel or untunnelled or isinstance(reason, never_connected):
         return Answer(Action.UNREACHED, f"Twilio cannot be reached {said}: check DNS, the proxy and the NetworkPolicy")
     return Answer(Action.UNCERTAIN, f"no answer from Twilio {said}")
 
@@ -1730,7 +1747,8 @@ class Pause:
             self._doublings, self._ends = min(self._doublings + 1, 10), ends
             log.warning("All texts wait for %.0f s: %s", ends - now, answer.words)
             if self._spent > PAUSE_BUDGET:
-                self._brake.pull(RetryLater(f"Twilio asks for more than the {PAUSE_BUDGET:g} s that a run may wait"))
+                words = f"Twilio asks for more than the {PAUSE_BUDGET:g} s that a run may wait, the last time"
+                self._brake.pull(RetryLater(f"{words}: {answer.words}"))
 
     def relax(self) -> None:
         """Start over with short pauses, after a text that got through."""
@@ -1820,7 +1838,9 @@ DATABASE_CONNECT_TIMEOUT = 5  # seconds
 DATABASE_TIMEOUT, DATABASE_LIMIT = 10, 8  # seconds for one statement, until we give it up and until its server does
 DATABASE_PATIENCE = 180.0  # seconds in which a lost database may come back when somebody is claimed: a failover's
 LATE_PATIENCE = 30.0  # after the deadline, when somebody is claimed
-DATABASE_MEMORY = 60.0  # seconds before the last answer whose results a new connection writes again: they may be lost
+# What a new connection writes again, since a replica that was promoted may lack it: of the seconds before the last
+# answer; and rows, at most, so that memory stays flat.
+DATABASE_MEMORY, DATABASE_MEMORY_ROWS = 600.0, 20_000
 LAST_TIMEOUT, LAST_LIMIT, LAST_PATIENCE = 3, 2, 1.0  # after SIGTERM
 
 
@@ -1861,10 +1881,10 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1040: (Remedy.RECONNECT, "it has too many connections: raise max_connections or run at a quieter time"),
     1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name and grants, or SET DEFAULT ROLE"),
     1045: (Remedy.FIX, REFUSED_ACCOUNT),
-    1047: (Remedy.RECONNECT, "its Galera node is not ready"),
+    1047: (Remedy.RECONNECT, "its Galera node is not ready: see its wsrep_cluster_status"),
     **dict.fromkeys((1049, 1059, 1102), (Remedy.FIX, "it has no database of the name DB_NAME: correct the name")),
     1053: (Remedy.RECONNECT, "it is shutting down"),
-    1054: (Remedy.FIX, "a column is missing: the tables must be those of the README's schema, see docs/your-tables.md"),
+    1054: (Remedy.FIX, "a column is missing: the tables must be as docs/your-tables.md has them"),
     **dict.fromkeys((1071, 1170), (Remedy.FIX, "User.id is too long for a key: see docs/your-tables.md")),
     1104: (Remedy.FIX, "it limits joins (sql_big_selects, max_join_size): lift the limit for DB_USER"),
     1129: (Remedy.FIX, "it blocks this host after too many failed connections: FLUSH HOSTS there"),
@@ -1876,10 +1896,10 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1175: (Remedy.FIX, "it wants a key in every change (sql_safe_updates): switch that off for DB_USER"),
     1180: (Remedy.REPEAT, "it could not commit"),
     1184: (Remedy.FIX, "its init_connect fails for DB_USER: correct it there"),
-    1203: (Remedy.RECONNECT, "the account has too many connections"),
+    1203: (Remedy.RECONNECT, "the account has too many connections: raise max_user_connections"),
     1205: (Remedy.SMALLER, "another transaction holds a lock, or a backup locks the table: see SHOW PROCESSLIST"),
     1213: (Remedy.REPEAT, "a deadlock"),
-    1226: (Remedy.RECONNECT, "the account may have no more connections, or no more statements in this hour"),
+    1226: (Remedy.RECONNECT, "the account may have no more connections, or statements in this hour: raise its limits"),
     1242: (Remedy.FIX, "a view asks for one value where there are several: see docs/your-tables.md"),
     **dict.fromkeys((1251, 1275, 1524, 2059, 2061), (Remedy.FIX, AUTHENTICATION)),
     **dict.fromkeys((1267, 1270, 1271), (Remedy.FIX, COLLATIONS)),
@@ -2450,7 +2470,8 @@ class Ledger:
         self._ours = of_this_shard("user_id", settings)
         self._there = False
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
-        self._done: deque[tuple[float, Row, bool]] = deque()  # when a row was written or deleted, and whether it stays
+        # When a row was written or deleted, and whether it stays.
+        self._done: deque[tuple[float, Row, bool]] = deque(maxlen=DATABASE_MEMORY_ROWS)
         self._created = ""  # the DDL, if this run made the ledger: a replica that is promoted may lack it
         database.first = self._write_again
 
@@ -2467,7 +2488,7 @@ class Ledger:
             if self.missing(explain=""):  # a proxy may ask another server
                 raise self._no_ledger(ddl)
             self._created = ddl
-            log.info("Created the ledger %s", LEDGER)
+            log.info("Created the ledger %s. Is there an older one? Bring it back, or people get a second text", LEDGER)
         self._there = self._database.opened = True
 
     def open_to_read(self) -> None:
@@ -2556,7 +2577,8 @@ class Ledger:
         [(account,)] = self._database.run("SELECT CURRENT_USER()")
         user, host = map(literal, account.rsplit("@", 1))
         return FixFirst(
-            f"DB_USER may not create or write the ledger {LEDGER}. Run as an administrator:",
+            f"DB_USER may not create or write the ledger {LEDGER}. Is there an older one? Bring it back, or people get "
+            "a second text. Run as an administrator:",
             ddl,
             f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{self._settings.db_name}`.`{LEDGER}` TO {user}@{host};",
         )
@@ -2950,8 +2972,7 @@ def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
 def is_possible(case: Case, logs: Sequence[date], now: datetime) -> bool:
     """Whether a user would be texted then, if nothing is logged until then."""
     days = days_of(now, case.days.zone, case.settings.day_starts_at)
-    rows = [row for row in case.rows if row.local_day >= (now - RETENTION).date()]
-    later = replace(case, now=now, rows=rows, user=replace(case.user, days=days))
+    later = replace(case, now=now, user=replace(case.user, days=days))
     return all(days_with(at, days) != 2 for at in logs) and not speaks_against(later)
 
 
@@ -3445,7 +3466,7 @@ def settings_help() -> str:
         kind = "required" if default is None else f"default: {default}" if default else "optional"
         secret = ", secret" if declared.metadata["secret"] else ""
         lines += [f"  {declared.name.upper()} ({kind}{secret})", f"      {declared.metadata['help']}"]
-    lines += ["  HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE", "      as usual for requests to Twilio"]
+    lines += ["  HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE", "      as usual for requests to Twilio and HEARTBEAT_URL"]
     return "\n".join(lines)
 
 

@@ -52,7 +52,7 @@ MUTANTS = [
     Mutant(
         "release on ReadTimeout",
         {
-            "    if tunnel or isinstance(reason, never_connected):": (
+            "    if tunnel or untunnelled or isinstance(reason, never_connected):": (
                 "    if tunnel or isinstance(reason, never_connected) or isinstance(error, requests.ReadTimeout):"
             )
         },

@@ -34,7 +34,7 @@ def test_no_fault_makes_it_text_twice_or_lose_somebody() -> None:
 
 
 def test_the_driver_sees_each_way_to_break_the_program() -> None:
-    code, output = faults(6_000, 3, "--mutants", "--workers", 3)
+    code, output = faults(12_000, 3, "--mutants", "--workers", 3)
     assert code == 0, output
     assert output.count("caught by run") == len(mutants.MUTANTS) == 10
 

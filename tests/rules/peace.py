@@ -30,6 +30,8 @@ class Model:
 
     def texts(self, step: Step) -> bool:
         """Whether the run of this step texts the user; it is remembered."""
+        oldest = step.day - timedelta(days=90)
+        self.events = [(day, event) for day, event in self.events if event == "log" or day >= oldest]
         streak = in_week = 0
         logged = False
         for day, event in self.events:
@@ -44,8 +46,6 @@ class Model:
             self.events.append((step.day, "text"))
         if step.logs:
             self.events.append((step.day, "log"))
-        oldest = step.day - timedelta(days=90)
-        self.events = [(day, event) for day, event in self.events if event == "log" or day >= oldest]
         return bool(texted)
 
 

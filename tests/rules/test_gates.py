@@ -29,6 +29,7 @@ from habit_notifier import (
     is_after,
     listed,
     meaning,
+    not_refused,
     of_the_past,
     own_rows,
     segments,
@@ -194,6 +195,19 @@ def test_a_new_number_starts_anew() -> None:
     before = [dataclasses.replace(row, phone=OTHER_PHONE) for row in [*LOST, a_row(2, "undelivered", 30006)]]
     assert delivered(a_case(before)) is None
     assert own_rows(a_case([*before, LOST[0]])) == [LOST[0]]
+
+
+def test_the_newest_row_is_the_one_that_was_claimed_last_whatever_zone_the_user_had() -> None:
+    """From Kiritimati to Pago Pago, the later text has the earlier day."""
+    refused = a_row(1, state=State.REFUSED, code=21610)
+    arrived = a_row(2, "delivered", local_day=TODAY)
+    assert own_rows(a_case([arrived, refused])) == [refused, arrived]
+    assert outcome(not_refused(a_case([arrived, refused]))) is Outcome.REMEMBERED
+
+
+@pytest.mark.parametrize(("ago", "counts"), [(90, True), (91, False)])
+def test_a_row_that_the_end_of_the_run_deletes_does_not_count(ago: int, counts: bool) -> None:
+    assert (outcome(wanted(a_case([a_row(ago)], QUIET_AFTER=1))) is Outcome.QUIET) == counts
 
 
 # --- a sender that is blocked

@@ -427,8 +427,8 @@ LATER = NOON + timedelta(microseconds=1)
 def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
     town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was recorded in the last minute, and the claims whose texts are in flight, however old."""
-    assert habit_notifier.DATABASE_MEMORY == 60
+    """What was recorded in the last ten minutes, and the claims whose texts are in flight, however old."""
+    assert habit_notifier.DATABASE_MEMORY == 600
     job.ledger.claim([ANNA, BERT], LATER)
     claimed = job.ledger.claims[BERT]
     job.ledger.record({ANNA: ACCEPTED}, LATER)
