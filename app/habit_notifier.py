@@ -1840,7 +1840,7 @@ DATABASE_PATIENCE = 180.0  # seconds in which a lost database may come back when
 LATE_PATIENCE = 30.0  # after the deadline, when somebody is claimed
 # What a new connection writes again, since a replica that was promoted may lack it: of the seconds before the last
 # answer; and rows, at most, so that memory stays flat.
-DATABASE_MEMORY, DATABASE_MEMORY_ROWS = 600.0, 20_000
+DATABASE_MEMORY, DATABASE_MEMORY_ROWS = 600.0, 25_000
 LAST_TIMEOUT, LAST_LIMIT, LAST_PATIENCE = 3, 2, 1.0  # after SIGTERM
 
 
