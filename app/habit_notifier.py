@@ -684,17 +684,25 @@ class Job:
         try:
             self.ledger.record(self.unrecorded, self.clock())
         except NotifierError:
-            log.error(
-                "What became of the last %d users could not be recorded: a row that stays at 'sending' keeps its user "
-                "from a text today",
-                len(self.unrecorded),
-            )
-            unsent = [r for r, answer in self.unrecorded.items() if answer.action.outcome not in KEPT]
-            if tokens := ", ".join(literal(self.ledger.claims[r].token) for r in unsent if r in self.ledger.claims):
-                words = "Whom the next lines call 'not sent' may get one: DELETE FROM `%s`.%s WHERE run_token IN (%s);"
-                log.error(words, self.settings.db_name, LEDGER, tokens)
+            self.tell_unrecorded()
         self.report.finished(self.unrecorded, self.clock())
         self.unrecorded.clear()
+
+    def tell_unrecorded(self) -> None:
+        """Say what the ledger may hold wrongly, and how those who surely got no text may still get one."""
+        log.error(
+            "What became of the last %d users could not be recorded: a row that stays at 'sending' keeps its user from "
+            "a text today",
+            len(self.unrecorded),
+        )
+        unsent = [reminder for reminder, answer in self.unrecorded.items() if answer.action.outcome not in KEPT]
+        if rows := [self.ledger.claims[reminder] for reminder in unsent if reminder in self.ledger.claims]:
+            log.error(
+                "Whom the next lines call 'not sent' may get one: "
+                "DELETE FROM `%s`.%s WHERE local_day >= '%s' AND run_token IN (%s);",
+                *(self.settings.db_name, LEDGER, min(row.local_day for row in rows)),
+                ", ".join(literal(row.token) for row in rows),
+            )
 
     def clean_up(self) -> None:
         """Delete old rows, a few at a time; what is left, or fails, can wait for the next run."""
@@ -818,7 +826,7 @@ class Report:
         outcome, words = skip.outcome, f"User %s gets no text, %s: {skip.reason}"
         self.counts[outcome] += 1
         if outcome.failed:
-            self._reasons[outcome] = skip.reason % skip.args
+            self._reasons[outcome] = skip.reason % tuple(map(masked, skip.args))
         log.log(outcome.level, words, user, outcome.words, *skip.args, extra=event("skipped", user.id, outcome))
 
     def not_tried(self, reminders: Iterable[Reminder]) -> None:
@@ -1133,8 +1141,8 @@ def segments(text: str) -> int:
 
 def newest_first(case: Case) -> list[Row]:
     """The user's rows but for those that the end of this run deletes."""
-    kept = (row for row in case.rows if row.local_day >= (case.now - RETENTION).date())
-    return sorted(kept, key=lambda row: row.claimed_at, reverse=True)
+    since = (case.now - RETENTION).date()
+    return sorted((row for row in case.rows if row.local_day >= since), key=lambda row: row.claimed_at, reverse=True)
 
 
 def own_rows(case: Case) -> list[Row]:

@@ -230,6 +230,17 @@ def test_a_masked_number_keeps_its_country_and_its_end(town: Town) -> None:
     assert f"User (ID: {user}) needs notification: No logs in the past 2 days" in text
 
 
+def test_the_reason_that_ends_a_run_has_no_number_of_the_ledger_even_if_it_is_none(town: Town, summary: Path) -> None:
+    user = town.database.insert_user("Ana", ANA, "UTC")
+    create_ledger(town.database)
+    sending = {"state": "sending", "finished_at": None, "phone_number": "0171 123456"}
+    town.database.insert_row(user, NOW - timedelta(minutes=1), **sending)
+    code, text = program.said(town.environ | {"LOG_PII": "off"}, at=NOW)
+    assert code == 1
+    assert "No text was surely sent, and 1 may have been, the last one: another run is texting this user" in text
+    assert "0171" not in text + summary.read_text()
+
+
 def test_a_masked_number_is_masked_wherever_it_is_an_id(server: Server) -> None:
     with server.database(id_type="VARCHAR(36)") as database:
         database.execute(
