@@ -698,7 +698,7 @@ class Job:
         unsent = [reminder for reminder, answer in self.unrecorded.items() if answer.action.outcome not in KEPT]
         if rows := [self.ledger.claims[reminder] for reminder in unsent if reminder in self.ledger.claims]:
             log.error(
-                "Whom the next lines call 'not sent' may get one: "
+                "Whoever of them surely got no text may get one: "
                 "DELETE FROM `%s`.%s WHERE local_day >= '%s' AND run_token IN (%s);",
                 *(self.settings.db_name, LEDGER, min(row.local_day for row in rows)),
                 ", ".join(literal(row.token) for row in rows),
