@@ -3,7 +3,7 @@
 
 Run once a day by a Kubernetes CronJob, it reads a habit tracker's MySQL database and texts through Twilio.
 
-Rules. In the user's own time zone, day 2 is yesterday and day 1 the day before:
+Rules. In the user's own time zone, day 2 is yesterday and day 1 the day before; today's logs do not count:
 
     day 1    day 2    the user gets
     -----    -----    ------------------------------------------
@@ -344,7 +344,7 @@ def of_the_past(case: Case) -> Skip | None:
 def not_refused(case: Case) -> Skip | None:
     """A number that refused for good is left alone for REFUSED_RETRY_DAYS; a new one is not, nor one texted since."""
     for row in own_rows(case):
-        if row.state is State.SENT and row.final_status not in LOST:
+        if row.state is State.SENT and row.final_status not in NOT_SENT:
             return None
         permanent = row.state is State.REFUSED and row.code in LEFT_ALONE
         if permanent and (case.days.today - row.local_day).days < case.settings.refused_retry_days:
@@ -420,7 +420,10 @@ GATES = *WITHOUT_DAYS, *READ_ROWS, *READ_DAYS
 
 def speaks_against(case: Case) -> Skip | None:
     """The first reason not to text; None when there is none."""
-    return next((skip for gate in (GATES if case.rows else WITHOUT_ROWS) if (skip := gate(case))), None)
+    for gate in GATES if case.rows else WITHOUT_ROWS:
+        if skip := gate(case):
+            return skip
+    return None
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
@@ -466,7 +469,7 @@ class Job:
         return self.report.close(self.brake, self.settings)
 
     def prove(self) -> None:
-        """Whatever would fail everybody fails here, before anybody is claimed."""
+        """What would fail everybody fails here, as far as it can be asked for before anybody is claimed."""
         self.patiently(self.open)
         twilios = self.patiently(self.probe)
         log.info("Twilio client initialized")
@@ -723,7 +726,7 @@ class Job:
 
 
 def once_each(users: Sequence[User]) -> list[User]:
-    """The users, each id once: a view over a join may return one twice."""
+    """The users, each id once, as it stands last: a view over a join may return one twice."""
     found = {user.id: user for user in users}
     for user_id, count in Counter(user.id for user in users).items():
         if count > 1:
@@ -778,7 +781,7 @@ def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
 PROGRESS_SECONDS = 10.0
 FEW = 3  # so many of a kind say: it is not chance
 NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
-FOR_A_RETRY = Outcome.RELEASED, Outcome.NOT_TRIED, Outcome.FUTURE  # the others are done with, or want a person
+FOR_A_RETRY = Outcome.RELEASED, Outcome.NOT_TRIED  # the others are done with, or want a person
 
 
 class Report:
@@ -868,7 +871,7 @@ class Report:
         for row in settled:
             details = event("learned", row.user_id, row.final_status, rule=row.rule, code=row.code, sid=row.sid)
             which = row.local_day, shown_id(row.user_id)
-            if row.final_status in LOST:
+            if row.final_status in NOT_SENT:
                 words = "The text of %s to user %s: %s (%s)"
                 log.warning(words, *which, row.final_status, meaning(row.code), extra=details)
             elif row.final_status == UNKNOWN:
@@ -1021,7 +1024,10 @@ def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
         return low
     while high - low > timedelta(seconds=1):
         middle = low + (high - low) / 2
-        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == shown.utcoffset() else (low, middle)
+        if middle.astimezone(zone).utcoffset() == shown.utcoffset():
+            low = middle
+        else:
+            high = middle
     return high.replace(microsecond=0)
 
 
@@ -1152,7 +1158,7 @@ def own_rows(case: Case) -> list[Row]:
 
 def counted_rows(case: Case) -> list[Row]:
     """The texts that reached the user, as far as we know, the newest first."""
-    return [row for row in newest_first(case) if row.state is not State.REFUSED and row.final_status not in LOST]
+    return [row for row in newest_first(case) if row.state is not State.REFUSED and row.final_status not in NOT_SENT]
 
 
 def is_after(row: Row, logged: date | datetime) -> bool:
@@ -1664,7 +1670,7 @@ def understand(error: Exception, response: Response | None) -> Answer:
     code = int(body["code"])
     said = quoted(body.get("detail") or body.get("message") or body.get("title"))
     unknown = Action.FAIL, f"Twilio answered HTTP {status} {said}".rstrip()
-    by_status = None if code in OF_ONE_TEXT and status not in (408, 429) else HTTP_STATUSES.get(status)
+    by_status = HTTP_STATUSES.get(status) if code not in OF_ONE_TEXT or status in (408, 429) else None
     action, words = TWILIO_CODES.get(code) or by_status or unknown
     link = f"{words} (error {code}, https://www.twilio.com/docs/api/errors/{code})"
     if said and action is Action.STOP:  # 20003 and 70051 have several meanings
@@ -1795,8 +1801,8 @@ class Sender:
         done, _ = wait(self._flying, timeout, FIRST_COMPLETED)
         found = {self._flying.pop(future): future.result() for future in done}
         if self._brake.overdue:
-            late = {self._flying.pop(future): future for future in list(self._flying)}
-            found |= {r: NOT_POSTED if future.cancel() else GIVEN_UP for r, future in late.items()}
+            found |= {r: NOT_POSTED if future.cancel() else GIVEN_UP for future, r in self._flying.items()}
+            self._flying.clear()
         return found
 
     def _work(self, reminder: Reminder) -> Answer:
@@ -2225,7 +2231,7 @@ class Tracker:
             yield f"the newest logs could not be read: {failure}"
             return
         # Somebody's phone may be ahead; a server's zone is by 14 hours at most, and concerns everybody.
-        if people >= FEW or (ahead >= min(FEW, count) > 0 and newest - bound < EARLIEST_ZONE):
+        if people >= FEW or (0 < min(FEW, count) <= ahead and newest - bound < EARLIEST_ZONE):
             yield (
                 f"{ahead} of the newest logs are still to come, the last of {newest} UTC: "
                 "Log.created_at must be in UTC. Does a server with another time_zone fill a DATETIME? Until that is "
@@ -2515,7 +2521,7 @@ class Ledger:
         :raises FixFirst: when a type, the engine or the key is wrong, a grant is missing, or the server is read-only
         """
         [switches] = self._database.run("SELECT @@read_only, @@innodb_read_only")
-        if not {0, "OFF"}.issuperset(switches):  # MariaDB 12 has a word
+        if set(switches) - {0, "OFF"}:  # MariaDB 12 has a word
             raise FixFirst(f"MySQL: {READ_ONLY}")
         id_type = self._database.type_of("User", "id")
         ddl = " ".join(LEDGER_DDL.format(database=self._settings.db_name, user_id=id_type).split()) + ";"
@@ -2541,7 +2547,7 @@ class Ledger:
         )
 
     def _check_shape(self, id_type: str) -> None:
-        """Whether a ledger that was made by hand has LEDGER_DDL's columns, key and engine; it may have more columns.
+        """Check that a ledger made by hand has LEDGER_DDL's columns, key and engine; it may have more columns.
 
         :raises FixFirst: when it lacks some of that
         """
@@ -2613,6 +2619,8 @@ class Ledger:
         exact, alike = set(user_ids), {id_key(user_id).casefold(): user_id for user_id in user_ids}
         as_of = self._database.as_of
         for row in map(as_row, self._database.run(sql, [*user_ids, since])):
+            if as_of and row.finished_at:
+                row = replace(row, finished_at=min(row.finished_at, as_of))
             if as_of is None or row.claimed_at <= as_of:
                 same = row.user_id in exact  # an id may have been written anew, in other letters
                 found[row.user_id if same else alike.get(id_key(row.user_id).casefold(), row.user_id)].append(row)
@@ -2697,7 +2705,7 @@ class Ledger:
                 self._database.run(sql, [*said, *chain.from_iterable(part)])
 
     def purge(self, before: date) -> int:
-        """Delete some of this run's rows of days before; how many."""
+        """Delete some of this shard's rows of days before; how many."""
         sql = f"""SELECT user_id, local_day, run_token FROM {LEDGER}
             WHERE local_day < %s AND {self._ours} ORDER BY local_day LIMIT {KEYS}"""
         if keys := self._database.run(sql, [before]):
@@ -2857,8 +2865,8 @@ def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: date
             parts = parts or row.segments  # 0 until a Messaging Service has chosen a sender
             settled.append(replace(row, state=State.SENT, code=code, final_status=final, segments=parts))
         elif age > (patience if row.sid else ALL_ATTEMPTS):
-            state = State.SENT if row.sid else State.UNCERTAIN
-            state = State.REFUSED if row.state is State.REFUSED else state  # at once, with a SID
+            lost = State.SENT if row.sid else State.UNCERTAIN
+            state = row.state if row.state is State.REFUSED else lost  # refused at once, with a SID
             settled.append(replace(row, state=state, final_status=UNKNOWN))
     return settled
 
@@ -3391,7 +3399,8 @@ class OneLine(logging.Formatter):
     def as_json(self, record: logging.LogRecord) -> str:
         said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"), "level": record.levelname}
         said |= {"message": record.getMessage(), "run": RUN} | getattr(record, "fields", {})
-        said |= {"trace": self.formatException(record.exc_info)} if record.exc_info else {}
+        if record.exc_info:
+            said["trace"] = self.formatException(record.exc_info)
         shown = {name: self.shown(it, record) if isinstance(it, str) else it for name, it in said.items()}
         return json.dumps(shown, default=str)
 

@@ -205,6 +205,14 @@ def test_the_newest_row_is_the_one_that_was_claimed_last_whatever_zone_the_user_
     assert outcome(not_refused(a_case([arrived, refused]))) is Outcome.REMEMBERED
 
 
+def test_a_text_that_was_canceled_has_not_reached_anybody() -> None:
+    """Nor does it say that a number which refused takes texts again."""
+    canceled = a_row(1, "canceled")
+    assert wanted(a_case([canceled], QUIET_AFTER=1)) is None
+    assert within_week(a_case([canceled], MAX_PER_WEEK=1)) is None
+    assert outcome(not_refused(a_case([a_row(2, state=State.REFUSED, code=21610), canceled]))) is Outcome.REMEMBERED
+
+
 @pytest.mark.parametrize(("ago", "counts"), [(90, True), (91, False)])
 def test_a_row_that_the_end_of_the_run_deletes_does_not_count(ago: int, counts: bool) -> None:
     assert (outcome(wanted(a_case([a_row(ago)], QUIET_AFTER=1))) is Outcome.QUIET) == counts

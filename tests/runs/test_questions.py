@@ -518,6 +518,16 @@ def test_the_earliest_next_text_may_fall_into_a_few_minutes(database: Database) 
     assert "at the earliest: 2026-03-31 03:01 UTC" in str(said(database.environ() | hours, "--explain", str(user))[1])
 
 
+def test_a_text_that_ended_after_that_moment_is_no_row_of_the_future_there(database: Database) -> None:
+    """Else its DELETE would be printed, of a row that is right."""
+    user = database.insert_user("Ana", ANA, "UTC")
+    create_ledger(database)
+    database.insert_row(user, NOW, finished_at=(NOW + timedelta(minutes=20)).replace(tzinfo=None))
+    lines = said(database.environ(), "--explain", str(user), "--now", "2026-03-30T09:01:00Z", at=NOW + DAY)[1]
+    assert "INFO - Gate of_the_past: nothing against it" in lines
+    assert any(line.startswith("INFO - Gate unclaimed: no text, already handled today") for line in lines)
+
+
 @pytest.mark.parametrize("days", [90, 91])
 def test_a_row_that_the_next_run_deletes_at_its_end_does_not_speak_any_more(database: Database, days: int) -> None:
     user = database.insert_user("Ana", ANA, "UTC")
