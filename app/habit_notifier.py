@@ -871,7 +871,7 @@ class Report:
         for row in settled:
             details = event("learned", row.user_id, row.final_status, rule=row.rule, code=row.code, sid=row.sid)
             which = row.local_day, shown_id(row.user_id)
-            if row.final_status in NOT_SENT:
+            if row.final_status in LOST:
                 words = "The text of %s to user %s: %s (%s)"
                 log.warning(words, *which, row.final_status, meaning(row.code), extra=details)
             elif row.final_status == UNKNOWN:

@@ -494,6 +494,7 @@ def code_of(line: str, group: Played, told: Told) -> int | None:
         "Not everybody was served": 1,
         "Twilio does not answer, or its answer does not end": 1,
         "What became of the last": 1,
+        "Whoever of them surely got no text": 1,
         "MySQL: it is read-only": 2,
     }
     if re.match(r"\d+ users are barred by rows of the future", line):

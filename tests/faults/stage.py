@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import random
+import re
 import tempfile
 import threading
 import time
@@ -127,6 +128,7 @@ class Stage:
                 record.groups.append(played)
                 record.final_book = list(self.twilio.book)
                 yield record
+                self._obey(rng, played)
                 if not any(run.exit_code in RETRIED for run in played.runs):
                     break
                 self.clock.advance(timedelta(seconds=rng.choice([1, 10, 20, 600])))
@@ -219,6 +221,13 @@ class Stage:
         for text in self.twilio.book:
             if text.status in ("queued", "accepted") and rng.random() < 0.6:
                 self.twilio.settle(text.sid, *rng.choice(scene.ends))
+
+    def _obey(self, rng: random.Random, played: Played) -> None:
+        """A person pastes what the log prints for those who surely got no text, every other time."""
+        for run in played.runs:
+            for delete in re.findall(r"may get one: (DELETE .*;)", run.output):
+                if rng.random() < 0.5:
+                    self.database.execute(delete)
 
     # --- a group of runs
 
