@@ -898,7 +898,7 @@ class Report:
             kind = FixFirst if shards == 1 else RetryLater
             return kind(f"{barred} users are barred by rows of the future: delete them, where their lines say so")
         if uncertain and not sent:
-            last = f"{self._reasons[Outcome.UNCERTAIN]}. See Twilio's console and https://status.twilio.com"
+            last = f"{self._reasons[Outcome.UNCERTAIN]}. If it is Twilio, see https://status.twilio.com"
             return RetryLater(f"No text was surely sent, and {uncertain} may have been, the last one: {last}")
         return None
 
