@@ -370,8 +370,8 @@ def delivered(case: Case) -> Skip | None:
 def wanted(case: Case) -> Skip | None:
     """After QUIET_AFTER texts without any log in between, silence until the next log."""
     limit, last_log = case.settings.quiet_after, case.last_log
-    unheeded = [row for row in counted_rows(case)[:limit] if last_log is None or is_after(row, last_log)]
-    if not limit or len(unheeded) < limit:
+    unheeded = limit and sum(last_log is None or is_after(row, last_log) for row in counted_rows(case)[:limit])
+    if not limit or unheeded < limit:
         return None
     return Skip(Outcome.QUIET, "no log since the last %d texts: silence until the next log", (limit,))
 
@@ -698,12 +698,14 @@ class Job:
             "a text today",
             len(self.unrecorded),
         )
-        unsent = [reminder for reminder, answer in self.unrecorded.items() if answer.action.outcome not in KEPT]
-        if rows := [self.ledger.claims[reminder] for reminder in unsent if reminder in self.ledger.claims]:
+        unsent = {reminder for reminder, answer in self.unrecorded.items() if answer.action.outcome not in KEPT}
+        if rows := [claim for reminder, claim in self.ledger.claims.items() if reminder in unsent]:
             log.error(
                 "Whoever of them surely got no text may get one: "
                 "DELETE FROM `%s`.%s WHERE local_day >= '%s' AND run_token IN (%s);",
-                *(self.settings.db_name, LEDGER, min(row.local_day for row in rows)),
+                self.settings.db_name,
+                LEDGER,
+                min(row.local_day for row in rows),
                 ", ".join(literal(row.token) for row in rows),
             )
 
@@ -1181,13 +1183,16 @@ BY_FORCE = (
 
 
 class Stop:
-    """Whether SIGTERM came. Plain attributes: Event.set could wait for a lock that the interrupted code holds."""
+    """Whether SIGTERM came. A plain attribute: Event.set could wait for a lock that the interrupted code holds."""
 
-    requested, at = False, inf
+    at = inf  # when the first one came
 
     def request(self, *_signal: object) -> None:
         self.at = min(self.at, time.monotonic())
-        self.requested = True
+
+    @property
+    def requested(self) -> bool:
+        return self.at < inf
 
 
 def sleep(seconds: float, cut_short: Callable[[], bool]) -> bool:
@@ -2466,6 +2471,7 @@ WRITES = (  # they touch no row, but fail when a column or a grant is missing
     f"UPDATE {LEDGER} SET {', '.join(f'{column} = {column}' for column in LEDGER_COLUMNS)} WHERE FALSE",
     f"DELETE FROM {LEDGER} WHERE FALSE",
 )
+OLDER_LEDGER = "Is there an older one? Bring it back, or people get a second text"
 PRIVILEGES = "CREATE", "SELECT", "INSERT", "UPDATE", "DELETE"
 SAYS_LITTLE = re.compile(r"(?<=int)\(\d+\)| COLLATE \w+")  # of a type: MariaDB's display width, a text's charset
 STATES = {state.value: state for state in State}
@@ -2502,7 +2508,7 @@ class Ledger:
             if self.missing(explain=""):  # a proxy may ask another server
                 raise self._no_ledger(ddl)
             self._created = ddl
-            log.info("Created the ledger %s. Is there an older one? Bring it back, or people get a second text", LEDGER)
+            log.info("Created the ledger %s. %s", LEDGER, OLDER_LEDGER)
         self._there = self._database.opened = True
 
     def open_to_read(self) -> None:
@@ -2591,8 +2597,7 @@ class Ledger:
         [(account,)] = self._database.run("SELECT CURRENT_USER()")
         user, host = map(literal, account.rsplit("@", 1))
         return FixFirst(
-            f"DB_USER may not create or write the ledger {LEDGER}. Is there an older one? Bring it back, or people get "
-            "a second text. Run as an administrator:",
+            f"DB_USER may not create or write the ledger {LEDGER}. {OLDER_LEDGER}. Run as an administrator:",
             ddl,
             f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{self._settings.db_name}`.`{LEDGER}` TO {user}@{host};",
         )
@@ -2619,11 +2624,12 @@ class Ledger:
         exact, alike = set(user_ids), {id_key(user_id).casefold(): user_id for user_id in user_ids}
         as_of = self._database.as_of
         for row in map(as_row, self._database.run(sql, [*user_ids, since])):
+            if as_of and row.claimed_at > as_of:
+                continue
             if as_of and row.finished_at:
                 row = replace(row, finished_at=min(row.finished_at, as_of))
-            if as_of is None or row.claimed_at <= as_of:
-                same = row.user_id in exact  # an id may have been written anew, in other letters
-                found[row.user_id if same else alike.get(id_key(row.user_id).casefold(), row.user_id)].append(row)
+            same = row.user_id in exact  # an id may have been written anew, in other letters
+            found[row.user_id if same else alike.get(id_key(row.user_id).casefold(), row.user_id)].append(row)
         return found
 
     def todays(self, today: Mapping[UserId, date]) -> dict[UserId, list[Row]]:
