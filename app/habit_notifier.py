@@ -344,9 +344,9 @@ def of_the_past(case: Case) -> Skip | None:
 def not_refused(case: Case) -> Skip | None:
     """A number that refused for good is left alone for REFUSED_RETRY_DAYS; a new one is not, nor one texted since."""
     for row in own_rows(case):
-        if row.state is State.SENT and row.final_status not in NOT_SENT:
+        if row.state is State.SENT and row.final_status not in NOT_ARRIVED:
             return None
-        permanent = row.state is State.REFUSED and row.code in LEFT_ALONE
+        permanent = row.state is State.REFUSED and row.code in FOR_GOOD
         if permanent and (case.days.today - row.local_day).days < case.settings.refused_retry_days:
             reason = "Twilio refused %s for good on %s (error %s)"
             return Skip(Outcome.REMEMBERED, reason, (Personal(row.phone), row.local_day, row.code))
@@ -356,10 +356,10 @@ def not_refused(case: Case) -> Skip | None:
 def delivered(case: Case) -> Skip | None:
     """A number that never gets its texts is left alone for as long as one that refused."""
     known = [row for row in own_rows(case) if row.final_status in KNOWN_ENDS]
-    ends = [row for row in known if row.final_status not in LOST or row.code not in SENDERS_FAULT]
+    ends = [row for row in known if row.final_status not in LOST or row.code not in NOT_THE_NUMBERS_FAULT]
     if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
         return None
-    if ends[0].final_status in LOST and ends[0].code in LEFT_ALONE:
+    if ends[0].final_status in LOST and ends[0].code in FOR_GOOD:
         return Skip(Outcome.REMEMBERED, "the last text did not arrive: %s", (meaning(ends[0].code),))
     limit = case.settings.undelivered_limit
     if limit and len(ends) >= limit and all(row.final_status in LOST for row in ends[:limit]):
@@ -1160,7 +1160,7 @@ def own_rows(case: Case) -> list[Row]:
 
 def counted_rows(case: Case) -> list[Row]:
     """The texts that reached the user, as far as we know, the newest first."""
-    return [row for row in newest_first(case) if row.state is not State.REFUSED and row.final_status not in NOT_SENT]
+    return [row for row in newest_first(case) if row.state is not State.REFUSED and row.final_status not in NOT_ARRIVED]
 
 
 def is_after(row: Row, logged: date | datetime) -> bool:
@@ -1450,6 +1450,58 @@ HTTP_STATUSES: dict[int, tuple[Action, str]] = {
     429: TWILIO_CODES[20429],
 }
 PERMANENT = {code for code, (action, _) in TWILIO_CODES.items() if action is Action.REFUSE}  # tomorrow, too
+# https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive, and whose fault it is.
+GONE = {  # the recipient's number, for good
+    30004: "the recipient blocks texts",
+    30005: "the number does not exist",
+    30006: "a landline, or a carrier that cannot be reached",
+}
+UNREACHABLE = {  # the recipient's number, perhaps for a while
+    30003: "the phone was off or out of reach",
+    30008: "for a reason that the carrier does not tell",
+}
+BLOCKED_SENDER = {  # the sender, whose texts carriers stop
+    30007: "a carrier's filter took it for spam",
+    30024: "the sender's number is not provisioned at the carrier",
+    30032: "the toll-free number is not verified",
+    30033: "the sender's campaign is suspended (A2P 10DLC)",
+    30034: "the sender is not registered (A2P 10DLC)",
+    30035: "the sender's registration is not complete (A2P 10DLC)",
+    30037: "the account may send no texts at present",
+}
+OTHER_REASONS = {  # the sender, or nobody in particular
+    30001: "the queue overflowed",
+    30002: "the account was suspended",
+    30017: "the carrier's network had too much traffic",
+    30018: "the carrier there wants the sender registered",
+    30019: "the text is longer than the carrier takes",
+    30021: "Twilio failed",
+    30022: "more at a time than the sender's registration allows (A2P 10DLC)",
+    30023: "the registration's daily cap was reached (A2P 10DLC)",
+    30027: "the carrier's daily cap was reached (A2P 10DLC)",
+    30036: "it waited longer than VALIDITY_PERIOD",
+    30040: "the carrier there wants the sender registered",
+    30041: "the sender is not registered (United Kingdom)",
+    30042: "the name of the sender is not allowed there",
+    30043: "the carrier took it for a text from abroad",
+    30044: "a trial account sends short texts only",
+    30047: "Twilio failed to move it to an hour that the account's Compliance Toolkit allows",
+    30410: "a provider did not answer in time",
+    30450: "Twilio's protection against SMS pumping blocked it for some minutes",
+    30453: "Twilio's protection against SMS pumping blocked it for some hours",
+    30500: "Twilio failed",
+    30610: "the account's Compliance Toolkit lets no texts through at that hour: see SEND_WINDOW",
+    30615: "no such texts are allowed at that hour there: see SEND_WINDOW",
+    30620: "the text is not what the sender is registered for",
+}
+FOR_GOOD = GONE.keys() | PERMANENT  # the number is left alone for REFUSED_RETRY_DAYS
+MEANINGS = {c: words for c, (_, words) in TWILIO_CODES.items()} | GONE | UNREACHABLE | BLOCKED_SENDER | OTHER_REASONS
+OUR_SETUP = TWILIO_CODES.keys() - PERMANENT  # with a Messaging Service Twilio finds out only after it took the text
+NOT_THE_NUMBERS_FAULT = OUR_SETUP | BLOCKED_SENDER.keys() | OTHER_REASONS.keys()
+LOST, UNKNOWN = {"undelivered", "failed"}, "unknown"
+NOT_ARRIVED = LOST | {"canceled"}
+KNOWN_ENDS = LOST | {"delivered", "read"}  # which tell something of the number; canceled does not
+FINAL = KNOWN_ENDS | NOT_ARRIVED  # Twilio's statuses that no longer change
 AWAY = "check https://status.twilio.com, DNS, the proxy and the NetworkPolicy"
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
 UNUSABLE = (  # what of a proxy's URL, or of the login in it, no request can be made of
@@ -1640,11 +1692,18 @@ def accepted(message: Any) -> Answer:
     if not MESSAGE_SID.fullmatch(str(message.sid)):
         return Answer(Action.UNCERTAIN, "Twilio accepted it but named no message")
     code, parts = error_code(message.error_code), column_int(message.num_segments, MOST_SEGMENTS)
-    if str(message.status) in NOT_SENT:
-        unlisted = Action.FAIL if code in SENDERS_FAULT else Action.REFUSE
+    if str(message.status) in NOT_ARRIVED:
+        unlisted = Action.FAIL if code in NOT_THE_NUMBERS_FAULT else Action.REFUSE
         action, _ = TWILIO_CODES.get(code or 0, (unlisted, ""))
         return Answer(action, f"Twilio took it, but says {message.status}: {meaning(code)}", code, message.sid, parts)
     return Answer(Action.ACCEPT, sid=message.sid, segments=parts)
+
+
+def meaning(code: int | None) -> str:
+    """What a code of Twilio says, with the page that says more."""
+    if not code:
+        return "no reason given"
+    return f"{MEANINGS.get(code, 'see there')}, error {code}, https://www.twilio.com/docs/api/errors/{code}"
 
 
 def column_int(value: object, most: int) -> int | None:
@@ -2790,73 +2849,13 @@ def chunks(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-# --- outcomes: what became of earlier texts ---------------------------------------------------------------------------
+# --- what became of earlier texts -------------------------------------------------------------------------------------
 
 SETTLE_AFTER = timedelta(minutes=15)  # Twilio's list of messages lags behind
 SETTLE_NOT_FOUND = timedelta(hours=12)  # beyond the 10 h that Twilio may keep a text queued
 SETTLE_FINAL = timedelta(hours=72)  # no carrier's receipt comes later
 SETTLE_BUDGET = 60.0  # seconds
 SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
-
-LOST, UNKNOWN = {"undelivered", "failed"}, "unknown"
-NOT_SENT = LOST | {"canceled"}
-KNOWN_ENDS = LOST | {"delivered", "read"}
-FINAL = KNOWN_ENDS | NOT_SENT  # Twilio's statuses that do not change any more
-# https://www.twilio.com/docs/api/errors: why a text that Twilio took did not arrive, and whose fault it is.
-GONE = {  # the recipient's number, for good
-    30004: "the recipient blocks texts",
-    30005: "the number does not exist",
-    30006: "a landline, or a carrier that cannot be reached",
-}
-UNREACHABLE = {  # the recipient's number, perhaps for a while
-    30003: "the phone was off or out of reach",
-    30008: "for a reason that the carrier does not tell",
-}
-BLOCKED_SENDER = {  # the sender, whose texts carriers stop
-    30007: "a carrier's filter took it for spam",
-    30024: "the sender's number is not provisioned at the carrier",
-    30032: "the toll-free number is not verified",
-    30033: "the sender's campaign is suspended (A2P 10DLC)",
-    30034: "the sender is not registered (A2P 10DLC)",
-    30035: "the sender's registration is not complete (A2P 10DLC)",
-    30037: "the account may send no texts at present",
-}
-OTHER_REASONS = {  # the sender, or nobody in particular
-    30001: "the queue overflowed",
-    30002: "the account was suspended",
-    30017: "the carrier's network had too much traffic",
-    30018: "the carrier there wants the sender registered",
-    30019: "the text is longer than the carrier takes",
-    30021: "Twilio failed",
-    30022: "more at a time than the sender's registration allows (A2P 10DLC)",
-    30023: "the registration's daily cap was reached (A2P 10DLC)",
-    30027: "the carrier's daily cap was reached (A2P 10DLC)",
-    30036: "it waited longer than VALIDITY_PERIOD",
-    30040: "the carrier there wants the sender registered",
-    30041: "the sender is not registered (United Kingdom)",
-    30042: "the name of the sender is not allowed there",
-    30043: "the carrier took it for a text from abroad",
-    30044: "a trial account sends short texts only",
-    30047: "Twilio failed to move it to an hour that the account's Compliance Toolkit allows",
-    30410: "a provider did not answer in time",
-    30450: "Twilio's protection against SMS pumping blocked it for some minutes",
-    30453: "Twilio's protection against SMS pumping blocked it for some hours",
-    30500: "Twilio failed",
-    30610: "the account's Compliance Toolkit lets no texts through at that hour: see SEND_WINDOW",
-    30615: "no such texts are allowed at that hour there: see SEND_WINDOW",
-    30620: "the text is not what the sender is registered for",
-}
-LEFT_ALONE = GONE.keys() | PERMANENT
-MEANINGS = {c: words for c, (_, words) in TWILIO_CODES.items()} | GONE | UNREACHABLE | BLOCKED_SENDER | OTHER_REASONS
-OUR_SETUP = TWILIO_CODES.keys() - PERMANENT  # a service fails later
-SENDERS_FAULT = OUR_SETUP | BLOCKED_SENDER.keys() | OTHER_REASONS.keys()  # whatever is not the recipient's own
-
-
-def meaning(code: int | None) -> str:
-    """What a code of Twilio says, with the page that says more."""
-    if not code:
-        return "no reason given"
-    return f"{MEANINGS.get(code, 'see there')}, error {code}, https://www.twilio.com/docs/api/errors/{code}"
 
 
 def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: datetime, *, looked_up: bool) -> list[Row]:
