@@ -440,10 +440,10 @@ class Job:
         self.twilio = Twilio(settings)
         self.sender = Sender(self.twilio, self.brake, settings, clock)
         self.now = clock()  # what days are judged by; read anew when all has answered
-        self.waiting: deque[Reminder] = deque()
-        self.unrecorded: dict[Reminder, Answer] = {}
+        self.waiting: deque[Reminder] = deque()  # judged, and to be claimed
+        self.unrecorded: dict[Reminder, Answer] = {}  # claimed, and what is known of each so far
         self.aside: list[tuple[User, Skip]] = []  # another run holds them
-        self.last_call = False  # whether nobody is put aside any more
+        self.last_call = False  # whether nobody may be put aside again
         self.about = ""  # whom --explain asks about
 
     def run(self) -> Exit:
@@ -451,25 +451,25 @@ class Job:
         log.info("Starting habit notification job")
         log.info("Settings: %s", self.settings.shown())
         with self.brake.holding(), self.database:
-            self.prove()
-            self.learn()
+            self.prove_set_up()
+            self.look_up_earlier_texts()
             self.take_stock()
             self.deliver(self.pages())
             self.deliver(self.once_more())
-            self.clean_up()
+            self.delete_old_rows()
         self.name_the_rest()
         return self.report.close(self.brake, self.settings)
 
     def settle(self) -> Exit:
         """Ask Twilio what became of texts whose end is not known yet; text nobody."""
         with self.brake.holding(), self.database:
-            self.prove()
-            if failure := self.learn():
+            self.prove_set_up()
+            if failure := self.look_up_earlier_texts():
                 raise failure
         return self.report.close(self.brake, self.settings)
 
-    def prove(self) -> None:
-        """What would fail everybody fails here, as far as it can be asked for before anybody is claimed."""
+    def prove_set_up(self) -> None:
+        """Fail now if everybody would fail later, as far as that can be known before anybody is claimed."""
         self.patiently(self.open)
         twilios = self.patiently(self.probe)
         log.info("Twilio client initialized")
@@ -501,7 +501,7 @@ class Job:
                 if not self.brake.sleep(pause):
                     raise
 
-    def learn(self) -> NotifierError | None:
+    def look_up_earlier_texts(self) -> NotifierError | None:
         """Record what became of earlier texts, for the gates; the failure that kept some from being looked up.
 
         :raises FixFirst: when carriers block the sender
@@ -554,7 +554,7 @@ class Job:
         """The reminders of each page, while more work may be taken."""
         for page in self.tracker.pages(self.report.users):
             parts = chunks(once_each(page.users), IN_LIST)  # of each user there may be 90 rows: not of all at once
-            reminders = list(chain.from_iterable(map(self.due, parts)))
+            reminders = list(chain.from_iterable(map(self.judge, parts)))
             self.report.page(page, self.settings.only_users)
             yield reminders
             if self.brake.pulled:
@@ -573,7 +573,7 @@ class Job:
             if rules.total() > limit:
                 self.report.not_tried(self.waiting)  # at once, so that memory stays flat
                 self.waiting.clear()
-        rules.update(rule_for(logged_day1=user.logged_day1) for user, _ in self.aside)  # who may be let go
+        rules.update(rule_for(logged_day1=user.logged_day1) for user, _ in self.aside)  # they may be let go, and due
         if rules.total() > limit:
             counts = ", ".join(f'"{rule.reason}" {rules[rule]}' for rule in Rule)
             raise FixFirst(
@@ -583,10 +583,10 @@ class Job:
         held, self.waiting = self.waiting, deque()
         yield list(held)
 
-    def due(self, users: Sequence[User]) -> list[Reminder]:
-        """The reminders to claim; who gets none is reported, or put aside."""
+    def judge(self, users: Sequence[User]) -> list[Reminder]:
+        """Ask the gates about users: the reminders to claim. Who gets none is reported, or put aside."""
         today = {user.id: user.days.today for user in users if user.rows_matter and user.days}
-        rows = self.ledger.todays(today)  # these are served: no gate asks for another of their rows
+        rows = self.ledger.todays(today)  # whoever has one is done with: no gate asks for their older ones
         others, last_logs = self.history([user for user in users if user.id not in rows])
         rows |= others
         now, reminders = self.clock(), []  # read after the rows: what another run has just written is not of the future
@@ -618,17 +618,17 @@ class Job:
         while self.aside or self.waiting:  # who waits may yet be claimed by another run, and put aside again
             if held := self.aside[:IN_LIST]:
                 self.last_call = time.monotonic() >= until or not self.brake.sleep(random.uniform(0.5, 1.5))  # noqa: S311
-            reminders = self.due([replace(user, rows_matter=True) for user, _ in held])
+            reminders = self.judge([replace(user, rows_matter=True) for user, _ in held])
             del self.aside[: len(held)]
             yield reminders
 
     def deliver(self, pages: Iterator[list[Reminder]]) -> None:
-        """Claim, post and record, a few more than the threads have in hand; on a failure, record what is left."""
+        """Claim, post and record, a few texts ahead of the threads; on a failure, record what is left."""
         try:
             while (more := self.fill(pages)) or self.sender.busy:
                 self.claim_and_post()
                 hungry = more and self.sender.room > 0  # then the next page is worth more than an answer
-                self.take(self.sender.answers(timeout=0.0 if hungry else 0.5))
+                self.record(self.sender.answers(timeout=0.0 if hungry else 0.5))
         except Exception as failure:
             self.brake.pull(failure if isinstance(failure, NotifierError) else RetryLater(OUR_FAULT))
             self.record_last()
@@ -651,7 +651,7 @@ class Job:
         handful = [self.waiting.popleft() for _ in range(room)]
         self.unrecorded |= dict.fromkeys(handful, NOT_POSTED)
         ours = self.claim(handful)
-        self.report.due(ours)
+        self.report.claimed(ours)
         for reminder in ours:
             self.unrecorded[reminder] = GIVEN_UP  # until it is answered
             self.sender.submit(reminder)
@@ -669,7 +669,7 @@ class Job:
             self.skip(reminder.user, skip)
         return [reminder for reminder in handful if reminder not in others]
 
-    def take(self, answers: Mapping[Reminder, Answer]) -> None:
+    def record(self, answers: Mapping[Reminder, Answer]) -> None:
         """Record what became of texts, then tell it."""
         self.unrecorded |= answers
         self.brake.heed(answers.values())
@@ -709,8 +709,8 @@ class Job:
                 ", ".join(literal(row.token) for row in rows),
             )
 
-    def clean_up(self) -> None:
-        """Delete old rows, a few at a time; what is left, or fails, can wait for the next run."""
+    def delete_old_rows(self) -> None:
+        """Delete them a few at a time; what is left, or fails, can wait for the next run."""
         deleted, before = 0, (self.clock() - RETENTION).date()
         try:
             while not self.brake.pulled and (some := self.ledger.purge(before)):
@@ -839,7 +839,7 @@ class Report:
         for reminder in reminders:
             self.skipped(reminder.user, Skip(Outcome.NOT_TRIED, "the run ended before"))
 
-    def due(self, reminders: Iterable[Reminder]) -> None:
+    def claimed(self, reminders: Iterable[Reminder]) -> None:
         """Name whose turn it is."""
         for reminder in reminders:
             details = event("due", reminder.user.id, rule=reminder.rule.key)

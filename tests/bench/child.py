@@ -40,7 +40,7 @@ class Measured(notifier.Job):
     """A job without what comes after the texts."""
 
     @override
-    def clean_up(self) -> None:
+    def delete_old_rows(self) -> None:
         """Delete nothing."""
 
 

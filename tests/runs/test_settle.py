@@ -486,7 +486,7 @@ class Memory:
         job.ledger, job.brake = stand_in, Brake(Stop(), utc_now, 60)
         job.twilio = Listing(settings, stand_in)
         tracemalloc.start()
-        assert job.learn() is None
+        assert job.look_up_earlier_texts() is None
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert self.settled == len(self.rows)

@@ -443,7 +443,7 @@ def test_after_a_run_that_is_done_the_switch_gets_the_counts(town: Town, switch:
 
 
 def fault(_town: Town, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Job, "prove", Mock(side_effect=ZeroDivisionError))
+    patch.setattr(Job, "prove_set_up", Mock(side_effect=ZeroDivisionError))
 
 
 def sigterm(town: Town, _patch: pytest.MonkeyPatch) -> None:
