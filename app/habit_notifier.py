@@ -91,7 +91,7 @@ E164 = re.compile(r"\+[1-9][0-9]{6,14}")  # ITU-T E.164: at most 15 digits
 
 
 class Exit(IntEnum):
-    """Exit codes, the weightier the later."""
+    """Exit codes, the weightier the later: each NotifierError has one, `Report.close` tells the run's."""
 
     DONE = 0
     RETRY = 1
@@ -108,14 +108,14 @@ class NotifierError(Exception):
     """A failure that concerns the whole run. Each argument is one line for the log, with the remedy."""
 
     exit_code = Exit.RETRY
-    may_pass = False  # by itself, within minutes
+    may_pass = False  # whether it may, by itself, within minutes
 
     def __str__(self) -> str:
         return " | ".join(self.args)
 
 
 class RetryLater(NotifierError):  # noqa: N818 - named by what the caller should do next
-    """The set-up is right as far as we know: worth waiting for while nobody is claimed, or for the next run."""
+    """The set-up is right as far as we know: worth waiting for while nobody is claimed; else the next run goes on."""
 
     may_pass = True
 
@@ -139,7 +139,7 @@ Clock = Callable[[], datetime]
 
 
 class Outcome(Enum):
-    """What became of a user: words for the log, whether it counts as Failed, log level."""
+    """What became of a user: words for the log, whether it counts as Failed, log level. For exit codes see Report."""
 
     SENT = ("sent", False, logging.INFO)
     NOT_LISTED = ("not in ONLY_USERS", False, logging.DEBUG)
@@ -783,7 +783,7 @@ def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
 PROGRESS_SECONDS = 10.0
 FEW = 3  # so many of a kind say: it is not chance
 NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
-FOR_A_RETRY = Outcome.RELEASED, Outcome.NOT_TRIED  # the others are done with, or want a person
+FOR_A_RETRY = Outcome.RELEASED, Outcome.NOT_TRIED  # one such user makes exit code 1; of the others `verdict` decides
 
 
 class Report:
@@ -884,12 +884,12 @@ class Report:
         log.info("Looked up %d earlier texts%s, still open %d", len(rows), tally(ends), len(rows) - ends.total())
 
     def verdict(self, shards: int) -> NotifierError | None:
-        """What the counts say of the whole run.
+        """The failure, if any, that the counts of outcomes amount to.
 
-        For a few people no shard ends with 2, which would stop all others, unless the account is a trial's.
+        Exit code 2 of one shard stops all others: a few people are no reason for it, unless the account is a trial's.
         """
         sent, setup, uncertain = (self.counts[o] for o in (Outcome.SENT, Outcome.SETUP, Outcome.UNCERTAIN))
-        if self.counts[Outcome.ALREADY] and setup < STREAK:  # a country that is off is all that later runs have left
+        if self.counts[Outcome.ALREADY] and setup < STREAK:  # only who is out of reach is left for later runs
             setup -= self._out_of_reach
         if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
             for_all = self.counts[Outcome.TRIAL] or shards == 1 or setup >= STREAK
@@ -905,16 +905,16 @@ class Report:
         return None
 
     def close(self, brake: Brake, settings: Settings) -> Exit:
-        """Sum up; the exit code."""
-        early, left = brake.failure, [self._reasons[outcome] for outcome in FOR_A_RETRY if self.counts[outcome]]
+        """Sum up; the exit code: the weightiest of an early end, the verdict, SIGTERM, the deadline, users unserved."""
+        early, unserved = brake.failure, [self._reasons[outcome] for outcome in FOR_A_RETRY if self.counts[outcome]]
         if self.started:
             warn(self._doubts(settings))
             self._sum_up()
             if verdict := self.verdict(settings.shard_count):
                 brake.pull(verdict)
-        brake.blame(unfinished=self.started and (bool(left) or not self.walked))
-        if left:
-            brake.pull(RetryLater(f"Not everybody was served: see the lines above, the last one: {left[0]}"))
+        brake.blame(unfinished=self.started and (bool(unserved) or not self.walked))
+        if unserved:
+            brake.pull(RetryLater(f"Not everybody was served: see the lines above, the last one: {unserved[0]}"))
         if early and self.started and brake.failure is early:  # its first telling may stand above thousands of lines
             tell(early)
         return brake.exit_code
@@ -1218,7 +1218,7 @@ class Brake:
         self.failure: NotifierError | None = None
 
     def pull(self, failure: NotifierError) -> None:
-        """Take no more work, for this reason, which is told at once; the first counts, or one that outweighs it."""
+        """End the run by this failure, which is told and counts, unless one that weighs as much came before."""
         with self._lock:
             first = self.failure.exit_code if self.failure else Exit.DONE
             if Exit.worst([first, failure.exit_code]) is not first:
@@ -1289,7 +1289,7 @@ class Brake:
 
     @property
     def exit_code(self) -> Exit:
-        """The one that what happened to the run asks for."""
+        """The run's: that of its failure, or SIGTERM's where that outweighs it."""
         code = self.failure.exit_code if self.failure else Exit.DONE
         return Exit.worst([code, Exit.TERMINATED]) if self.stopped else code
 
