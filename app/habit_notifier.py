@@ -194,7 +194,7 @@ class User:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Reminder:
-    """One text that is due; the one thing that travels from judging to recording."""
+    """One text that is due, from judging to recording: what the log calls a notification, and Twilio a message."""
 
     user: User
     rule: Rule
@@ -219,7 +219,7 @@ class Row:
     phone: str
     rule: str
     state: State
-    token: str
+    token: str  # of this claim alone, although its column is called run_token
     claimed_at: datetime
     finished_at: datetime | None = None
     sid: str | None = None
@@ -1127,7 +1127,7 @@ def id_key(user_id: UserId) -> str:
 
 
 def message_for(reminder: Reminder, settings: Settings) -> str:
-    """The text that a person reads."""
+    """The words of a text, as its user reads them."""
     return str(getattr(settings, reminder.rule.setting)).replace("{name}", reminder.user.name or NAMELESS)
 
 
@@ -1228,7 +1228,7 @@ class Brake:
     def heed(self, answers: Iterable[Answer]) -> None:
         """Pull when too many of the last answers failed: it's not these people, it's everybody."""
         for answer in answers:
-            if answer.action is Action.KEPT_BACK:
+            if answer.action is Action.WITHHELD:
                 continue
             self._answers.append(answer)
             lost = sum(a.action in (Action.UNCERTAIN, Action.UNREACHED) for a in self._answers)
@@ -1359,14 +1359,14 @@ class Action(Enum):
     """What an answer of Twilio asks for, and what becomes of its user."""
 
     ACCEPT = "accept", Outcome.SENT
-    REFUSE = "refuse", Outcome.REFUSED  # by this person: not tried again today, or for longer
-    OUT_OF_REACH = "out of reach", Outcome.SETUP  # this person, in this run, for our set-up
-    TRIAL = "trial", Outcome.TRIAL  # this person, in this run: nobody's production
-    FAIL = "fail", Outcome.SETUP  # this person, in this run; a streak stops it
+    REFUSE = "refuse", Outcome.REFUSED  # for this number's sake: not tried again today, or for longer
+    OUT_OF_REACH = "out of reach", Outcome.SETUP  # our set-up does not reach this person: a later run tries again
+    TRIAL = "trial", Outcome.TRIAL  # a trial account may not text this person: a later run tries again
+    FAIL = "fail", Outcome.SETUP  # our set-up is wrong: a later run tries again; a streak stops this one
     UNCERTAIN = "uncertain", Outcome.UNCERTAIN  # whether it was sent is unknown; a streak stops the run
     UNREACHED = "unreached", Outcome.RELEASED  # surely not sent; a streak stops the run
     PAUSE = "pause", Outcome.RELEASED  # everybody waits, then this person is tried again
-    KEPT_BACK = "kept back", Outcome.RELEASED  # not posted: the run ends, or the day is over
+    WITHHELD = "withheld", Outcome.RELEASED  # not posted: the run ends, or the day is over
     LATER = "later", Outcome.LATER  # not posted: the window has closed
     STOP = "stop", Outcome.RELEASED  # a person must act: the run stops
 
@@ -1518,7 +1518,7 @@ OF_ONE_TEXT = range(21_000, 31_000)  # codes that do not speak of the account, w
 CONTENT_TYPE = re.compile(r"(application|text|image)/[\w.+-]+")
 MOST_SEGMENTS = 32_767  # as its column holds them
 MESSAGE_SID = re.compile(r"(SM|MM)[0-9a-fA-F]{32}")
-NOT_POSTED = Answer(Action.KEPT_BACK, "the run ended before it was posted")
+NOT_POSTED = Answer(Action.WITHHELD, "the run ended before it was posted")
 GIVEN_UP = Answer(Action.UNCERTAIN, "no answer in time")
 
 
@@ -1557,7 +1557,7 @@ def read_all(answer: requests.Response) -> bytes:
 
 @dataclass(frozen=True)
 class Message:
-    """A text in Twilio's list."""
+    """A text as Twilio's list has it."""
 
     status: str
     code: int | None
@@ -1880,7 +1880,7 @@ class Sender:
     def _send(self, reminder: Reminder) -> Answer:
         while self._pause.wait():
             if (validity := self._validity(reminder)) is None:
-                return Answer(Action.KEPT_BACK, "its local day is over, or this node's clock is too wrong to tell")
+                return Answer(Action.WITHHELD, "its local day is over, or this node's clock is too wrong to tell")
             if validity < SMALLEST_VALIDITY:
                 return Answer(Action.LATER, "SEND_WINDOW has closed there")
             answer = self._twilio.post(reminder, validity)
@@ -2534,7 +2534,7 @@ OLDER_LEDGER = "Is there an older one? Bring it back, or people get a second tex
 PRIVILEGES = "CREATE", "SELECT", "INSERT", "UPDATE", "DELETE"
 SAYS_LITTLE = re.compile(r"(?<=int)\(\d+\)| COLLATE \w+")  # of a type: MariaDB's display width, a text's charset
 STATES = {state.value: state for state in State}
-# The promise: the rows of these texts stay, since they may have been sent, or are refused. All others go.
+# The promise: the rows of these texts stay, since they may have been sent, or were refused. All others are deleted.
 KEPT = {Outcome.SENT: State.SENT, Outcome.REFUSED: State.REFUSED, Outcome.UNCERTAIN: State.UNCERTAIN}
 # Rows of which `unclaimed`, `of_the_past`, `spaced`, `not_refused` or `delivered` may have something to say.
 ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR GREATEST(n.claimed_at, n.finished_at) >= z.since
