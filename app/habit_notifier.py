@@ -2078,7 +2078,7 @@ class Database:
     """One connection to MySQL, made anew when it is lost. Belongs to one thread at a time.
 
     Every statement may be repeated after a lost answer. A new connection first writes again what the old server may
-    have lost (`first`). When it stays away the run ends, and Job.record_last says what could not be recorded.
+    have lost (`on_connect`). When it stays away the run ends, and Job.record_last says what could not be recorded.
     """
 
     def __init__(self, settings: Settings, brake: Brake) -> None:
@@ -2090,7 +2090,7 @@ class Database:
         self._fresh = False
         self.last_answer = 0.0  # when a statement had one
         self._others: list[Database] = []
-        self.first: Callable[[], Iterable[tuple[str, Sequence[object]]]] = list  # statements of a new connection
+        self.on_connect: Callable[[], Iterable[tuple[str, Sequence[object]]]] = list  # its first statements
 
     def __enter__(self) -> Database:
         return self
@@ -2169,7 +2169,7 @@ class Database:
         if self._connection is None:
             self._connection, self._fresh = self._connect(), True
         if self._fresh:
-            for statement in self.first():
+            for statement in self.on_connect():
                 self._execute(*statement)
             self._fresh = False
         rows = self._execute(sql, args)
@@ -2552,7 +2552,7 @@ class Ledger:
         # When a row was written or deleted, and whether it stays.
         self._done: deque[tuple[float, Row, bool]] = deque(maxlen=DATABASE_MEMORY_ROWS)
         self._created = ""  # the DDL, if this run made the ledger: a replica that is promoted may lack it
-        database.first = self._write_again
+        database.on_connect = self._write_again
 
     def open(self) -> None:
         """Make the ledger, or check by statements that touch no row that it can be written.
@@ -3251,7 +3251,7 @@ class Settings:
                 problems.append(str(error))
         url = "TWILIO_API_URL=https://api.EDGE.REGION.twilio.com says it"
         problems += [f"{name} is not a setting any more: {url}" for name in GONE_SETTINGS if environ.get(name)]
-        problems = [line for line in [*problems, *odds(values)] if not line.startswith(without)]
+        problems = [line for line in [*problems, *contradictions(values)] if not line.startswith(without)]
         if problems:
             raise FixFirst(*problems)
         return cls(**values)
@@ -3325,7 +3325,7 @@ def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, st
     return text.strip("\ufeff\r\n") if declared["secret"] else text.strip()  # Windows' editors begin with U+FEFF
 
 
-def odds(values: Mapping[str, Any]) -> Iterator[str]:
+def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     """A line for each pair of settings that contradict each other; what could not be read is left out."""
 
     def given(*names: str) -> int | None:
