@@ -178,7 +178,7 @@ class Days:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user, mostly one who is due, having logged nothing on day 2; without days, one whose days cannot be told."""
+    """A user, mostly one who logged nothing on day 2; without days, one whose time zone this run does not know."""
 
     id: UserId
     name: str
@@ -249,7 +249,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class Case:
-    """All that the gates decide by; 'last_log' is known only where QUIET_AFTER may speak."""
+    """All that the gates decide by; 'last_log' is read only for those whom QUIET_AFTER may concern."""
 
     user: User
     rows: Sequence[Row]
@@ -259,7 +259,7 @@ class Case:
 
     @property
     def days(self) -> Days:
-        """The user's days: asked by gates after `placed` only."""
+        """The user's days, for the gates after `placed`, which stops whoever has none."""
         return self.user.days  # type: ignore[return-value]  # a cast costs each gate its time
 
 
@@ -277,7 +277,7 @@ class Rule(Enum):
 
 
 def rule_for(*, logged_day1: bool) -> Rule:
-    """The rule for whoever logged nothing on day 2; of all others nothing is read."""
+    """The rule for a user who logged nothing on day 2; a run does not even read the others."""
     return Rule.MISSED_YESTERDAY if logged_day1 else Rule.NO_LOGS
 
 
@@ -291,7 +291,7 @@ def listed(case: Case) -> Skip | None:
 
 
 def placed(case: Case) -> Skip | None:
-    """Without a time zone there are no days to judge."""
+    """Without a time zone there are no days to judge by."""
     user = case.user
     if user.days:
         return None
@@ -329,7 +329,7 @@ def unclaimed(case: Case) -> Skip | None:
 
 
 def of_the_past(case: Case) -> Skip | None:
-    """A row from a clock that was ahead would bar its user for as long, unnamed."""
+    """No row lies in the future: it comes of a clock that was ahead, and would silently bar its user until then."""
     last_day = max(case.days.today + timedelta(days=1), (case.now + EARLIEST_ZONE).date())  # people may have moved
     for row in case.rows:
         written = row.last_possible_text()  # clocks can step ahead while a text is on its way
@@ -342,7 +342,7 @@ def of_the_past(case: Case) -> Skip | None:
 
 
 def not_refused(case: Case) -> Skip | None:
-    """A number that refused for good is left alone for REFUSED_RETRY_DAYS; a new one is not, nor one texted since."""
+    """A number that refused for good is left alone for REFUSED_RETRY_DAYS, unless it has been texted since."""
     for row in own_rows(case):
         if row.state is State.SENT and row.final_status not in NOT_ARRIVED:
             return None
@@ -354,7 +354,7 @@ def not_refused(case: Case) -> Skip | None:
 
 
 def delivered(case: Case) -> Skip | None:
-    """A number that never gets its texts is left alone for as long as one that refused."""
+    """A number whose last texts did not arrive is left alone for as long as one that refused."""
     known = [row for row in own_rows(case) if row.final_status in KNOWN_ENDS]
     ends = [row for row in known if row.final_status not in LOST or row.code not in NOT_THE_NUMBERS_FAULT]
     if not ends or (case.days.today - ends[0].local_day).days >= case.settings.refused_retry_days:
@@ -408,9 +408,9 @@ def in_window(case: Case) -> Skip | None:
     return Skip(Outcome.LATER, "it is %s there, SEND_WINDOW is %s", (local, shown_value(window)))
 
 
-# Each is named for what lets a text pass. A run takes the first that speaks; none of them writes. `unclaimed` comes
-# before `of_the_past`, whose DELETE must never name a text of today; `spaced` before those that leave people alone: a
-# text that may be lost fails the Job, whatever the day. A new gate of READ_ROWS wants its part of Ledger.rows_matter.
+# Each is named for what lets a text pass; the first that objects decides; none writes. `unclaimed` comes before
+# `of_the_past`, whose DELETE must never name a text of today; `spaced` before those that leave people alone: a text
+# that may be lost fails the Job, whatever the day. A new one in READ_ROWS needs Ledger.rows_matter to get its rows.
 WITHOUT_DAYS = listed, placed, numbered  # the others need a time zone
 READ_ROWS = unclaimed, of_the_past, spaced, not_refused, delivered, wanted, within_week
 READ_DAYS = (in_window,)
