@@ -781,7 +781,7 @@ def zone_doubts(zones: Iterable[Zone], settings: Settings) -> Iterator[str]:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 PROGRESS_SECONDS = 10.0
-FEW = 3  # so many of a kind say: it is not chance
+FEW = 3  # of a kind are no longer chance
 NIGHT_STARTS, NIGHT_ENDS = 21, 8  # hours, local time
 FOR_A_RETRY = Outcome.RELEASED, Outcome.NOT_TRIED  # one such user makes exit code 1; of the others `verdict` decides
 
@@ -807,7 +807,7 @@ class Report:
         log.info("Found %d users with phone numbers", users)
 
     def page(self, page: Page, only: Collection[str]) -> None:
-        """Count a page of users, and name those of it whose logs could not be read."""
+        """Count a page of users, and name those on it whose logs could not be read."""
         self._looked_at += page.users_in_all
         self.walked = page.last
         reason = "MySQL does not read their logs in time: index Log (habit_id, created_at), see DEPLOYMENT.md"
@@ -981,7 +981,7 @@ def tally(ends: Mapping[tuple[str, int | None], int]) -> str:
     return "".join(f", {end} {count}{f' ({meaning(code)})' if code else ''}" for (end, code), count in ordered)
 
 
-# STOP, or an address, as a sender with a name has it, which takes no answers.
+# STOP; or an address, as in the texts of a sender with a name, which cannot be answered.
 OPT_OUT = re.compile(r"\bSTOP\b|(?i:reply|text|send)\W+(?i:stop)\b|(?is:(opt.?out|unsubscribe)\b.*\w\.\w)")
 
 
@@ -999,9 +999,9 @@ def text_problems(settings: Settings, longest_name: str) -> Iterator[str]:
 # --- what rules and gates are made of: pure functions -----------------------------------------------------------------
 
 NAME_LENGTH = 40  # characters of a name that are shown: if all are of GSM-7, the default texts are one segment
-NAMELESS = "there"  # who has no name, in a text
+NAMELESS = "there"  # what a text calls whoever has no name
 EARLIEST_ZONE = timedelta(hours=14)  # ahead of UTC
-EXAMPLE = "+14155550123"  # of the numbers that belong to nobody
+EXAMPLE = "+14155550123"  # one of the numbers that belong to nobody
 SMALLEST_VALIDITY = 60  # seconds: a text that may wait less is left for the next window
 
 
@@ -1067,7 +1067,7 @@ def shows(character: str) -> bool:
 
 
 def decoded(value: object) -> str:
-    """Text from the database, which may hold bytes that are no UTF-8; '' for NULL."""
+    """Text from the database, which may hold bytes that are not UTF-8; '' for NULL."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str("" if value is None else value)
 
 
@@ -1085,7 +1085,7 @@ def zone_name(value: object) -> str:
 
 
 def shown_zone(name: str) -> str:
-    """The name of a zone; what is none may hold anything of a person, which LOG_PII=off hides."""
+    """The name of a zone; what is not one may be anything about a person, which LOG_PII=off hides."""
     return name if resolve_zone(name) else Personal(name)
 
 
@@ -1111,7 +1111,7 @@ def shown_id(user_id: UserId) -> int | str:
 
 
 def literal(value: UserId) -> str:
-    """A value as a statement has it."""
+    """A value as an SQL literal."""
     return f"X'{value.hex()}'" if isinstance(value, bytes) else str(pymysql.converters.escape_item(value, "utf8mb4"))
 
 
@@ -1120,7 +1120,7 @@ UUID = re.compile("-?".join(f"([0-9a-fA-F]{{{n}}})" for n in (8, 4, 4, 4, 12)))
 
 
 def id_key(user_id: UserId) -> str:
-    """An id as ONLY_USERS names it; in hexadecimal digits the case says nothing, nor do the dashes of a UUID."""
+    """An id as ONLY_USERS names it: neither the case of hexadecimal digits nor the dashes of a UUID matter."""
     text = str(shown_id(user_id))
     text = "-".join(found.groups()) if (found := UUID.fullmatch(text)) else text
     return text.lower() if HEX_ID.fullmatch(text) else text
@@ -1174,7 +1174,7 @@ TERM_LIMIT, DEADLINE_LIMIT = 40.0, 60.0  # seconds for what is in flight, after 
 WATCHDOG_LIMIT = 13.0  # seconds more until the process is ended: within terminationGracePeriodSeconds, 60
 OUTAGE_PATIENCE = 600.0  # seconds in which MySQL or Twilio may come back while nobody is claimed
 OUTAGE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, the last one again and again
-STREAK, STREAK_WINDOW = 10, 30  # so many failures among the last answers say: it's not these people, it's everybody
+STREAK, STREAK_WINDOW = 10, 30  # failures, of how many answers: it's not these people, it's everybody
 OUR_FAULT = "the program failed: what is queued is not posted"
 BY_FORCE = (
     "ended by force: an answer of MySQL goes on for ever, or nobody reads the log. Whom the last lines name as due may "
@@ -1206,12 +1206,12 @@ def sleep(seconds: float, cut_short: Callable[[], bool]) -> bool:
 class Brake:
     """What ends a run early: SIGTERM, the deadline, or the first failure that concerns everybody.
 
-    Two clocks tell the deadline, since only the wall's goes on while a machine is suspended.
+    Two clocks tell the deadline, since only the wall clock goes on while a machine is suspended.
     """
 
     def __init__(self, stop: Stop, clock: Clock, deadline: float) -> None:
         self._stop, self._clock, self._deadline = stop, clock, deadline
-        self._latest = clock()  # that the wall's clock said
+        self._latest = clock()  # instant that the wall clock has shown so far
         self._until, self._until_wall = time.monotonic() + deadline, self._latest + timedelta(seconds=deadline)
         self._lock, self._over = threading.Lock(), False
         self._answers: deque[Answer] = deque(maxlen=STREAK_WINDOW)
@@ -1256,12 +1256,12 @@ class Brake:
     def late(self) -> bool:
         """Whether the deadline is over."""
         self._over = self._over or time.monotonic() > self._until or self._clock() > self._until_wall
-        return self._over  # once late, always late, wherever the wall's clock is set
+        return self._over  # once late, always late, wherever the wall clock is set
 
     def check_clock(self, now: datetime) -> None:
         """A claim that is dated back would not keep its user from a second text on the same day.
 
-        :raises RetryLater: when the wall's clock was set back
+        :raises RetryLater: when the wall clock was set back
         """
         self._latest = max(self._latest, now)
         if now < self._latest - CLOCK_TOLERANCE:
@@ -1325,12 +1325,12 @@ def watchdog(job: Job, mode: str) -> Iterator[None]:
 
 
 def in_background(step: Callable[[], T]) -> Future[T]:
-    """What a step comes to, in a thread of its own."""
+    """Take a step in a thread of its own; its result, once it is there."""
     return ThreadPoolExecutor(1).submit(step)
 
 
 def within(seconds: float, brake: Brake, step: Callable[[], T]) -> T:
-    """What a step comes to, in a thread of its own: an answer that goes on for ever holds up nobody else.
+    """Take a step in a thread of its own, so that an answer without end holds up nobody else; its result.
 
     :raises RetryLater: when it takes longer
     """
@@ -1534,7 +1534,7 @@ class Http(HttpClient):
     def request(self, *request: Any, **options: Any) -> Response:
         """Send one request. urllib3 repeats nothing unless told to, and it isn't."""
         self.last = None
-        if abs(time.time() - self._used) > HTTP_IDLE:  # by the wall's clock, which goes on in a suspended machine
+        if abs(time.time() - self._used) > HTTP_IDLE:  # by the wall clock, which goes on in a suspended machine
             self.session.close()
         with self.session.request(*request, **options | {"timeout": HTTP_TIMEOUT, "stream": True}) as answer:
             self.last = Response(answer.status_code, read_all(answer).decode(errors="replace"), answer.headers)
@@ -1766,8 +1766,8 @@ def retry_after(response: Response) -> float | None:
 def unanswered(error: Exception) -> Answer:
     """What a request without an answer asks for.
 
-    Surely not sent is only what never connected. Every other error of TLS, time-out or cut connection can come after
-    the whole request.
+    Only what never connected was surely not sent. Any other TLS error, time-out or cut connection can come after the
+    whole request.
     """
     inner = error.args[0] if error.args else None
     reason = getattr(inner, "reason", None)
@@ -1916,8 +1916,8 @@ DATABASE_CONNECT_TIMEOUT = 5  # seconds
 DATABASE_TIMEOUT, DATABASE_LIMIT = 10, 8  # seconds for one statement, until we give it up and until its server does
 DATABASE_PATIENCE = 180.0  # seconds in which a lost database may come back when somebody is claimed: a failover's
 LATE_PATIENCE = 30.0  # after the deadline, when somebody is claimed
-# What a new connection writes again, since a replica that was promoted may lack it: of the seconds before the last
-# answer; and rows, at most, so that memory stays flat.
+# How much a new connection writes again, since a replica that was promoted may lack it: that of so many seconds before
+# the last answer, and so many rows at most, so that memory stays flat.
 DATABASE_MEMORY, DATABASE_MEMORY_ROWS = 600.0, 25_000
 LAST_TIMEOUT, LAST_LIMIT, LAST_PATIENCE = 3, 2, 1.0  # after SIGTERM
 
@@ -2050,7 +2050,7 @@ def number_of(error: Exception) -> int:
     """The number of an error of MySQL; one below 0 for what the driver raises besides."""
     if isinstance(error, UnicodeDecodeError):
         return -3
-    if isinstance(error, RuntimeError | AttributeError):  # PyMySQL lacks a package, or knows the way no more
+    if isinstance(error, RuntimeError | AttributeError):  # PyMySQL lacks a package, or does not know the method
         return 2059
     if isinstance(error, ODD_ERRORS):
         return -2
@@ -2058,16 +2058,16 @@ def number_of(error: Exception) -> int:
 
 
 def refuse_clear_password(_connection: object) -> None:
-    """Stands in for what sends the password itself: without verified TLS, anybody who answers would get it.
+    """Stands in for the plugin that sends the password itself: without verified TLS, anybody who answers would get it.
 
     :raises pymysql.err.OperationalError: always
     """
     raise pymysql.err.OperationalError(2059, "it asks for the password in clear text: set DB_SSL_CA")
 
 
-# The server ends what we would no longer wait for: a claim that waits on for a lock would be made after the run, and
-# stay. Of a statement's limits MySQL knows the one name, for queries alone, and MariaDB the other. A row that is locked
-# ends it sooner, by a name of its own.
+# The server ends what we no longer wait for: else a claim that waits for a lock might be made after the run, and stay.
+# MySQL has one name for a statement's limit, which concerns queries alone, and MariaDB another. The wait for a locked
+# row has a limit of its own, which is shorter.
 STATEMENT_LIMIT = (
     ", lock_wait_timeout = {0}, innodb_lock_wait_timeout = {1}"
     " /*!50708 , max_execution_time = {0}000 */ /*M!100101 , max_statement_time = {0} */"
@@ -2083,7 +2083,7 @@ class Database:
 
     def __init__(self, settings: Settings, brake: Brake) -> None:
         self._settings, self._brake = settings, brake
-        self.as_of: datetime | None = None  # --now: logs and rows of later are not there yet
+        self.as_of: datetime | None = None  # --now: later logs and rows do not exist yet
         self.opened = False  # all is there and could be written: what fails now may pass
         self.somebody_claimed = False
         self._connection: pymysql.Connection[Any] | None = None
@@ -2194,7 +2194,7 @@ HAS_PHONE = "TRIM(u.phone_number) <> ''"  # NULL is not true either
 ZONE_KEY = "COALESCE(CAST(u.time_zone AS BINARY), '')"  # as it is stored: a collation folds case and trailing blanks
 LOGGED = """EXISTS (SELECT 1 FROM `Habit` h STRAIGHT_JOIN `Log` l ON l.habit_id = h.id
     WHERE h.user_id = u.id AND l.created_at >= z.{start} AND l.created_at < z.{end})"""
-# Whom to read, by a condition, and whether they logged on day 1, where it matters. Without a known zone all are due.
+# Two conditions: whom to read, and whether they logged on day 1. Without a known zone everybody is read.
 DUE = f"NOT {LOGGED.format(start='day2', end='ends')}", LOGGED.format(start="day1", end="day2")
 ANYBODY = "TRUE", DUE[1]
 
@@ -2225,7 +2225,7 @@ class Page(NamedTuple):
 
 
 class Tracker:
-    """The habit tracker's tables, which are only read. Every method raises DatabaseError."""
+    """The habit tracker's tables, which are only read. Any method may raise DatabaseError."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings, self._database = settings, database
@@ -2333,7 +2333,7 @@ class Tracker:
         return {id_key(user.id): user for user in found}
 
     def judge_by(self, days: Mapping[bytes, Days], now: datetime, rows_matter: str = "FALSE") -> None:
-        """Judge users by these days of their zones, at this instant; of whom rows matter, `Ledger.rows_matter` says."""
+        """Judge users by these days of their zones, at this instant; whose rows matter, `Ledger.rows_matter` says."""
         self._days, self._rows_matter = days, rows_matter
         self._zones = zones_table(days, now, dates=self._dates)
 
@@ -2457,7 +2457,7 @@ class Tracker:
 
 
 def compared_as(kind: str) -> str:
-    """What MySQL compares values of a type as; of two kinds, as numbers that are not exact, or as never equal."""
+    """As what MySQL compares values of a type; those of two kinds are taken for inexact numbers, or are never equal."""
     kinds = {"binary|blob": "bytes", "int|dec|float|double": "number"}
     return next((name for pattern, name in kinds.items() if re.search(pattern, kind)), "text")
 
@@ -2470,7 +2470,7 @@ def id_range(after: UserId | None, through: UserId | None) -> tuple[str, list[Us
 
 
 def zones_table(days: Mapping[bytes, Days], now: datetime, *, dates: bool) -> str:
-    """The SQL of a table of zones: the bounds of their days, the day it is there, since when a text would be too near.
+    """The SQL of a table of zones: the bounds of their days, the day it is there, and since when a text is too recent.
 
     A first row, never matched, names the columns.
     """
@@ -2542,7 +2542,7 @@ ROW_MATTERS = """(n.local_day >= z.today OR n.finished_at IS NULL OR GREATEST(n.
 
 
 class Ledger:
-    """The table HabitNotification: a row for every text that may have been sent. Every method raises DatabaseError."""
+    """The table HabitNotification: a row for every text that may have been sent. Any method may raise DatabaseError."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings, self._database = settings, database
@@ -2663,7 +2663,7 @@ class Ledger:
 
     @property
     def rows_matter(self) -> str:
-        """The condition for users of whose rows a gate may have something to say: of most, none has."""
+        """The condition for users to whose rows a gate may object; those of most users need not be read."""
         if not self._there:
             return "FALSE"
         limits = {
@@ -2675,7 +2675,7 @@ class Ledger:
         return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
 
     def history(self, user_ids: Sequence[UserId], since: date = date.min) -> dict[UserId, list[Row]]:
-        """The rows of users, as they are now or were at another moment; of days since then."""
+        """The rows of users from the day 'since' on, as they are now or were at another moment."""
         found: dict[UserId, list[Row]] = defaultdict(list)
         if not user_ids or not self._there:
             return found
@@ -2798,7 +2798,7 @@ def finished_row(claim: Row, answer: Answer, now: datetime) -> Row:
 
 
 def insert(rows: Sequence[Row], otherwise: str) -> tuple[str, list[object]]:
-    """The statement that writes rows, what happens to a day that is taken, and its arguments."""
+    """The statement that writes rows, and its arguments; 'otherwise' is what it does where a row is there already."""
     # Not INSERT IGNORE, which stores truncated values.
     places = ", ".join([f"({placeholders(LEDGER_COLUMNS)})"] * len(rows))
     sql = f"INSERT INTO {LEDGER} ({ROW}) VALUES {places} ON DUPLICATE KEY UPDATE {otherwise}"
@@ -2859,7 +2859,7 @@ SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
 
 
 def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: datetime, *, looked_up: bool) -> list[Row]:
-    """The rows of which there is something new to say. Without a SID there is nothing to look up: a person can."""
+    """The rows of which there is something new to record. Without a SID only a person can look for the text."""
     patience = SETTLE_NOT_FOUND if looked_up else SETTLE_FINAL
     settled = []
     for row in rows:
@@ -3104,7 +3104,7 @@ def is_template(text: str) -> bool:
 
 
 def lasts_an_hour(times: tuple[time_of_day, time_of_day]) -> bool:
-    """Whether a window does, at least: runs every hour would never meet less in zones of half hours."""
+    """Whether a window does, at least: hourly runs could miss a shorter one, in zones that are half an hour off."""
     start, end = times
     return (end.hour - start.hour) * 60 + end.minute - start.minute >= 60
 
@@ -3426,7 +3426,7 @@ def masked(value: object) -> object:
 
 
 def impersonal(text: str) -> str:
-    """A text without what others are quoted with, which may hold anything, and without people's numbers."""
+    """A text without quotations of others, which may hold anything, and without people's numbers."""
     text = re.sub("“[^”]*”", "(hidden)", text)
     number = rf"(?!{re.escape(EXAMPLE)}(?![0-9]))(\+|%2B)([0-9]{{7,15}})(?![0-9])"
     return re.sub(number, lambda found: masked_number("+" + found[2]), text)
@@ -3515,7 +3515,7 @@ def main(
 
 
 def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, str], clock: Clock, stop: Stop) -> Exit:
-    """What was asked for, and the exit code; whatever goes wrong is told."""
+    """Do what was asked for; the exit code. Whatever goes wrong is told."""
     try:
         not_needed = ("TWILIO_",) if asked.mode in WITHOUT_TWILIO else ()
         OneLine.settings = settings = Settings.read(environ, without=not_needed)
@@ -3566,7 +3566,7 @@ def ping(url: str, end: str, summary: Mapping[str, Any] | None = None) -> None:
 
 
 def leave_summary(summary: Mapping[str, Any]) -> None:
-    """Say in Kubernetes' words how the run ended; where there is no Kubernetes, nobody asks."""
+    """Tell Kubernetes how the run ended, where there is one."""
     with suppress(OSError):
         if TERMINATION_LOG.exists():
             TERMINATION_LOG.write_bytes(json.dumps(summary, ensure_ascii=False).encode())
