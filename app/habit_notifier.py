@@ -478,7 +478,7 @@ class Job:
         self.sender.clock_error = abs(twilios - now) if twilios else timedelta()
 
     def open(self) -> None:
-        """Connect to the database, and prove what is read and written."""
+        """Connect to the database, and check that all can be read and written."""
         self.tracker.open()
         self.ledger.open()
         warn(self.tracker.doubts())
@@ -601,9 +601,9 @@ class Job:
     def history(self, users: Sequence[User]) -> tuple[Mapping[UserId, list[Row]], Mapping[UserId, date]]:
         """The ledger's rows of those of whom some may matter; the last log of those whom QUIET_AFTER may concern."""
         rows = self.ledger.history([user.id for user in users if user.rows_matter])
-        quiet = self.settings.quiet_after
-        long = {user.id: user.days for user in users if quiet and user.days and len(rows.get(user.id, ())) >= quiet}
-        return rows, self.tracker.last_logs(long, self.now)
+        least = self.settings.quiet_after
+        quiet = {user.id: user.days for user in users if least and user.days and len(rows.get(user.id, ())) >= least}
+        return rows, self.tracker.last_logs(quiet, self.now)
 
     def skip(self, user: User, skip: Skip) -> None:
         """Report who gets no text, or put aside whom another run holds."""
@@ -636,7 +636,7 @@ class Job:
                 log.critical("A fault of the program, please report it", exc_info=True)
 
     def fill(self, pages: Iterator[list[Reminder]]) -> bool:
-        """Judge the next page when the threads could take more than waits; whether there may be something to claim."""
+        """Judge the next page once fewer wait than the threads can take; whether there may be something to claim."""
         if self.brake.pulled:
             return False
         if len(self.waiting) >= self.sender.room:
@@ -1231,12 +1231,12 @@ class Brake:
             if answer.action is Action.WITHHELD:
                 continue
             self._answers.append(answer)
-            lost = sum(a.action in (Action.UNCERTAIN, Action.UNREACHED) for a in self._answers)
-            failed = list(self._answers)[-STREAK:]
-            if lost >= STREAK:
-                words = f"{lost} of the last {len(self._answers)} texts are uncertain or did not reach Twilio"
+            away = sum(a.action in (Action.UNCERTAIN, Action.UNREACHED) for a in self._answers)
+            latest = list(self._answers)[-STREAK:]
+            if away >= STREAK:
+                words = f"{away} of the last {len(self._answers)} texts are uncertain or did not reach Twilio"
                 self.pull(RetryLater(f"{words}, the last one: {answer.words}. No more are posted{answer.remedy}"))
-            elif len(failed) == STREAK and all(a.action is Action.FAIL for a in failed):
+            elif len(latest) == STREAK and all(a.action is Action.FAIL for a in latest):
                 self.pull(FixFirst(f"{STREAK} texts in a row failed, the last one: {answer.words}. No more are posted"))
 
     @contextmanager
@@ -2232,7 +2232,7 @@ class Tracker:
         self._users = f"{HAS_PHONE} AND {of_this_shard('u.id', settings)}"
         self._dates = self._binary_ids = False  # what Log.created_at and User.id are
         self._days: Mapping[bytes, Days] = {}
-        self._zones, self._rows_matter, self._whom = "", "FALSE", DUE
+        self._zones, self._rows_matter, self._whom = "", "FALSE", DUE  # SQL: a table, a condition, two of them
         self._ahead: deque[tuple[UserId | None, UserId | None, int]] = deque()  # ids still to be read, how many at most
         self._size = 0  # of the next page
 
@@ -2870,8 +2870,8 @@ def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: date
             parts = parts or row.segments  # 0 until a Messaging Service has chosen a sender
             settled.append(replace(row, state=State.SENT, code=code, final_status=final, segments=parts))
         elif age > (patience if row.sid else ALL_ATTEMPTS):
-            lost = State.SENT if row.sid else State.UNCERTAIN
-            state = row.state if row.state is State.REFUSED else lost  # refused at once, with a SID
+            otherwise = State.SENT if row.sid else State.UNCERTAIN
+            state = row.state if row.state is State.REFUSED else otherwise  # refused at once, with a SID
             settled.append(replace(row, state=state, final_status=UNKNOWN))
     return settled
 
