@@ -851,10 +851,11 @@ class Report:
             user, outcome = reminder.user, answer.action.outcome
             self.counts[outcome] += 1
             self._out_of_reach += answer.action is Action.OUT_OF_REACH
+            at_night = not NIGHT_ENDS <= now.astimezone(reminder.days.zone).hour < NIGHT_STARTS
+            self._at_night += at_night and outcome in (Outcome.SENT, Outcome.UNCERTAIN)
             details = event("text", user.id, outcome, rule=reminder.rule.key, code=answer.code, sid=answer.sid)
             if outcome is Outcome.SENT:
                 self._longest_name = max(self._longest_name, user.name or NAMELESS, key=len)
-                self._at_night += not NIGHT_ENDS <= now.astimezone(reminder.days.zone).hour < NIGHT_STARTS
                 name, phone = Personal(user.name or "(no name)"), Personal(user.phone)
                 log.info("Notification sent to %s (%s). Message SID: %s", name, phone, answer.sid, extra=details)
             else:
@@ -2885,7 +2886,7 @@ def stop_if_blocked(settled: Sequence[Row]) -> None:
     blocked = [row.code for row in known if row.final_status in LOST and row.code in BLOCKED_SENDER]
     if len(blocked) >= max(FEW, len(known) / 2):
         raise FixFirst(
-            f"Carriers block the sender: {len(blocked)} of the last {len(known)} texts did not arrive, "
+            f"Carriers block the sender: they stopped {len(blocked)} of the last {len(known)} texts, "
             f"{meaning(Counter(blocked).most_common(1)[0][0])}. Register or verify the sender, or change the texts, in "
             "Twilio's console. Nobody was texted; the next run tries again"
         )

@@ -39,7 +39,7 @@ def test_a_sender_that_carriers_block_texts_every_second_day_and_says_so(town: T
         if blocked:
             learned = "INFO Looked up 12 earlier texts, undelivered 12 (the sender is not registered (A2P 10DLC)"
             assert town.log[-2].startswith(learned)  # not above a line for each of them
-            assert town.log[-1].startswith("ERROR Carriers block the sender: 12 of the last 12 texts did not arrive, ")
+            assert town.log[-1].startswith("ERROR Carriers block the sender: they stopped 12 of the last 12 texts, ")
             assert "Nobody was texted; the next run tries again" in town.log[-1]
             assert town.said("needs notification") == 0
         for number in numbers:
