@@ -6,6 +6,8 @@
 $(foreach name,$(.VARIABLES),$(if $(filter environment command,$(firstword $(origin $(name)))),$(if $(value $(name)),,$(eval \
   unexport $(name)))))
 
+unexport PYTHONSAFEPATH  # it would hide hack/ and tests/ from python -m
+
 SECRETS := DB_USER DB_PASSWORD TWILIO_ACCOUNT_SID TWILIO_AUTH_TOKEN TWILIO_API_KEY_SID TWILIO_API_KEY_SECRET HEARTBEAT_URL
 
 SHELL := bash
@@ -95,11 +97,11 @@ lock: .venv-scan/.ready ## resolve the dependencies anew: app/requirements.txt a
 
 define make_venv
 	@$(or $(PYTHON),python3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo 'This needs Python 3.11 or newer. Name one that you have: make PYTHON=python3.13' >&2; exit 1; }
+	  echo 'This needs Python 3.11 or newer. Name one that you have: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.13' >&2; exit 1; }
 	@$(or $(PYTHON),python3) -m venv --clear $(@D) >/dev/null || { \
-	  echo 'This Python cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	  echo 'No virtual environment could be made, see above. Without ensurepip: apt-get install python3-venv' >&2; exit 1; }
 	@echo 'Installing $< into $(@D). This happens once.'
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $< || { \
+	@$(@D)/bin/python -m pip install --no-user --quiet --disable-pip-version-check --require-hashes -r $< || { \
 	  echo 'pip could not install $<: its message stands above. When the index cannot be reached, set PIP_INDEX_URL.' >&2; exit 1; }
 	@touch $@
 endef

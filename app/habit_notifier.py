@@ -387,7 +387,7 @@ def spaced(case: Case) -> Skip | None:
     """SPACING since the last text, and never two in one local day, whatever zone the user had then."""
     deadline = timedelta(seconds=case.settings.run_deadline)  # of the runs that wrote the rows, too, as far as we know
     for row in case.rows:
-        late = CLOCK_TOLERANCE if row.state is State.UNCERTAIN else timedelta()  # Twilio may take it after we gave up
+        late = timedelta() if row.state is State.SENT else CLOCK_TOLERANCE  # Twilio may take it after we gave up
         last = row.last_possible_text(deadline)
         if row.state is State.REFUSED or (last <= case.now - SPACING and last + late < case.days.end):
             continue
@@ -1949,6 +1949,7 @@ REFUSED_ACCOUNT = (
 WRONG_PASSWORDS = "it blocks DB_USER after wrong passwords: correct DB_PASSWORD, then ALTER USER ... ACCOUNT UNLOCK"
 AUTHENTICATION = "it wants a log-in this program lacks: use caching_sha2_password, in MariaDB mysql_native_password"
 MISSING_TABLE = "a table is missing (names are case-sensitive on Linux): check DB_NAME and the schema"
+DAMAGED = "a table is damaged, or its file is gone: CHECK TABLE there, or restore it from a backup"
 SIGNAL = 1644
 MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     -3: (Remedy.FIX, "an id in User, or a column of the ledger, holds bytes that are no UTF-8: correct it"),
@@ -1961,6 +1962,7 @@ MYSQL_ERRORS: dict[int, tuple[Remedy, str]] = {
     1044: (Remedy.FIX, "DB_USER may not use the database DB_NAME: check the name and grants, or SET DEFAULT ROLE"),
     1045: (Remedy.FIX, REFUSED_ACCOUNT),
     1047: (Remedy.RECONNECT, "its Galera node is not ready: see its wsrep_cluster_status"),
+    **dict.fromkeys((130, 1017, 1034, 1194, 1195, 1812, 1814, 1932), (Remedy.FIX, DAMAGED)),
     **dict.fromkeys((1049, 1059, 1102), (Remedy.FIX, "it has no database of the name DB_NAME: correct the name")),
     1053: (Remedy.RECONNECT, "it is shutting down"),
     1054: (Remedy.FIX, "a column is missing: the tables must be as docs/your-tables.md has them"),
@@ -2982,8 +2984,9 @@ def days_with(logged: date, days: Days) -> int | None:
 def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
     """The first minute, or now, at which a rule asks for a text and no gate speaks against it."""
     hour, s = case.now.replace(minute=0, second=0, microsecond=0), case.settings
-    openings = sorted({at.minute % 15 for at in (time_of_day(), s.day_starts_at, *(s.send_window or ()))})
-    for quarter, opening in product(range(4 * 24 * RETENTION.days), openings):  # a window's rest may be minutes short
+    times = time_of_day(), s.day_starts_at, *(s.send_window or ())
+    openings = sorted({(at.minute - n) % 15 for at in times for n in (0, 1)})  # a window's rest may be minutes short
+    for quarter, opening in product(range(4 * 24 * RETENTION.days), openings):
         at = hour + timedelta(minutes=15 * quarter + opening)
         if is_possible(case, logs, max(case.now, at)):
             minutes = (max(case.now, at - timedelta(minutes=n)) for n in range(14, -1, -1))
@@ -3119,6 +3122,7 @@ def id_list(text: str) -> frozenset[str]:
 
 CLOCK_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
 TEXT = Kind("")
+DATABASE_NAME = Kind("its name alone, not a URL", "(?!.*://).*")
 TOKEN = Kind("it as the console shows it, without blanks and typographic characters", "[!-~]+")
 HOST_NAME = r"[\w-]{1,63}(\.[\w-]{1,63})*\.?"
 HOST = Kind("a host name or an address, without scheme and port", rf"{HOST_NAME}|[0-9a-fA-F]*(:[0-9a-fA-F.]*){{2,7}}")
@@ -3165,7 +3169,7 @@ class Settings:
 
     db_host: str = setting("MySQL's host: the primary, not a read-only replica", HOST, REQUIRED)
     db_port: int = setting("MySQL's port", whole(1, 65535), "3306")
-    db_name: str = setting("the database that holds User, Habit and Log", TEXT, REQUIRED)
+    db_name: str = setting("the database that holds User, Habit and Log", DATABASE_NAME, REQUIRED)
     db_user: str = setting("the database account", TEXT, REQUIRED, secret=True)
     db_password: str = setting("the database account's password", TEXT, REQUIRED, secret=True)
     db_ssl_ca: str = setting(
@@ -3258,11 +3262,12 @@ class Settings:
         return cls(**values)
 
     def shown(self) -> str:
-        """The settings that differ from their defaults, without the secrets."""
+        """The settings that differ from their defaults, without the secrets, wherever they were put by mistake."""
         pairs = ((f.name.upper(), shown_value(getattr(self, f.name)), f.metadata) for f in fields(self) if f.repr)
         given = [f"{name}={value}" for name, value, declared in pairs if value != declared["default"]]
         bundle = os.environ.get("REQUESTS_CA_BUNDLE")
-        return ", ".join([*given, f"REQUESTS_CA_BUNDLE={bundle}"] if bundle else given)
+        given += [f"REQUESTS_CA_BUNDLE={bundle}"] if bundle else []
+        return replace(self, db_user="").hide(", ".join(given))  # DB_NAME may well be the account's name, too
 
     def hide(self, text: str) -> str:
         """What MySQL, Twilio or a library says, without the secrets."""
@@ -3306,9 +3311,12 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
 
 def is_secret(text: str, environ: Mapping[str, str]) -> bool:
     """Whether a value that is wrong here would be right in a secret's place, or holds one, as a URL may."""
-    known = [environ.get(each.name.upper(), "") for each in fields(Settings) if each.metadata["secret"]]
-    held = any(secret and secret in text for secret in known)
-    return held or "@" in text or re.fullmatch("[A-Z]{0,2}[0-9a-zA-Z]{32}", text) is not None
+    for each in fields(Settings):
+        with suppress(ValueError):  # its file may be missing
+            name, declared = each.name.upper(), each.metadata
+            if declared["secret"] and (secret := raw_setting(name, declared, environ)) and secret in text:
+                return True
+    return "@" in text or re.fullmatch("[A-Z]{0,2}[0-9a-zA-Z]{32}", text) is not None
 
 
 def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, str]) -> str:
@@ -3552,18 +3560,23 @@ def ping(url: str, end: str, summary: Mapping[str, Any] | None = None) -> None:
     """Tell the dead man's switch; whatever comes of it, for PING_SECONDS at most, is only logged."""
     if not url:
         return
-    post = partial(requests.post, url + end, json=summary, timeout=PING_SECONDS, allow_redirects=False)
     try:
-        answer = in_background(post).result(PING_SECONDS)
-        problem = f"HTTP {answer.status_code}" if answer.status_code >= 300 else ""
-        if answer.text.startswith("OK (not found)"):  # as healthchecks.io says with HTTP 200
-            problem = "it is not the address of a check, or of one that was deleted"
+        problem = in_background(partial(post_ping, url + end, summary)).result(PING_SECONDS)
     except TimeoutError:
         problem = f"no answer within {PING_SECONDS:g} s"
     except Exception as error:  # noqa: BLE001 - a run does not depend on it
         problem = type(error).__name__
     if problem:
         log.warning("HEARTBEAT_URL was not told: %s", problem)
+
+
+def post_ping(url: str, summary: Mapping[str, Any] | None) -> str:
+    """Post the summary; what is wrong about the answer, of which no more is read than is looked at."""
+    with requests.post(url, json=summary, timeout=PING_SECONDS, allow_redirects=False, stream=True) as answer:
+        if answer.status_code >= 300:
+            return f"HTTP {answer.status_code}"
+        unknown = answer.raw.read(14, decode_content=True) == b"OK (not found)"  # as healthchecks.io says with HTTP 200
+        return "it is not the address of a check, or of one that was deleted" if unknown else ""
 
 
 def leave_summary(summary: Mapping[str, Any]) -> None:

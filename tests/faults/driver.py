@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 
 from tests.faults.draw import HALF, draw, kinds
 from tests.faults.invariants import NAMES, Judge
@@ -122,7 +123,15 @@ _STAGES: list[Stage] = []
 _BEGAN: list[float] = []
 
 
+def _end_with_parent() -> None:
+    """A parent that is killed can end neither us nor our database server."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
+
+
 def _make_stage() -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     needed = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV") if name in os.environ}
     os.environ.clear()  # requests reads all of it with each request
     os.environ.update(needed)

@@ -231,9 +231,7 @@ def test_three_texts_and_half_of_all_say_that_the_sender_is_blocked(blocked: int
     with pytest.raises(FixFirst) as caught:
         stop_if_blocked(ends(blocked, others, code))
     [line] = caught.value.args
-    assert line.startswith(
-        f"Carriers block the sender: they stopped {blocked} of the last {blocked + others} texts, "
-    )
+    assert line.startswith(f"Carriers block the sender: they stopped {blocked} of the last {blocked + others} texts, ")
     assert meaning(code) in line
     assert "Nobody was texted; the next run tries again" in line
 

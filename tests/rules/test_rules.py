@@ -447,6 +447,17 @@ def test_an_unfinished_row_may_have_been_posted_until_its_runs_deadline(
     assert outcome(lost([row, ours()])) is (expected if state is not State.REFUSED else None)
 
 
+@pytest.mark.parametrize("state", [State.SENDING, State.UNCERTAIN])
+@pytest.mark.parametrize(("before", "expected"), [(5 * MINUTE, Outcome.DEFERRED), (5 * MINUTE + SECOND, None)])
+def test_a_row_whose_text_may_be_lost_counts_five_minutes_longer(
+    state: State, before: timedelta, expected: Outcome | None
+) -> None:
+    """Twilio may take a text after its run gave up; a question finds at 'sending' what a run finds uncertain."""
+    claimed, evening = DAYS.end - before - DEADLINE, DAYS.end + timedelta(hours=23)
+    row = a_row(state, local_day=YESTERDAY, claimed_at=claimed, finished_at=None)
+    assert outcome(skipped([row], a_user(), evening)) is expected
+
+
 @pytest.mark.parametrize(
     ("last", "expected"),
     [(-SECOND, None), (timedelta(0), Outcome.DEFERRED), (timedelta(hours=1), Outcome.DEFERRED)],

@@ -407,12 +407,26 @@ def test_no_error_shows_a_secret(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SECRETS))
-def test_a_secret_that_stands_elsewhere_by_mistake_is_not_shown(name: str) -> None:
+def test_a_secret_that_stands_elsewhere_by_mistake_is_not_shown(name: str, tmp_path: Path) -> None:
     secret = f"x{secrets.token_hex(8)}"
-    wrong = {name: secret, "DB_PORT": secret, "ONLY_USERS": f"é {secret}", "SEND_WINDOW": secret}
-    found = problems(around(name) | wrong)
-    assert len(found) >= 3
-    assert secret not in str(found)
+    (tmp_path / "secret").write_text(secret)
+    for held in ({name: secret}, {name: "", f"{name}_FILE": str(tmp_path / "secret")}):
+        wrong = held | {"DB_PORT": secret, "ONLY_USERS": f"é {secret}", "SEND_WINDOW": secret}
+        found = problems(around(name) | wrong)
+        assert len(found) >= 3
+        assert secret not in str(found)
+
+
+def test_a_secret_in_a_variable_that_takes_any_text_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/hunter2")
+    changed = {"DB_NAME": "habits;password=hunter2", "DB_HOST": "hunter2", "MESSAGE_NO_LOGS": "Hi hunter2, STOP"}
+    told = Settings.read(ENVIRON | changed | {"DB_PASSWORD": "hunter2", "DB_USER": "hi"}).shown()
+    assert "hunter2" not in told
+    assert told.startswith("DB_HOST=***, DB_NAME=habits;password=***, ")
+    same = Settings.read(ENVIRON | {"DB_NAME": "habits", "DB_USER": "habits"}).shown()
+    assert "DB_NAME=habits" in same
+    [problem] = problems_with(DB_NAME="mysql://app:hunter2@db/habits")
+    assert problem == "DB_NAME has a value that cannot be right: write its name alone, not a URL"
 
 
 def test_the_settings_shown_are_those_that_differ_from_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,7 +496,7 @@ def test_without_settings_the_program_says_all_that_it_needs_and_exits_with_2() 
                 "a host name or an address, without scheme and port"
             ),
         ),
-        ("ERROR", "DB_NAME is missing: write the database that holds User, Habit and Log"),
+        ("ERROR", "DB_NAME is missing: write the database that holds User, Habit and Log, its name alone, not a URL"),
         ("ERROR", "DB_USER is missing: write the database account"),
         ("ERROR", "DB_PASSWORD is missing: write the database account's password"),
         ("ERROR", "TWILIO_ACCOUNT_SID is missing: write Twilio account, the Account SID: AC and 32 hexadecimal digits"),

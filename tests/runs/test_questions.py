@@ -511,6 +511,16 @@ def test_the_earliest_next_text_is_told_to_the_minute(database: Database, asked:
     assert "at the earliest: 2026-03-30 20:37 UTC" in str(lines)
 
 
+def test_the_earliest_next_text_may_end_with_an_hour_that_comes_twice(database: Database) -> None:
+    """Clocks go back from 2:00 to 1:00, when the window has not opened yet."""
+    user = database.insert_user("Ana", ANA, "America/New_York")
+    create_ledger(database)
+    database.insert_row(user, datetime(2026, 10, 31, 18, 25, tzinfo=UTC), phone_number=ANA)
+    environ = database.environ() | {"SEND_WINDOW": "01:15-02:15", "DAY_STARTS_AT": "01:30"}
+    lines = said(environ, "--explain", str(user), "--now", "2026-10-31T20:00:00Z")[1]
+    assert "at the earliest: 2026-11-01 05:55 UTC" in str(lines)
+
+
 def test_the_earliest_next_text_may_fall_into_a_few_minutes(database: Database) -> None:
     """Between the day's start and the window's end."""
     user = database.insert_user("Ana", ANA, "UTC", logs=[NOW - timedelta(hours=21)])

@@ -451,7 +451,10 @@ def sigterm(town: Town, _patch: pytest.MonkeyPatch) -> None:
     town.stop.request()
 
 
-TWO_SETTINGS = "DB_NAME is missing: write the database that holds User, Habit and Log | SEND_WINDOW is 'x': write two"
+TWO_SETTINGS = (
+    "DB_NAME is missing: write the database that holds User, Habit and Log, its name alone, not a URL | "
+    "SEND_WINDOW is 'x': write two"
+)
 
 
 @pytest.mark.parametrize(
@@ -563,4 +566,12 @@ def test_a_slow_switch_holds_a_run_up_for_two_pings_at_most(
     switch.answer, switch.drip, switch.seconds = b"", switch.answer, 0.1
     assert town.run(NOW, HEARTBEAT_URL=switch.url) == 0
     assert town.took < alone + 2 * 0.3 + 2.0
+    assert switch.ends == ["/start", ""]
+
+
+def test_of_what_a_switch_says_no_more_is_read_than_is_looked_at(town: Town, switch: Switch) -> None:
+    """One that goes on for ever must not fill the memory of a run that lasts half an hour."""
+    switch.answer, switch.drip, switch.seconds = b"HTTP/1.1 200 OK\r\n\r\nOK" + b"x" * 20, b"x" * 1_000, 0.01
+    assert town.run(NOW, HEARTBEAT_URL=switch.url) == 0
+    assert not town.said("HEARTBEAT_URL was not told")
     assert switch.ends == ["/start", ""]
