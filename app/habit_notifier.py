@@ -2085,7 +2085,7 @@ class Database:
     """
 
     def __init__(self, settings: Settings, brake: Brake) -> None:
-        self._settings, self._brake = settings, brake
+        self._settings, self.brake = settings, brake
         self.as_of: datetime | None = None  # --now: later logs and rows do not exist yet
         self.opened = False  # all is there and could be written: what fails now may pass
         self.somebody_claimed = False
@@ -2106,7 +2106,7 @@ class Database:
 
     def beside(self) -> Database:
         """One more connection, to read ahead in another thread: never opened, so not patient. It ends with this one."""
-        self._others.append(Database(self._settings, self._brake))
+        self._others.append(Database(self._settings, self.brake))
         return self._others[-1]
 
     def run(self, sql: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
@@ -2129,19 +2129,19 @@ class Database:
             if not helps or time.monotonic() + pause > start + self._patience:
                 raise failure
             log.log(logging.WARNING if pause else logging.DEBUG, "Once more in %.1f s: %s", pause, failure)
-            sleep(pause * random.uniform(0.8, 1.2), lambda: self._brake.stopped)  # noqa: S311 - jitter
+            sleep(pause * random.uniform(0.8, 1.2), lambda: self.brake.stopped)  # noqa: S311 - jitter
 
     @property
     def _patience(self) -> float:
         """The seconds in which a lost server may come back: what was posted is known to this run alone until then."""
-        if self._brake.stopped or (self._brake.late and not self.somebody_claimed):
+        if self.brake.stopped or (self.brake.late and not self.somebody_claimed):
             return LAST_PATIENCE
-        if self._brake.late:
+        if self.brake.late:
             return LATE_PATIENCE
         return DATABASE_PATIENCE if self.somebody_claimed else OUTAGE_PATIENCE
 
     def _connect(self) -> pymysql.Connection[Any]:
-        s, last = self._settings, self._brake.stopped
+        s, last = self._settings, self.brake.stopped
         timeout, limit = (LAST_TIMEOUT, LAST_LIMIT) if last else (DATABASE_TIMEOUT, DATABASE_LIMIT)
         tls: dict[str, Any] = {"ssl_ca": s.db_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
         if not s.db_ssl_ca:
@@ -2443,20 +2443,27 @@ class Tracker:
 
     def last_logs(self, users: Mapping[UserId, Days], now: datetime) -> dict[UserId, date]:
         """The last log of each of these users as of now or of another moment."""
-        found: dict[UserId, date] = {}
         untils = defaultdict(list)
         for user_id, days in users.items():
             untils[self._until(days, naive(now + EARLIEST_ZONE))].append(user_id)  # one that is years ahead is none
-        for until, user_ids in untils.items():
-            # One look into the index for each habit; MySQL sorts all of its logs unless the order names it, too.
-            sql = f"""SELECT u.id, MAX((SELECT l.created_at FROM `Log` l
-                    WHERE l.habit_id = h.id AND l.created_at <= %s
-                    ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
-                FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
-                WHERE u.id IN ({placeholders(user_ids)}) GROUP BY u.id"""
+        return dict(chain.from_iterable(self._last_logs(user_ids, until) for until, user_ids in untils.items()))
+
+    def _last_logs(self, user_ids: Sequence[UserId], until: date) -> list[tuple[UserId, date]]:
+        """Users and their last logs; if that takes too long, ask for half as many at a time."""
+        # One look into the index for each habit; MySQL sorts all of its logs unless the order names it, too.
+        sql = f"""SELECT u.id, MAX((SELECT l.created_at FROM `Log` l
+                WHERE l.habit_id = h.id AND l.created_at <= %s
+                ORDER BY l.habit_id DESC, l.created_at DESC LIMIT 1))
+            FROM `User` u STRAIGHT_JOIN `Habit` h ON h.user_id = u.id
+            WHERE u.id IN ({placeholders(user_ids)}) GROUP BY u.id"""
+        try:
             rows = self._database.run(sql, [until, *user_ids])
-            found |= {user_id: aware(at) for user_id, at in rows if isinstance(at, date)}  # a zero date is a str
-        return found
+        except DatabaseError as failure:
+            if failure.remedy is not Remedy.SMALLER or len(user_ids) == 1 or self._database.brake.pulled:
+                raise
+            half = len(user_ids) // 2
+            return self._last_logs(user_ids[:half], until) + self._last_logs(user_ids[half:], until)
+        return [(user_id, aware(at)) for user_id, at in rows if isinstance(at, date)]  # a zero date is a str
 
 
 def compared_as(kind: str) -> str:

@@ -272,6 +272,22 @@ def test_pages_that_take_too_long_are_halved_until_whom_nobody_can_read_is_named
     assert town.sql(mine, (town.environ["DB_USER"],)) == [(0,)]
 
 
+@pytest.mark.constants(STATEMENT_LIMIT=IMPATIENT)
+def test_last_logs_that_take_too_long_are_asked_for_fewer_users_at_a_time(
+    town: Town, people: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each costs 0.1 s of the 0.15 that a statement may take."""
+    habits = town.database.insert_habits(range(1, USERS + 1))
+    town.database.insert_logs((habit, NOON - 5 * DAY) for habit in habits)
+    assert town.run() == 0
+    town.sql("RENAME TABLE Log TO Entry")
+    town.sql(SLOW_VIEW)
+    monkeypatch.setattr(Tracker, "log_doubts", lambda *_: iter(()))
+    assert town.run(NOON + DAY, QUIET_AFTER=1) == 0
+    assert town.said(f"left in peace (QUIET_AFTER) {USERS}") == 1
+    assert town.served == people
+
+
 def test_a_log_without_an_index_is_warned_of_with_the_statement_to_paste(town: Town) -> None:
     """As some ORMs make it: no foreign key."""
     town.people(1)
