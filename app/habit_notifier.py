@@ -165,8 +165,7 @@ class Outcome(Enum):
         self.words, self.failed, self.level = words, failed, level
 
 
-@dataclass(frozen=True)
-class Days:
+class Days(NamedTuple):
     """A user's last two days as half-open UTC intervals: day 1 [day1, day2), day 2 [day2, end)."""
 
     zone: pytz.BaseTzInfo
@@ -237,8 +236,7 @@ class Row:
         return max(self.claimed_at, self.finished_at or self.claimed_at + deadline)  # clocks can step back
 
 
-@dataclass(frozen=True)
-class Skip:
+class Skip(NamedTuple):
     """Why a user gets no text. 'again': another run is at it, so it is worth asking once more at the run's end."""
 
     outcome: Outcome

@@ -486,13 +486,13 @@ def test_the_instant_of_the_claim_counts_not_its_zone() -> None:
 @given(st.lists(rows, max_size=5), st.integers(0, 48 * 3600))
 def test_of_two_claims_at_the_same_moment_never_both_are_posted(found: list[Row], later: int) -> None:
     """Two runs with different local days: each sees the other and gives way; the later one while the text is recent."""
-    days = dataclasses.replace(DAYS, today=TODAY + DAY)
+    days = DAYS._replace(today=TODAY + DAY)
     first, second = ours(token="first"), ours(token="second", local_day=TODAY + DAY)
     both = [r for r in found if r.local_day not in (TODAY, TODAY + DAY)] + [first, second]
     assert lost(both, claim=first)
     assert lost(both, claim=second, user=a_user(days=days))
     at = NOW + timedelta(seconds=later)
-    days = dataclasses.replace(days, end=at - timedelta(hours=1))
+    days = days._replace(end=at - timedelta(hours=1))
     late = dataclasses.replace(second, claimed_at=at)
     skip = lost([first, late], at, claim=late, user=a_user(days=days))
     ends = (  # until then that run may still post it; until then its Job may try again
