@@ -2674,11 +2674,8 @@ class Ledger:
         """The condition for users to whose rows a gate may object; those of most users need not be read."""
         if not self._there:
             return "FALSE"
-        limits = {
-            ROW_MATTERS: 1,
-            "TRUE": self._settings.quiet_after,
-            "n.local_day > z.today - INTERVAL 7 DAY": self._settings.max_per_week,
-        }
+        s, week = self._settings, "n.local_day > z.today - INTERVAL 7 DAY"
+        limits = {ROW_MATTERS: 1, "TRUE": s.quiet_after, week: s.max_per_week}
         counts = [f"COUNT(IF({which}, 1, NULL)) >= {limit}" for which, limit in limits.items() if limit]
         return f"(SELECT {' OR '.join(counts)} FROM {LEDGER} n FORCE INDEX (PRIMARY) WHERE n.user_id = u.id)"
 
