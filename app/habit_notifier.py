@@ -2022,9 +2022,7 @@ ODD_ERRORS = (ValueError, AttributeError, struct.error, RuntimeError, IndexError
 class DatabaseError(NotifierError):
     """An error of MySQL, understood by its number and by when it came."""
 
-    def __init__(
-        self, error: Exception, hide: Callable[[str], str], *, connected: bool = False, written: bool = False
-    ) -> None:
+    def __init__(self, error: Exception, hide: Callable[[str], str], *, connected: bool, written: bool) -> None:
         self.number = number_of(error)
         if connected and self.number == 1045:  # so both tell all but administrators of a view's missing definer
             self.number = 1449
