@@ -2647,16 +2647,14 @@ class Ledger:
 
     def check_rows(self, now: datetime) -> Iterator[str]:
         """What of the ledger's rows wants a person's eye."""
-        ahead = "written in the future, by a clock that was ahead: a run names those it meets, and their DELETE"
-        unfinished = "state = 'sending' AND final_status IS NULL AND claimed_at < %s"
-        questions = (
-            (ahead, "GREATEST(claimed_at, COALESCE(finished_at, claimed_at)) > %s", now + CLOCKS_APART),
-            ("left at 'sending' by a run that was cut off", unfinished, now - ALL_ATTEMPTS),
-        )
-        for words, where, bound in questions:
-            [(count,)] = self._database.run(f"SELECT COUNT(*) FROM {LEDGER} WHERE {where}", [naive(bound)])
-            if count:
-                yield f"{count} rows were {words}"
+        sql = f"""SELECT COUNT(IF(GREATEST(claimed_at, COALESCE(finished_at, claimed_at)) > %s, 1, NULL)),
+                COUNT(IF(state = 'sending' AND final_status IS NULL AND claimed_at < %s, 1, NULL)) FROM {LEDGER}"""
+        [(early, left)] = self._database.run(sql, [naive(now + CLOCKS_APART), naive(now - ALL_ATTEMPTS)])
+        ahead = "by a clock that was ahead: a run names those it meets, and their DELETE"
+        if early:
+            yield f"{early} rows were written in the future, {ahead}"
+        if left:
+            yield f"{left} rows were left at 'sending' by a run that was cut off"
 
     def _no_ledger(self, ddl: str) -> FixFirst:
         [(account,)] = self._database.run("SELECT CURRENT_USER()")
