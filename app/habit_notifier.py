@@ -55,7 +55,7 @@ import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
@@ -2073,7 +2073,7 @@ STATEMENT_LIMIT = (
 )
 
 
-class Database:
+class Database(AbstractContextManager["Database"]):
     """One connection to MySQL, made anew when it is lost. Belongs to one thread at a time.
 
     Every statement may be repeated after a lost answer. A new connection first writes again what the old server may
@@ -2090,9 +2090,6 @@ class Database:
         self.last_answer = 0.0  # when a statement had one
         self._others: list[Database] = []
         self.on_connect: Callable[[], Iterable[tuple[str, Sequence[object]]]] = list  # its first statements
-
-    def __enter__(self) -> Database:
-        return self
 
     def __exit__(self, *_error: object) -> None:
         for other in self._others:  # in their threads they may wait for an answer, which closing would wait for, too
