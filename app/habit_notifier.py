@@ -3343,14 +3343,12 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     elif given("twilio_auth_token", "twilio_api_key_sid") in (0, 2):
         credentials = f"the credentials: the account's auth token, or {KEY_SID.write}, and TWILIO_API_KEY_SECRET"
         yield f"TWILIO_AUTH_TOKEN and TWILIO_API_KEY_SID: set exactly one of them, {credentials}"
-    if values.keys() >= {"shard_count", "job_completion_index"}:
-        count, index = values["shard_count"], values["job_completion_index"]
-        if index not in range(count) and (count, index) != (1, ""):
-            missing = "missing" if index == "" else index
-            yield (
-                f"JOB_COMPLETION_INDEX ({missing}) must be below SHARD_COUNT ({count}): let "
-                "k8s/components/sharded set both"
-            )
+    if given("shard_count", "job_completion_index") is None:
+        return
+    count, index = values["shard_count"], values["job_completion_index"]
+    if index not in range(count) and (count, index) != (1, ""):
+        found = "missing" if index == "" else index
+        yield f"JOB_COMPLETION_INDEX ({found}) must be below SHARD_COUNT ({count}): let k8s/components/sharded set both"
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
