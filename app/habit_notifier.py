@@ -891,8 +891,7 @@ class Report:
         if self.counts[Outcome.ALREADY] and setup < STREAK:  # only who is out of reach is left for later runs
             setup -= self._out_of_reach
         if self.counts[Outcome.TRIAL] or (setup >= FEW and not sent):
-            for_all = self.counts[Outcome.TRIAL] or shards == 1 or setup >= STREAK
-            kind = FixFirst if for_all else RetryLater
+            kind = FixFirst if self.counts[Outcome.TRIAL] or shards == 1 or setup >= STREAK else RetryLater
             last = self._reasons[Outcome.TRIAL] or self._reasons[Outcome.SETUP]
             return kind(f"Twilio refuses texts for our set-up, the last one: {last}")
         if barred := self.counts[Outcome.FUTURE]:
@@ -1034,8 +1033,7 @@ def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
 
 def readings(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> list[datetime]:
     """The UTC instants that a local time can mean, the earlier first: they differ where clocks are changed."""
-    wanted = datetime.combine(day, at)
-    return sorted(zone.localize(wanted, is_dst=dst).astimezone(UTC) for dst in (True, False))
+    return sorted(zone.localize(datetime.combine(day, at), is_dst=dst).astimezone(UTC) for dst in (True, False))
 
 
 @cache
@@ -1592,8 +1590,7 @@ class Twilio(threading.local):
             answer = Answer(Action.STOP, PROXY)
         if "proxy appears to only use HTTP" in answer.words:  # after a POST these words would prove nothing
             answer = Answer(Action.STOP, "HTTPS_PROXY names a proxy without TLS: write http:// for its https://")
-        known = answer.code in TWILIO_CODES and answer.action is not Action.PAUSE
-        if known or answer.action is Action.STOP:
+        if answer.action is Action.STOP or (answer.code in TWILIO_CODES and answer.action is not Action.PAUSE):
             raise FixFirst(f"Twilio: {answer.words}. Nobody was texted")
         if answer.action is not Action.ACCEPT:
             raise RetryLater(f"Twilio cannot be used: {answer.words}. Nobody was texted{answer.remedy}")
@@ -1707,7 +1704,7 @@ def meaning(code: int | None) -> str:
 
 def column_int(value: object, most: int) -> int | None:
     """A number that fits into its column of the ledger; None for anything else."""
-    text = "" if isinstance(value, bool) else str(value)
+    text = str(value)
     return int(text) if re.fullmatch("[0-9]{1,9}", text) and int(text) <= most else None
 
 
@@ -2344,8 +2341,7 @@ class Tracker:
         middle = self._database.run(one, [random.randrange(total)]) if total else []  # noqa: S311 - no secret
         ranges = [(middle[0][0], None), (None, middle[0][0])] if middle else [(None, None)]
         self._ahead, self._size = deque((low, through, PAGE_USERS) for low, through in ranges), FIRST_PAGE
-        readers = [self._database.beside() for _ in range(READERS)]
-        coming = deque(chain.from_iterable(map(self._read_next, readers)))
+        coming = deque(chain.from_iterable(self._read_next(self._database.beside()) for _ in range(READERS)))
         while coming:
             reader, slice_, reading = coming.popleft()
             try:
@@ -2423,8 +2419,7 @@ class Tracker:
 
     def logs_of(self, user: User, days: Days) -> list[tuple[date, str]]:
         """The logs of a user since day 1, as of now or of another moment, each with its habit's name."""
-        first = bounds_of(days, dates=self._dates)[0]
-        last = self._until(days, date.max)
+        first, last = bounds_of(days, dates=self._dates)[0], self._until(days, date.max)
         sql = f"""SELECT l.created_at, {as_text("h.name")} FROM `Habit` h JOIN `Log` l ON l.habit_id = h.id
             WHERE h.user_id = %s AND l.created_at BETWEEN %s AND %s ORDER BY l.created_at"""
         return [(at, clean(habit)) for at, habit in self._database.run(sql, [user.id, first, last])]
@@ -2534,7 +2529,7 @@ WRITES = (  # they touch no row, but fail when a column or a grant is missing
     f"DELETE FROM {LEDGER} WHERE FALSE",
 )
 OLDER_LEDGER = "Is there an older one? Bring it back, or people get a second text"
-PRIVILEGES = "CREATE", "SELECT", "INSERT", "UPDATE", "DELETE"
+RIGHTS = "CREATE", "SELECT", "INSERT", "UPDATE", "DELETE"
 SAYS_LITTLE = re.compile(r"(?<=int)\(\d+\)| COLLATE \w+")  # of a type: MariaDB's display width, a text's charset
 STATES = {state.value: state for state in State}
 # The promise: the rows of these texts stay, since they may have been sent, or were refused. All others are deleted.
@@ -2610,9 +2605,7 @@ class Ledger:
         name = re.escape(self._settings.db_name)
         ours = rf" ON (\*|`?({name}|[^`]*%[^`]*)`?)\."  # a name in a grant may be a pattern, or in small letters
         grants = "\n".join(grant.replace("\\", "") for (grant,) in self._database.run("SHOW GRANTS"))
-        return all(
-            re.search(rf"(?im)({word}(?=,| ON )|ALL PRIVILEGES).*{ours}|^(?!.* ON )", grants) for word in PRIVILEGES
-        )
+        return all(re.search(rf"(?im)({word}(?=,| ON )|ALL PRIVILEGES).*{ours}|^(?!.* ON )", grants) for word in RIGHTS)
 
     def _check_shape(self, id_type: str) -> None:
         """Check that a ledger made by hand has LEDGER_DDL's columns, key and engine; it may have more columns.
