@@ -71,6 +71,7 @@ import pymysql
 import pytz
 import requests
 import urllib3.exceptions
+from requests.exceptions import InvalidSchema, InvalidURL
 from twilio.http import HttpClient
 from twilio.http.response import Response
 from twilio.rest import Client
@@ -1501,10 +1502,8 @@ KNOWN_ENDS = LOST | {"delivered", "read"}  # which tell something of the number;
 FINAL = KNOWN_ENDS | NOT_ARRIVED  # Twilio's statuses that no longer change
 AWAY = "check https://status.twilio.com, DNS, the proxy and the NetworkPolicy"
 PROXY = "HTTPS_PROXY asks for a login or cannot be used: correct it"
-UNUSABLE = (  # what of a proxy's URL, or of the login in it, no request can be made of
-    *(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema),
-    *(urllib3.exceptions.LocationParseError, UnicodeEncodeError),
-)
+# What of a proxy's URL, or of the login in it, no request can be made of.
+UNUSABLE = InvalidURL, InvalidSchema, urllib3.exceptions.LocationParseError, UnicodeEncodeError
 NO_TRUST = (
     "Twilio's certificate, or a proxy's, does not verify (%s): name the CA file of a proxy that opens TLS in "
     "REQUESTS_CA_BUNDLE, or correct this node's clock, or the host in TWILIO_API_URL or HTTPS_PROXY"
