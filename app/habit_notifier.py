@@ -137,6 +137,7 @@ class Terminated(NotifierError):  # noqa: N818
 
 UserId = int | str | bytes
 Clock = Callable[[], datetime]
+Environ = Mapping[str, str]
 
 
 class Outcome(Enum):
@@ -246,8 +247,7 @@ class Skip(NamedTuple):
     again: bool = False
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """All that the gates decide by; 'last_log' is read only for those whom QUIET_AFTER may concern."""
 
     user: User
@@ -743,7 +743,7 @@ def not_ours(claim: Row, case: Case) -> Skip | None:
     """
     others = [row for row in case.rows if row.token != claim.token]
     if len(others) < len(case.rows):
-        return spaced(replace(case, rows=others))
+        return spaced(case._replace(rows=others))
     gone = "its claim is gone from the ledger: another run released the day, or a proxy asks a replica"
     return unclaimed(case) or Skip(Outcome.NOT_TRIED, gone, again=True)
 
@@ -1230,11 +1230,10 @@ class Brake:
                 continue
             self._answers.append(answer)
             away = sum(a.action in (Action.UNCERTAIN, Action.UNREACHED) for a in self._answers)
-            latest = list(self._answers)[-STREAK:]
             if away >= STREAK:
                 words = f"{away} of the last {len(self._answers)} texts are uncertain or did not reach Twilio"
                 self.pull(RetryLater(f"{words}, the last one: {answer.words}. No more are posted{answer.remedy}"))
-            elif len(latest) == STREAK and all(a.action is Action.FAIL for a in latest):
+            elif [a.action for a in self._answers][-STREAK:] == [Action.FAIL] * STREAK:
                 self.pull(FixFirst(f"{STREAK} texts in a row failed, the last one: {answer.words}. No more are posted"))
 
     @contextmanager
@@ -1389,14 +1388,12 @@ class Answer:
         return f": {AWAY}" if self.action is Action.UNCERTAIN else ""
 
 
+NO_LOGIN = "the credentials were refused: correct TWILIO_ACCOUNT_SID and token or key, unless the account is suspended"
+UNVERIFIED = "a trial, or an account without an approved compliance profile, texts verified numbers only: upgrade it"
 # https://www.twilio.com/docs/api/errors; a code that is not listed here is understood by its HTTP status.
 TWILIO_CODES: dict[int, tuple[Action, str]] = {
-    10001: (Action.STOP, "the Twilio account is not active: see its console"),
-    20003: (
-        Action.STOP,
-        "the credentials were refused: correct TWILIO_ACCOUNT_SID and token or key, unless the account is suspended",
-    ),
-    20005: (Action.STOP, "the Twilio account is not active: see its console"),
+    **dict.fromkeys((10001, 20005), (Action.STOP, "the Twilio account is not active: see its console")),
+    20003: (Action.STOP, NO_LOGIN),
     20008: (Action.FAIL, "test credentials send no texts: use the live ones, in the Secret"),
     20403: (Action.STOP, "the Twilio account or key may not do this: see its console"),
     20404: (Action.STOP, "there is no such account: correct TWILIO_ACCOUNT_SID"),
@@ -1410,10 +1407,7 @@ TWILIO_CODES: dict[int, tuple[Action, str]] = {
     21602: (Action.FAIL, "the text is empty: correct MESSAGE_NO_LOGS and MESSAGE_MISSED_YESTERDAY"),
     21603: (Action.STOP, "no sender was given: set TWILIO_FROM_NUMBER or TWILIO_MESSAGING_SERVICE_SID"),
     21606: (Action.FAIL, "TWILIO_FROM_NUMBER cannot text this recipient, or is not the account's"),
-    21608: (
-        Action.TRIAL,
-        "a trial, or an account without an approved compliance profile, texts verified numbers only: upgrade it",
-    ),
+    21608: (Action.TRIAL, UNVERIFIED),
     21610: (Action.REFUSE, "the recipient opted out (STOP); only they can opt in again, by texting START"),
     21611: (Action.PAUSE, "the sender's queue at Twilio is full"),
     21612: (Action.OUT_OF_REACH, "this sender cannot reach this recipient: use a sender that can"),
@@ -1471,14 +1465,13 @@ OTHER_REASONS = {  # the sender, or nobody in particular
     30001: "the queue overflowed",
     30002: "the account was suspended",
     30017: "the carrier's network had too much traffic",
-    30018: "the carrier there wants the sender registered",
+    **dict.fromkeys((30018, 30040), "the carrier there wants the sender registered"),
     30019: "the text is longer than the carrier takes",
-    30021: "Twilio failed",
+    **dict.fromkeys((30021, 30500), "Twilio failed"),
     30022: "more at a time than the sender's registration allows (A2P 10DLC)",
     30023: "the registration's daily cap was reached (A2P 10DLC)",
     30027: "the carrier's daily cap was reached (A2P 10DLC)",
     30036: "it waited longer than VALIDITY_PERIOD",
-    30040: "the carrier there wants the sender registered",
     30041: "the sender is not registered (United Kingdom)",
     30042: "the name of the sender is not allowed there",
     30043: "the carrier took it for a text from abroad",
@@ -1487,7 +1480,6 @@ OTHER_REASONS = {  # the sender, or nobody in particular
     30410: "a provider did not answer in time",
     30450: "Twilio's protection against SMS pumping blocked it for some minutes",
     30453: "Twilio's protection against SMS pumping blocked it for some hours",
-    30500: "Twilio failed",
     30610: "the account's Compliance Toolkit lets no texts through at that hour: see SEND_WINDOW",
     30615: "no such texts are allowed at that hour there: see SEND_WINDOW",
     30620: "the text is not what the sender is registered for",
@@ -2984,7 +2976,7 @@ def earliest(case: Case, logs: Sequence[date]) -> datetime | None:
 def is_possible(case: Case, logs: Sequence[date], now: datetime) -> bool:
     """Whether a user would be texted then, if nothing is logged until then."""
     days = days_of(now, case.days.zone, case.settings.day_starts_at)
-    later = replace(case, now=now, user=replace(case.user, days=days))
+    later = case._replace(now=now, user=replace(case.user, days=days))
     return all(days_with(at, days) != 2 for at in logs) and not speaks_against(later)
 
 
@@ -3229,7 +3221,7 @@ class Settings:
     log_pii: str = setting("off: no name and no number of a person is logged", Kind("on or off", "on|off"), "on")
 
     @classmethod
-    def read(cls, environ: Mapping[str, str], *, without: tuple[str, ...] = ()) -> Settings:
+    def read(cls, environ: Environ, *, without: tuple[str, ...] = ()) -> Settings:
         """Read all settings; those whose names begin as 'without' says may be missing or wrong.
 
         :raises FixFirst: with a line for every variable that is missing, wrong or at odds with another
@@ -3273,7 +3265,7 @@ def shown_value(value: object) -> str:
     return ",".join(sorted(value)) if isinstance(value, frozenset) else str(value)
 
 
-def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
+def read_setting(name: str, declared: Mapping[str, Any], environ: Environ) -> Any:
     """The parsed value of one setting; its default ('' for an optional one) when it is not set.
 
     :raises ValueError: with the name, what is wrong and what to write
@@ -3296,7 +3288,7 @@ def read_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, s
     raise ValueError(f"{name} {wrong}: write {kind.write}")
 
 
-def is_secret(text: str, environ: Mapping[str, str]) -> bool:
+def is_secret(text: str, environ: Environ) -> bool:
     """Whether a value that is wrong here would be right in a secret's place, or holds one, as a URL may."""
     for each in fields(Settings):
         with suppress(ValueError):  # its file may be missing
@@ -3306,7 +3298,7 @@ def is_secret(text: str, environ: Mapping[str, str]) -> bool:
     return "@" in text or re.fullmatch("[A-Z]{0,2}[0-9a-zA-Z]{32}", text) is not None
 
 
-def raw_setting(name: str, declared: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+def raw_setting(name: str, declared: Mapping[str, Any], environ: Environ) -> str:
     """The text of a setting, from NAME or, for a secret, from the file that NAME_FILE names."""
     text = environ.get(name, "")
     path = environ.get(f"{name}_FILE", "") if declared["secret"] else ""
@@ -3360,7 +3352,7 @@ def warn(doubts: Iterable[str]) -> None:
         log.warning("%s", doubt)
 
 
-def set_up_logging(environ: Mapping[str, str]) -> None:
+def set_up_logging(environ: Environ) -> None:
     """One line for each record, on standard error; a closed log is no reason to stop."""
     OneLine.settings = None
     OneLine.pii = environ.get("LOG_PII", "").strip() != "off"
@@ -3490,10 +3482,7 @@ utc_now = partial(datetime.now, UTC)
 
 
 def main(
-    argv: Sequence[str] | None = None,
-    environ: Mapping[str, str] = os.environ,
-    clock: Clock = utc_now,
-    stop: Stop | None = None,
+    argv: Sequence[str] | None = None, environ: Environ = os.environ, clock: Clock = utc_now, stop: Stop | None = None
 ) -> int:
     """Run the mode that the arguments name; the exit code."""
     asked, report = parse_arguments(argv), Report()
@@ -3508,7 +3497,7 @@ def main(
     return code
 
 
-def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, str], clock: Clock, stop: Stop) -> Exit:
+def carry_out(asked: argparse.Namespace, report: Report, environ: Environ, clock: Clock, stop: Stop) -> Exit:
     """Do what was asked for; the exit code. Whatever goes wrong is told."""
     try:
         not_needed = ("TWILIO_",) if asked.mode in WITHOUT_TWILIO else ()
@@ -3533,7 +3522,7 @@ def carry_out(asked: argparse.Namespace, report: Report, environ: Mapping[str, s
     return code
 
 
-def heartbeat(environ: Mapping[str, str]) -> str:
+def heartbeat(environ: Environ) -> str:
     """HEARTBEAT_URL, also when other settings are wrong; '' in all shards but the first."""
     with suppress(ValueError):
         url = read_setting("HEARTBEAT_URL", Settings.__dataclass_fields__["heartbeat_url"].metadata, environ)

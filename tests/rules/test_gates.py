@@ -350,7 +350,7 @@ def test_a_user_is_left_in_peace_as_the_definitions_say(seed: int) -> None:
 )
 def test_only_users_are_found_however_their_ids_are_written(user_id: Any, only: str, may: bool) -> None:
     case = a_case(ONLY_USERS=only)
-    case = dataclasses.replace(case, user=dataclasses.replace(case.user, id=user_id))
+    case = case._replace(user=dataclasses.replace(case.user, id=user_id))
     assert outcome(listed(case)) is (None if may else Outcome.NOT_LISTED)
     assert outcome(speaks_against(case)) is (None if may else Outcome.NOT_LISTED)
 
