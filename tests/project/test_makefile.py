@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -274,3 +275,24 @@ def test_a_scan_that_could_not_run_is_not_a_clean_one() -> None:
     done = ran("hack/security-scan.sh", env=environ)
     assert done.returncode == 3
     assert "DID NOT RUN, so nothing is known:\n  image: name the image" in done.stdout
+
+
+def test_a_scanner_that_cannot_start_has_found_nothing(tmp_path: Path) -> None:
+    project = project_in(tmp_path)  # where none is installed
+    environ = os.environ | {"SKIP": "manifests dependencies image"}
+    done = subprocess.run(["hack/security-scan.sh"], cwd=project, env=environ, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "FOUND SOMETHING" not in done.stdout
+    assert re.search("DID NOT RUN, so nothing is known:\n  code: .*bandit.*\n  dockerfile: .*hadolint", done.stdout)
+
+
+def test_outside_of_a_repository_nobody_reads_gitignore(tmp_path: Path) -> None:
+    """A tarball's tree: ruff leaves alone what make installs beside it."""
+    project = project_in(tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", project)
+    odd = project / ".venv-scan/lib/odd.py"
+    odd.parent.mkdir(parents=True)
+    odd.write_text("import  os,sys\n")
+    ruff = [sys.executable, "-m", "ruff", "check", "."]
+    done = subprocess.run(ruff, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
