@@ -17,16 +17,19 @@ from pathlib import Path
 from hack.credentials import PLACEHOLDER, lacking, secret, values_of
 from hack.kubectl import (
     APP,
+    BROKEN,
     CRONJOB,
+    PASSING,
     SECRET,
     Cluster,
     Object,
     Stop,
+    because,
+    began,
     container_of,
     exit_code,
     given,
-    introduce,
-    kept_by,
+    hindrance,
     killed,
     lines,
     missed_run,
@@ -36,7 +39,6 @@ from hack.kubectl import (
     say,
     schedule_in_words,
     shard_of,
-    start_of,
     state_of,
     with_remedy,
 )
@@ -193,17 +195,23 @@ def undeploy(cluster: Cluster) -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def print_log(cluster: Cluster, pod: str) -> None:
+def print_log(cluster: Cluster, pod: Object, *, is_first: bool) -> None:
     """Each line once, also when the connection breaks in between."""
-    printed, ended = 0, False
+    name, shard, printed = pod.metadata.name, shard_of(pod), 0
+    if not state_of(pod).keys() & {"running", "terminated"}:
+        say(f"--- pod/{name} ended before it started ({because(pod.status) or 'its init containers failed'})")
+        return
+    if shard or not is_first:
+        say(f"--- {f'shard {shard}:' if shard else 'replaced by'} pod/{name}")
+    ended = False
     while not ended:
-        found = cluster.get("pod", pod)
-        ended = "running" not in state_of(found)
-        for line in islice(lines(*cluster.here("logs", "-f", pod, "-c", CRONJOB), quiet=printed > 0), printed, None):
+        pod = cluster.get("pod", name)
+        ended = "running" not in state_of(pod)
+        for line in islice(lines(*cluster.here("logs", "-f", name, "-c", CRONJOB), quiet=printed > 0), printed, None):
             print(line, end="", flush=True)
             printed += 1
         time.sleep(0 if ended else 1)
-    if why := killed(found):
+    if why := killed(pod):
         say(why)
 
 
@@ -211,29 +219,21 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
     """Print the logs of a Job's pods, or of one pod, to the end.
 
     What keeps it from starting for longer than the patience is told, and is the answer unless another shard has started
-    or a cluster that grows may make room. No patience waits for ever.
+    or it may pass by itself. No patience waits for ever.
     """
-    followed, sharded, told, since = set[str](), False, False, time.monotonic()
+    followed, told, since = dict[str, str](), False, time.monotonic()
     while found := cluster.get(kind, name):
         pods = cluster.pods_of(name) if kind == "job" else [found]
-        how, trouble = "", "" if pods else cluster.complaint(name, "FailedCreate")
-        for pod in [pod for pod in pods if pod.metadata.name not in followed]:
-            how, why = start_of(cluster, pod)
-            if how in ("waiting", "broken"):
-                trouble = why
-                continue
-            introduce(pod, why, is_first=not followed)
-            if how == "started":
-                print_log(cluster, pod.metadata.name)
-            followed.add(pod.metadata.name)
-            sharded = sharded or shard_of(pod) != ""
-        kept = "" if trouble or kind == "pod" else max((kept_by(pod, datetime.now(UTC)) for pod in pods), default="")
-        trouble = trouble or kept
-        if outcome_of(found) or (not trouble and (state_of(found).terminated or found.status.phase == "Failed")):
+        for pod in pods:
+            if began(pod) and pod.metadata.name not in followed:
+                print_log(cluster, pod, is_first=not followed)
+                followed[pod.metadata.name] = shard_of(pod)
+        if outcome_of(found) or (began(found) and "running" not in state_of(found)):
             return ""
+        trouble = hindrance(cluster, name, pods)
         since = since if trouble else time.monotonic()
-        if trouble and (time.monotonic() - since >= (patience or 2) or how == "broken"):
-            if patience and not sharded and not kept and "Unschedulable" not in trouble:
+        if trouble and (time.monotonic() - since >= (patience or 2) or trouble.startswith(BROKEN)):
+            if patience and not any(followed.values()) and not re.search(PASSING, trouble):
                 return trouble
             if not told:
                 say(f"The pod waits: {with_remedy(trouble)}\nWaiting on; Ctrl-C stops the waiting.")
@@ -402,7 +402,7 @@ def shell(cluster: Cluster) -> int:
     options = ["-it" if sys.stdin.isatty() else "-i", "-c", CRONJOB]
     with pod_like_the_jobs(cluster, "shell", command=["sleep", "3600"], args=None) as name:
         if run(*cluster.here("wait", "--for=condition=Ready", "--timeout=60s", f"pod/{name}")).returncode:
-            raise Stop(f"the pod does not start: {with_remedy(start_of(cluster, cluster.get('pod', name))[1])}")
+            raise Stop(f"the pod does not start: {with_remedy(hindrance(cluster, name, [cluster.get('pod', name)]))}")
         if sys.stdin.isatty():
             say(f"A shell in {name}: the job's image, settings and network. Leave: exit")
             say("To run the job itself: python /app/habit_notifier.py (it texts people)")

@@ -44,6 +44,8 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
 REFUSED = (
     "no matches for kind|quota|usage per|request ratio|namespaces.* is forbidden|denied (the )?request|PodSecurity"
 )
+BROKEN = "StartError", "ContainerCannotRun"
+PASSING = "Unschedulable|keeps the pod|should have ended"  # a cluster may grow; the others have begun
 TOLD = "secret|deploy|explain|test|logs|status|events|resume|stop|update-image|clean-jobs|undeploy"
 COMMAND = re.compile(f"make ({TOLD})(?!:)")
 
@@ -252,34 +254,35 @@ def more_of(summaries: Collection[Object]) -> Iterator[str]:
             yield f"{heading}: {', '.join(words)}"
 
 
-def start_of(cluster: Cluster, pod: Object) -> tuple[str, str]:
-    """Whether a pod has started, is gone before that, is broken or waits; and why."""
-    ended, waiting = state_of(pod).terminated, state_of(pod).waiting
-    if ended.reason in ("StartError", "ContainerCannotRun"):
-        return "broken", because(ended)
-    if ended or "running" in state_of(pod):
-        return "started", ""
-    if pod.status.phase == "Failed":
-        return "gone", because(pod.status)
-    if waiting and waiting.reason not in ("ContainerCreating", "PodInitializing"):
-        return "waiting", because(waiting)
+def began(pod: Object) -> bool:
+    """Whether it has had its chance: it runs, has run, or was put away before that. A broken one never gets it."""
+    state = state_of(pod)
+    if ended := state.terminated:
+        return ended.reason not in BROKEN
+    return "running" in state or pod.status.phase == "Failed"
+
+
+def hindrance(cluster: Cluster, name: str, pods: list[Object]) -> str:
+    """What keeps a Job, or a pod, from starting, or else from ending."""
+    if not pods:
+        return cluster.complaint(name, "FailedCreate")
+    starting = (stuck(cluster, pod) for pod in pods if not began(pod))
+    return next(filter(None, (*starting, *map(kept_by, pods))), "")
+
+
+def stuck(cluster: Cluster, pod: Object) -> str:
+    """Why it does not start: what is broken, its containers, the nodes, its volumes."""
+    states = [each.state for each in (*pod.status.initContainerStatuses, *pod.status.containerStatuses)]
+    waiting = [each.waiting for each in states if each.waiting.reason not in ("ContainerCreating", "PodInitializing")]
     unplaced = [it for it in pod.status.conditions if it.type == "PodScheduled" and it.status == "False"]
-    mounts = "FailedMount", "FailedCreatePodSandBox"
-    return "waiting", because(unplaced[0]) if unplaced else cluster.complaint(pod.metadata.name, *mounts)
+    why = next(filter(None, map(because, (state_of(pod).terminated, *waiting, *unplaced))), "")
+    return why or cluster.complaint(pod.metadata.name, "FailedMount", "FailedCreatePodSandBox")
 
 
-def introduce(pod: Object, gone: str, *, is_first: bool) -> None:
-    if gone:
-        say(f"--- pod/{pod.metadata.name} ended before it started ({gone})")
-    elif shard_of(pod) or not is_first:
-        who = f"shard {shard_of(pod)}:" if shard_of(pod) else "replaced by"
-        say(f"--- {who} pod/{pod.metadata.name}")
-
-
-def kept_by(pod: Object, now: datetime) -> str:
+def kept_by(pod: Object) -> str:
     """What keeps a pod, and so its Job and all later ones, from ending though the program has, or should have."""
     due, ended = str(pod.metadata.deletionTimestamp or ""), state_of(pod).terminated
-    if due and datetime.fromisoformat(due) < now and not ended:
+    if due and datetime.fromisoformat(due) < datetime.now(UTC) and not ended:
         return f"pod/{pod.metadata.name} should have ended at {due}, but its node does not say so"
     beside = [it.name for it in pod.status.containerStatuses if it.name != CRONJOB and "running" in it.state]
     return f"the program has ended, but {', '.join(beside)} keeps the pod" if ended and beside else ""
@@ -319,9 +322,8 @@ def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
     """Sent by all attempts whose pods are left; failed and uncertain as each shard's last that judged people has it."""
     words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
     if not outcome:
-        waits = [start_of(cluster, pod)[1] or kept_by(pod, datetime.now(UTC)) for pod in pods]
-        waits = waits or [cluster.complaint(job.metadata.name, "FailedCreate")]
-        return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work: make logs")
+        waits = hindrance(cluster, job.metadata.name, pods)
+        return words + (f"waits: {with_remedy(waits)}" if waits else "at work: make logs")
     told = [(shard_of(pod), summary_of(pod)) for pod in pods]
     last = dict(told)
     judged = (last | {shard: found for shard, found in told if found.counts}).values()

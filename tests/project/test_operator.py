@@ -763,6 +763,18 @@ def test_logs_say_that_there_is_no_such_job(cluster: Cluster) -> None:
     assert "there was no run yet" in cluster.refuses("logs")
 
 
+def test_what_keeps_one_shard_or_one_container_beside_from_starting_is_told(cluster: Cluster) -> None:
+    creating = container({"waiting": {"reason": "PodInitializing"}})
+    (_, stuck) = STUCK["is it pushed"]["containerStatuses"]
+
+    def run(name: str) -> None:
+        pod(cluster, "first", creating | {"initContainerStatuses": [stuck | {"name": "proxy"}]}, "0", name)
+        pod(cluster, "last", creating, "1", name)
+
+    started(cluster, run)
+    assert "ImagePullBackOff: Back-off pulling image\nRemedy: is it pushed" in cluster.refuses("test")
+
+
 @pytest.mark.parametrize("remedy", ["make secret", "is it pushed"])
 def test_logs_of_a_run_that_waits_say_why(cluster: Cluster, remedy: str) -> None:
     its = job(cluster)
@@ -780,6 +792,8 @@ def test_a_pod_that_ended_before_it_started_is_told(cluster: Cluster) -> None:
     job(cluster, status=condition("Complete"))
     pod(cluster, "p", {"phase": "Failed", "reason": "Evicted", "message": "disk"})
     assert "--- pod/p ended before it started (Evicted: disk)" in cluster.operate("logs").out
+    cluster.of("Pod")[0].update(status=container({"waiting": {"reason": "PodInitializing"}}) | {"phase": "Failed"})
+    assert "--- pod/p ended before it started (its init containers failed)" in cluster.operate("logs").out
 
 
 def test_a_run_that_hit_its_deadline_says_where_its_log_went(cluster: Cluster) -> None:
@@ -853,7 +867,8 @@ def test_status_of_a_run_that_waits_says_why(cluster: Cluster) -> None:
     job(cluster, "quota", age=1)
     cluster.add("Event", "e", involvedObject={"name": "quota"}, reason="FailedCreate", message="exceeded quota")
     job(cluster, "busy", age=2)
-    pod(cluster, "b", container({"running": {}}), job="busy")
+    pod(cluster, "a", {"phase": "Failed", "reason": "Evicted", "message": "disk"}, job="busy")
+    pod(cluster, "b", container({"running": {}}), job="busy")  # in its place
     assert cluster.does("status").splitlines()[3:] == [
         "2026-05-09T07:00:00Z  busy  at work: make logs",
         "2026-05-09T08:00:00Z  quota  waits: FailedCreate: exceeded quota",
