@@ -298,7 +298,9 @@ def clean_jobs(cluster: Cluster) -> None:
 def status(cluster: Cluster) -> None:
     cronjob, pods = cluster.cronjob(), cluster.every("pods", "-l", APP)
     say(f"{cluster.where}. Image: {container_of(cronjob).image}\n{schedule_in_words(cronjob)}")
-    say(f"{cluster.run_not_made()}Last complete run: {cronjob.status.lastSuccessfulTime or 'never'}. The last runs:")
+    if why := cluster.complaint(CRONJOB, "FailedCreate"):  # a run that has no Job
+        say(f"In the last hour a run could not be made: {with_remedy(why)}")
+    say(f"Last complete run: {cronjob.status.lastSuccessfulTime or 'never'}. The last runs:")
     for job in cluster.every("jobs", "-l", APP)[-10:]:
         its = [pod for pod in pods if pod.metadata.labels.get("job-name") == job.metadata.name]
         say(run_in_words(cluster, job, its))

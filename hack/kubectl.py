@@ -19,7 +19,7 @@ from typing import Any
 CRONJOB, SECRET, APP = "habit-notifier", "habit-notifier-secrets", "app=habit-notifier"
 REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is found in it
     f'secret "{SECRET}" not found': "make secret",
-    'configmap "habit-notifier-config" not found|serviceaccount': "make deploy",
+    'configmap "habit-notifier-config" not found|serviceaccount \\S+ not found': "make deploy",
     "CreateContainerConfigError|FailedMount": "make what it names, in the job's namespace.",
     "exec format error": "the image is for another processor: make build-push PLATFORM=linux/amd64 (or linux/arm64).",
     "InvalidImageName": "make update-image IMAGE_NAME=... IMAGE_TAG=...",
@@ -39,11 +39,7 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "namespaces.* is forbidden": "is the namespace not yours to make? Take it out, as docs/gitops.md shows.",
     "denied (the )?request": "give the policy what it asks for, in an overlay: docs/gitops.md has an example.",
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
-    "": "make events",
 }
-REFUSED = (
-    "no matches for kind|quota|usage per|request ratio|namespaces.* is forbidden|denied (the )?request|PodSecurity"
-)
 BROKEN = "StartError", "ContainerCannotRun"
 PASSING = "Unschedulable|keeps the pod|should have ended"  # a cluster may grow; the others have begun
 TOLD = "secret|deploy|explain|test|logs|status|events|resume|stop|update-image|clean-jobs|undeploy"
@@ -103,8 +99,9 @@ def because(it: Object) -> str:
     return ": ".join(filter(None, [it.reason, it.message]))
 
 
-def with_remedy(trouble: str) -> str:
-    return f"{trouble}\nRemedy: {next(it for pattern, it in REMEDIES.items() if re.search(pattern, trouble))}"
+def with_remedy(trouble: str, otherwise: str = "make events") -> str:
+    remedy = next((it for pattern, it in REMEDIES.items() if re.search(pattern, trouble)), otherwise)
+    return f"{trouble}\nRemedy: {remedy}" if remedy else trouble
 
 
 class Cluster:
@@ -116,8 +113,8 @@ class Cluster:
         if (done := run(*self.context, "get", "--raw", "/version", "--request-timeout=15s")).returncode:
             choose = "Choose one: kubectl config use-context NAME, or CONTEXT=NAME, or KUBECONFIG."
             raise Stop(f"kubectl reaches no cluster ({done.stderr.strip()}). {choose}")
-        base = "habit-tracker" if self.overlay == "k8s" else self.file("CronJob", CRONJOB).metadata.namespace
-        self.namespace = given("NAMESPACE") or base
+        known = given("NAMESPACE", "habit-tracker" if self.overlay == "k8s" else "")
+        self.namespace = known or self.file("CronJob", CRONJOB).metadata.namespace
         context = given("CONTEXT") or run("config", "current-context").stdout.strip() or "default"
         self.where = f"namespace {self.namespace} of {context}"
 
@@ -150,8 +147,7 @@ class Cluster:
         """What kubectl says; its input is what is sent. Warnings are shown."""
         send = {"apiVersion": "v1", "kind": "List", "items": send} if isinstance(send, list) else send
         if (done := run(*self.here(*arguments), text=json.dumps(send) if send else "")).returncode:
-            why = done.stderr.strip()
-            raise Stop(f"{otherwise}: {with_remedy(why) if re.search(REFUSED, why) else why}")
+            raise Stop(f"{otherwise}: {with_remedy(done.stderr.strip(), '')}")
         sys.stderr.write(done.stderr)
         return done.stdout
 
@@ -185,11 +181,6 @@ class Cluster:
         """The newest event of an object for one of these reasons."""
         events = reversed(self.every("events", "--field-selector", f"involvedObject.name={name}"))
         return next((because(each) for each in events if each.reason in reasons), "")
-
-    def run_not_made(self) -> str:
-        """A scheduled run that lately could not be made, and so has no Job."""
-        why = self.complaint(CRONJOB, "FailedCreate")
-        return f"In the last hour a run could not be made: {with_remedy(why)}\n" if why else ""
 
     def make_namespace(self) -> None:
         """As the files have it, so that its labels hold before the first pod."""

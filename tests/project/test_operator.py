@@ -1047,6 +1047,11 @@ def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Clu
     assert not cluster.of("Pod")
 
 
+def test_a_refusal_without_a_remedy_has_none(cluster: Cluster) -> None:
+    cluster.refusals["create job"] = 'jobs is forbidden: User "system:serviceaccount:ci:dev" cannot create resource'
+    assert cluster.refuses("test").endswith("the cluster takes no Job: " + cluster.refusals["create job"] + "\n")
+
+
 @no_pods
 def test_a_question_whose_pod_the_cluster_refuses_has_the_remedy(cluster: Cluster, why: str, remedy: str) -> None:
     cluster.refusals["create -f -"] = f'pods "p" is forbidden: {why}'
@@ -1207,6 +1212,11 @@ def test_another_environment_is_another_namespace(cluster: Cluster) -> None:
     cluster.does("suspend", OVERLAY="overlays/staging", CONTEXT="elsewhere")
     (patch,) = (call for call in cluster.calls if "patch cronjob" in call)
     assert patch.startswith("--context elsewhere --namespace habit-tracker-staging ")
+
+
+def test_a_named_namespace_needs_no_files(cluster: Cluster) -> None:
+    cluster.does("suspend", OVERLAY="overlays/half-edited", NAMESPACE="habit-tracker")
+    assert cluster.of("CronJob")[0]["spec"]["suspend"] is True
 
 
 NEED_A_CRONJOB = ["test", "status", "shell", "suspend", "resume", "stop", "preflight", "dry-run"]
