@@ -259,14 +259,15 @@ def test(cluster: Cluster) -> int:
     cluster.ask("create", "job", job, f"--from=cronjob/{CRONJOB}", otherwise="the cluster takes no Job")
     say(f"Job {job} started in {cluster.where}: a real run.")
     try:
-        trouble = follow(cluster, "job", job, patience=20)
+        if trouble := follow(cluster, "job", job, patience=20):
+            why = f"the run cannot start: {with_remedy(trouble)}\n"
+            with undisturbed():
+                cluster.ask("delete", "job", job, "--wait=false", otherwise=f"{why}Its Job could not be deleted")
     except (KeyboardInterrupt, SystemExit, Stop):
         say("The Job, if it is still there, goes on in the cluster: make logs")
         raise
     if trouble:
-        cluster.ask("delete", "job", job, "--wait=false")
-        taken = f"The Job {job} was deleted again, so that it does not start by itself later."
-        raise Stop(f"the run cannot start: {with_remedy(trouble)}\n{taken}")
+        raise Stop(f"{why}The Job {job} was deleted again, so that it does not start by itself later.")
     return verdict(cluster, job)
 
 

@@ -635,6 +635,34 @@ def test_a_run_that_cannot_start_is_explained_and_taken_back(cluster: Cluster, r
     assert cluster.now <= 21
 
 
+def test_a_run_that_could_not_be_taken_back_is_told(cluster: Cluster) -> None:
+    cluster.refusals["delete job"] = 'jobs.batch "j" is forbidden: User "dev" cannot delete resource'
+    started(cluster, lambda name: pod(cluster, "p", STUCK["is it pushed"], job=name))
+    done = cluster.operate("test")
+    assert "the run cannot start: ImagePullBackOff: Back-off pulling image\nRemedy: is it pushed" in done.err
+    assert f"Its Job could not be deleted: {cluster.refusals['delete job']}" in done.err
+    assert "The Job, if it is still there, goes on in the cluster: make logs" in done.out
+
+
+def test_ctrl_c_does_not_keep_the_job_that_was_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    started(cluster, lambda name: pod(cluster, "p", STUCK["is it pushed"], job=name))
+    seen = watch_deletion(monkeypatch)
+    cluster.refuses("test")
+    assert seen == [signal.SIG_IGN] * 2
+
+
+def watch_deletion(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What SIGINT and SIGHUP do while kubectl deletes."""
+    delete, seen = Cluster._delete, list[object]()
+
+    def look(*arguments: Any) -> str:
+        seen.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGHUP)))
+        return delete(*arguments)
+
+    monkeypatch.setattr(Cluster, "_delete", look)
+    return seen
+
+
 SIDECAR = "Remedy: switch the sidecar off for this pod, as k8s/cronjob.yaml tells"
 ROOM = "Remedy: raise the namespace's ResourceQuota or LimitRange"
 
@@ -1082,13 +1110,7 @@ def test_the_pod_of_a_question_goes_whatever_happens(
 
 def test_a_second_ctrl_c_does_not_keep_the_pod_of_a_question(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     asked_pod(cluster, container({"running": {}}), [])
-    delete, seen, before = Cluster._delete, list[object](), signal.getsignal(signal.SIGINT)
-
-    def look(*arguments: Any) -> str:
-        seen.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGHUP)))
-        return delete(*arguments)
-
-    monkeypatch.setattr(Cluster, "_delete", look)
+    seen, before = watch_deletion(monkeypatch), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(time, "sleep", Mock(side_effect=KeyboardInterrupt))
     assert cluster.operate("dry-run").code == 130
     assert seen == [signal.SIG_IGN] * 2
