@@ -128,7 +128,7 @@ def deploy(cluster: Cluster) -> None:
     asked = [found for found in cluster.files if found.kind != "RoleBinding"]
     cluster.ask("apply", "--dry-run=server", "-f", "-", send=asked, otherwise=refused)
     say(f"Deploying {cluster.overlay} to {cluster.where}.")
-    if given("SUSPEND") == "yes":
+    if given("SUSPEND", "no") != "no":  # whoever writes true or 1 does not want a run, either
         suspend_first(cluster, cronjob, running)
     cluster.tell("apply", "-f", "-", send=cluster.files)
     say(f"Image: {after}" if before in ("", after) else f"Image: {before} -> {after}")
@@ -249,7 +249,7 @@ def verdict(cluster: Cluster, job: str) -> int:
         return 0
     told = f'Exit code {code}: see "Exit codes" in DEPLOYMENT.md.'
     gone = 'Its log is gone: see "A Job without a log" in DEPLOYMENT.md.'
-    say(f"The Job {job} failed ({outcome}). {told if code and outcome != 'DeadlineExceeded' else gone}")
+    say(f"The Job {job} failed ({outcome}). {told if code and 'DeadlineExceeded' not in outcome else gone}")
     return code or 1
 
 
@@ -348,7 +348,7 @@ def stop(cluster: Cluster) -> None:
     if not confirmed(f"Suspend, and end what is at work ({running})?", unattended=False):
         raise Stop("nothing was changed. In a script: make stop YES=yes")
     set_suspend(cluster, "true")
-    if jobs := at_work(cluster):
+    while jobs := at_work(cluster):  # again, as one may have been made just before
         say("Texts in flight are finished and recorded, which takes up to a minute.")
         cluster.tell("delete", "job", *jobs, "--cascade=foreground")
     say("Suspended, and nothing is at work. Scheduled runs again: make resume")

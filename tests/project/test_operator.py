@@ -473,10 +473,10 @@ def test_deploy_names_the_value_that_wants_quotes(ready: Cluster, value: str) ->
     assert not ready.sent
 
 
-@pytest.mark.parametrize("is_there", [True, False])
-def test_deploy_suspended_never_lets_a_run_start(ready: Cluster, is_there: bool) -> None:
+@pytest.mark.parametrize(("is_there", "value"), [(True, "yes"), (False, "yes"), (False, "true"), (True, "1")])
+def test_deploy_suspended_never_lets_a_run_start(ready: Cluster, is_there: bool, value: str) -> None:
     ready.objects += [cronjob()] if is_there else []
-    assert "It is suspended: make resume" in ready.does("deploy", SUSPEND="yes", IMAGE_NAME="r/n", IMAGE_TAG="v2")
+    assert "It is suspended: make resume" in ready.does("deploy", SUSPEND=value, IMAGE_NAME="r/n", IMAGE_TAG="v2")
     assert "suspend" not in applied(ready)["CronJob"]["spec"], "the next apply would take it back"
     first = ready.of("CronJob") if is_there else [each for each in ready.sent if each.get("kind") == "CronJob"]
     assert first[0]["spec"]["suspend"] is True
@@ -829,8 +829,11 @@ def test_a_run_that_hit_its_deadline_says_where_its_log_went(cluster: Cluster) -
     told = 'Its log is gone: see "A Job without a log" in DEPLOYMENT.md.'
     assert f"failed (DeadlineExceeded). {told}" in cluster.operate("logs").out
     assert cluster.operate("status").out.endswith("failed (DeadlineExceeded), its pods are gone\n")
-    pod(cluster, "terminating", ended(143))
+    its = pod(cluster, "terminating", ended(143))
     assert f"failed (DeadlineExceeded). {told}" in cluster.operate("logs").out
+    its["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = "1"
+    cluster.of("Job")[0]["status"]["failedIndexes"] = "1"
+    assert f"failed (DeadlineExceeded: 1). {told}" in cluster.operate("logs").out
 
 
 @pytest.mark.parametrize(
@@ -1007,6 +1010,18 @@ def test_stop_suspends_and_ends_what_is_at_work_after_asking(
     assert "--cascade=foreground" in next(call for call in cluster.calls if "delete job" in call)
     suspended, deleted = (next(i for i, c in enumerate(cluster.calls) if part in c) for part in ("patch", "delete"))
     assert suspended < deleted, "no run may start in between"
+
+
+def test_stop_ends_a_run_that_was_made_meanwhile(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete, late = Cluster._delete, iter(["late"])
+    job(cluster)
+
+    def and_one_more(*arguments: Any) -> str:
+        return delete(*arguments) + "".join(job(cluster, name)["kind"] for name in late)
+
+    monkeypatch.setattr(Cluster, "_delete", and_one_more)
+    assert "nothing is at work" in cluster.does("stop", YES="yes")
+    assert not cluster.of("Job")
 
 
 def test_stop_in_a_script(cluster: Cluster) -> None:
