@@ -382,7 +382,7 @@ def test_deploy_asks_for_no_secret_where_all_comes_from_files(configured: Cluste
 
 
 def test_deploy_goes_on_where_secrets_may_not_be_read(configured: Cluster) -> None:
-    configured.refusals["get secret"] = "Error from server (Forbidden): secrets is forbidden"
+    configured.refusals |= {"auth can-i get secret/": "no", " get secret ": "secrets is forbidden"}
     assert "you may not read Secrets here" in configured.does("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
 
 
