@@ -7,41 +7,14 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 
 from hack.credentials import PLACEHOLDER, lacking, secret, values_of
-from hack.kubectl import (
-    APP,
-    BROKEN,
-    CRONJOB,
-    PASSING,
-    SECRET,
-    Cluster,
-    Object,
-    Stop,
-    because,
-    began,
-    container_of,
-    exit_code,
-    given,
-    hindrance,
-    killed,
-    lines,
-    missed_run,
-    outcome_of,
-    run,
-    run_in_words,
-    say,
-    schedule_in_words,
-    shard_of,
-    state_of,
-    with_remedy,
-)
+from hack.kubectl import APP, CRONJOB, SECRET, Cluster, Object, Stop, container_of, given, run, say, with_remedy
+from hack.runs import exit_code, follow, hindrance, missed_run, outcome_of, run_in_words, schedule_in_words, verdict
 
 ENDINGS = signal.SIGTERM, signal.SIGHUP
 
@@ -190,64 +163,6 @@ def undeploy(cluster: Cluster) -> None:
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
-
-
-def print_log(cluster: Cluster, pod: Object, *, is_first: bool) -> None:
-    """Each line once, also when the connection breaks in between."""
-    name, shard, printed = pod.metadata.name, shard_of(pod), 0
-    if not state_of(pod).keys() & {"running", "terminated"}:
-        say(f"--- pod/{name} ended before it started ({because(pod.status) or 'its init containers failed'})")
-        return
-    if shard or not is_first:
-        say(f"--- {f'shard {shard}:' if shard else 'replaced by'} pod/{name}")
-    ended = False
-    while not ended:
-        pod = cluster.get("pod", name)
-        ended = "running" not in state_of(pod)
-        for line in islice(lines(*cluster.here("logs", "-f", name, "-c", CRONJOB), quiet=printed > 0), printed, None):
-            print(line, end="", flush=True)
-            printed += 1
-        time.sleep(0 if ended else 1)
-    if why := killed(pod):
-        say(why)
-
-
-def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
-    """Print the logs of a Job's pods, or of one pod, to the end.
-
-    What keeps it from starting for longer than the patience is told, and is the answer unless another shard has started
-    or it may pass by itself. No patience waits for ever.
-    """
-    followed, told, since = dict[str, str](), False, time.monotonic()
-    while found := cluster.get(kind, name):
-        pods = cluster.pods_of(name) if kind == "job" else [found]
-        for pod in pods:
-            if began(pod) and pod.metadata.name not in followed:
-                print_log(cluster, pod, is_first=not followed)
-                followed[pod.metadata.name] = shard_of(pod)
-        if outcome_of(found) or (began(found) and "running" not in state_of(found)):
-            return ""
-        trouble = hindrance(cluster, name, pods)
-        since = since if trouble else time.monotonic()
-        if trouble and (time.monotonic() - since >= (patience or 2) or trouble.startswith(BROKEN)):
-            if patience and not any(followed.values()) and not re.search(PASSING, trouble):
-                return trouble
-            if not told:
-                say(f"The pod waits: {with_remedy(trouble)}\nWaiting on; Ctrl-C stops the waiting.")
-            told = True
-        time.sleep(1)
-    raise Stop(f"somebody{'' if kind == 'job' else ', or a drained node,'} deleted the {kind} {name}.")
-
-
-def verdict(cluster: Cluster, job: str) -> int:
-    outcome, code = outcome_of(cluster.get("job", job)), exit_code(cluster.pods_of(job))
-    if outcome == "Complete":
-        say(f"The Job {job} is complete.")
-        return 0
-    told = f'Exit code {code}: see "Exit codes" in DEPLOYMENT.md.'
-    gone = 'Its log is gone: see "A Job without a log" in DEPLOYMENT.md.'
-    say(f"The Job {job} failed ({outcome}). {told if code and 'DeadlineExceeded' not in outcome else gone}")
-    return code or 1
 
 
 def test(cluster: Cluster) -> int:

@@ -9,10 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -40,8 +37,6 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "denied (the )?request": "give the policy what it asks for, in an overlay: docs/gitops.md has an example.",
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
 }
-BROKEN = "StartError", "ContainerCannotRun"
-PASSING = "Unschedulable|keeps the pod|should have ended"  # a cluster may grow; the others have begun
 TOLD = "secret|deploy|explain|test|logs|status|events|resume|stop|update-image|clean-jobs|undeploy"
 COMMAND = re.compile(f"make ({TOLD})(?!:)")
 
@@ -195,132 +190,3 @@ class Cluster:
 def container_of(cronjob: Object) -> Object:
     """The program's own container; others may stand beside it."""
     return next((it for it in cronjob.spec.jobTemplate.spec.template.spec.containers if it.name == CRONJOB), Object())
-
-
-def state_of(pod: Object) -> Object:
-    return next((each.state for each in pod.status.containerStatuses if each.name == CRONJOB), Object())
-
-
-def killed(pod: Object) -> str:
-    """What the program could not tell of its end."""
-    ended, took = state_of(pod).terminated, "OOMKilled: it took more memory than it may"
-    told = took if ended.reason == "OOMKilled" else (ended.message or "").strip()
-    return with_remedy(told) if re.search("^OOMKilled|exec format error", told) else ""
-
-
-def shard_of(pod: Object) -> str:
-    return str(pod.metadata.labels.get("batch.kubernetes.io/job-completion-index", ""))
-
-
-def outcome_of(job: Object) -> str:
-    """Complete, or why it failed; nothing while it is at work."""
-    for each in job.status.conditions:
-        if each.status == "True" and each.type in ("Complete", "Failed"):
-            words = filter(None, [each.reason, job.status.failedIndexes])
-            return "Complete" if each.type == "Complete" else ": ".join(words) or "Failed"
-    return ""
-
-
-def exit_code(pods: list[Object]) -> int | None:
-    """How a run ended: the exit code of its last pod, or, of the last pods of its shards, 2 or else the highest."""
-    codes = {shard_of(pod): state_of(pod).terminated.exitCode for pod in pods if state_of(pod).terminated}
-    return max(codes.values(), key=lambda code: (code == 2, code), default=None)
-
-
-def summary_of(pod: Object) -> Object:
-    """The program's last words: one JSON object, else the end of its log."""
-    message = (state_of(pod).terminated.message or "").strip()
-    with suppress(ValueError):
-        if isinstance(found := json.loads(message, object_hook=Object), Object):
-            return found
-    return Object(error=killed(pod) or message.rpartition("\n")[2])
-
-
-def more_of(summaries: Collection[Object]) -> Iterator[str]:
-    """What else became of users, and what was learned of earlier texts."""
-    for heading, name in {"Users": "counts", "Earlier texts": "learned"}.items():
-        total = sum((Counter(found.get(name)) for found in summaries), Counter[str]())
-        words = [f"{what.replace('_', ' ')} {n}" for what, n in total.items() if what not in ("sent", "uncertain")]
-        if words:
-            yield f"{heading}: {', '.join(words)}"
-
-
-def began(pod: Object) -> bool:
-    """Whether it has had its chance: it runs, has run, or was put away before that. A broken one never gets it."""
-    state = state_of(pod)
-    if ended := state.terminated:
-        return ended.reason not in BROKEN
-    return "running" in state or pod.status.phase == "Failed"
-
-
-def hindrance(cluster: Cluster, name: str, pods: list[Object]) -> str:
-    """What keeps a Job, or a pod, from starting, or else from ending."""
-    if not pods:
-        return cluster.complaint(name, "FailedCreate")
-    starting = (stuck(cluster, pod) for pod in pods if not began(pod))
-    return next(filter(None, (*starting, *map(kept_by, pods))), "")
-
-
-def stuck(cluster: Cluster, pod: Object) -> str:
-    """Why it does not start: what is broken, its containers, the nodes, its volumes."""
-    states = [each.state for each in (*pod.status.initContainerStatuses, *pod.status.containerStatuses)]
-    waiting = [each.waiting for each in states if each.waiting.reason not in ("ContainerCreating", "PodInitializing")]
-    unplaced = [it for it in pod.status.conditions if it.type == "PodScheduled" and it.status == "False"]
-    why = next(filter(None, map(because, (state_of(pod).terminated, *waiting, *unplaced))), "")
-    return why or cluster.complaint(pod.metadata.name, "FailedMount", "FailedCreatePodSandBox")
-
-
-def kept_by(pod: Object) -> str:
-    """What keeps a pod, and so its Job and all later ones, from ending though the program has, or should have."""
-    due, ended = str(pod.metadata.deletionTimestamp or ""), state_of(pod).terminated
-    if due and datetime.fromisoformat(due) < datetime.now(UTC) and not ended:
-        return f"pod/{pod.metadata.name} should have ended at {due}, but its node does not say so"
-    beside = [it.name for it in pod.status.containerStatuses if it.name != CRONJOB and "running" in it.state]
-    return f"the program has ended, but {', '.join(beside)} keeps the pod" if ended and beside else ""
-
-
-def next_run(cronjob: Object, now: datetime) -> tuple[datetime, timedelta] | None:
-    """When, and how often, where the schedule is as simple as `M H * * *` or `M * * * *` in UTC."""
-    simple = re.fullmatch(r"(\d+) (\d+|\*) \* \* \*", cronjob.spec.schedule)
-    if not simple or cronjob.spec.timeZone not in ("Etc/UTC", "UTC"):
-        return None
-    hour, period = (now.hour, timedelta(hours=1)) if simple[2] == "*" else (int(simple[2]), timedelta(days=1))
-    at = now.replace(hour=hour, minute=int(simple[1]), second=0, microsecond=0)
-    return (at if at > now else at + period), period
-
-
-def missed_run(cronjob: Object, now: datetime) -> str:
-    """What starts at once when the CronJob is resumed, in words."""
-    if not (coming := next_run(cronjob, now)):
-        return "A run that was missed lately (startingDeadlineSeconds) starts at once."
-    missed, deadline = coming[0] - coming[1], timedelta(seconds=cronjob.spec.startingDeadlineSeconds or 10**9)
-    last = datetime.fromisoformat(cronjob.status.lastScheduleTime or cronjob.metadata.creationTimestamp)
-    gone = missed <= last or now - missed > deadline
-    return "" if gone else f"The run of {missed:%H:%M} UTC was missed: it starts at once, and texts people."
-
-
-def schedule_in_words(cronjob: Object) -> str:
-    words = f"Schedule: {cronjob.spec.schedule} ({cronjob.spec.timeZone})"
-    now = datetime.now(UTC).replace(microsecond=0)
-    if cronjob.spec.suspend:
-        return f"{words}. It is suspended: make resume"
-    if coming := next_run(cronjob, now):
-        words += f", next at {coming[0]:%Y-%m-%d %H:%M} UTC, in {coming[0] - now}"
-    return f"{words}. A run right now: make test"
-
-
-def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
-    """Sent by all attempts whose pods are left; failed and uncertain as each shard's last that judged people has it."""
-    words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
-    if not outcome:
-        waits = hindrance(cluster, job.metadata.name, pods)
-        return words + (f"waits: {with_remedy(waits)}" if waits else "at work: make logs")
-    told = [(shard_of(pod), summary_of(pod)) for pod in pods]
-    last = dict(told)
-    judged = (last | {shard: found for shard, found in told if found.counts}).values()
-    code = f"exit code {exit_code(pods)}" if pods else "its pods are gone"
-    words += "complete" if outcome == "Complete" else f"failed ({outcome}), {code}"
-    if any("sent" in found for found in judged):
-        failed, uncertain = (sum(found.get(name, 0) for found in judged) for name in ("failed", "uncertain"))
-        words += f": {sum(found.sent or 0 for _, found in told)} sent, {failed} failed, {uncertain} uncertain"
-    return "\n    ".join([words, *dict.fromkeys(it.error for it in last.values() if it.error), *more_of(judged)])

@@ -1,4 +1,4 @@
-"""hack/cluster.py: what its targets do to a cluster and say of it, on a fake one, within this process."""
+"""hack/: what the targets of cluster.py do to a cluster and say of it, on a fake one, within this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unittest.mock import Mock
 import pytest
 
 from hack import cluster as script
-from hack import credentials
+from hack import credentials, runs
 from hack import kubectl as transport
 from tests.project.fake_kubectl import START, FakeKubectl, condition, container, cronjob, ended, secret, text_of
 from tests.project.manifests import K8S
@@ -91,11 +91,11 @@ def bare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     fake.add("Namespace", "habit-tracker")
     for module in (transport, script):
         monkeypatch.setattr(module, "run", fake.run)
-    monkeypatch.setattr(script, "lines", fake.lines)
+    monkeypatch.setattr(runs, "lines", fake.lines)
     monkeypatch.setattr(time, "sleep", fake.sleep)
     monkeypatch.setattr(time, "monotonic", lambda: fake.now)
     monkeypatch.setattr(Clock, "fake", fake, raising=False)
-    for module in (script, transport):
+    for module in (script, runs):
         monkeypatch.setattr(module, "datetime", Clock)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     read = [*SECRETS, *API_KEY, "CONTEXT", "NAMESPACE", "OVERLAY", "IMAGE_NAME", "IMAGE_TAG", "FILE", "JOB", "PURGE"]
