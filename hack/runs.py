@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import count, islice
 
 from hack.kubectl import CRONJOB, Cluster, Object, Stop, because, lines, say, with_remedy
 
@@ -122,10 +122,10 @@ def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
     followed, told, since = dict[str, str](), False, time.monotonic()
     while found := cluster.get(kind, name):
         pods = cluster.pods_of(name) if kind == "job" else [found]
-        for pod in pods:
-            if began(pod) and pod.metadata.name not in followed:
-                print_log(cluster, pod, is_first=not followed)
-                followed[pod.metadata.name] = shard_of(pod)
+        if new := next((pod for pod in pods if began(pod) and pod.metadata.name not in followed), None):
+            print_log(cluster, new, is_first=not followed)
+            followed[new.metadata.name], since = shard_of(new), time.monotonic()
+            continue
         if outcome_of(found) or (began(found) and "running" not in state_of(found)):
             return ""
         trouble = hindrance(cluster, name, pods)
@@ -148,14 +148,16 @@ def print_log(cluster: Cluster, pod: Object, *, is_first: bool) -> None:
         return
     if shard or not is_first:
         say(f"--- {f'shard {shard}:' if shard else 'replaced by'} pod/{name}")
-    ended = False
-    while not ended:
+    for attempt in count():
         pod = cluster.get("pod", name)
-        ended = "running" not in state_of(pod)
-        for line in islice(lines(*cluster.here("logs", "-f", name, "-c", CRONJOB), quiet=printed > 0), printed, None):
+        is_last = "running" not in state_of(pod) or kept_by(pod) != ""
+        log = lines(*cluster.here("logs", "-f", name, "-c", CRONJOB), quiet=attempt > 0)
+        for line in islice(log, printed, None):
             print(line, end="", flush=True)
             printed += 1
-        time.sleep(0 if ended else 1)
+        if is_last:
+            break
+        time.sleep(1)
     if why := killed(pod):
         say(why)
 

@@ -686,6 +686,30 @@ def test_a_pod_on_a_node_that_is_gone_is_not_at_work(cluster: Cluster) -> None:
     assert "Remedy: is that node off? Then delete it, or the pod: kubectl delete pod NAME --force." in out
 
 
+def test_a_log_on_a_node_that_is_gone_ends_with_its_job(cluster: Cluster) -> None:
+    its, lost = job(cluster), pod(cluster, "p", container({"running": {}}))
+    lost["metadata"]["deletionTimestamp"] = text_of(START + timedelta(seconds=5))
+    cluster.then = [lambda: None] * 30
+    cluster.then += [lambda: its.update(status=condition("Failed", "DeadlineExceeded", "active too long"))]
+    out = cluster.does("logs")
+    assert out.count("The pod waits: pod/p should have ended at 2026-05-09T09:00:05Z") == 1
+    assert "failed (DeadlineExceeded)" in out
+
+
+def test_a_pod_that_used_all_of_its_time_to_end_is_no_trouble(cluster: Cluster) -> None:
+    its, drained = job(cluster), pod(cluster, "p", container({"running": {}}))
+    drained["metadata"]["deletionTimestamp"] = text_of(START + timedelta(seconds=60))
+
+    def log() -> Iterator[str]:
+        cluster.now = 61
+        drained.update(status=ended(137))
+        yield "the last line\n"
+        its.update(status=condition("Complete"))
+
+    cluster.logs["p"] = [log(), ["the last line\n", "one more\n"]]
+    assert cluster.does("logs").splitlines()[1:] == ["the last line", "one more", f"The Job {JOB} is complete."]
+
+
 no_pods = pytest.mark.parametrize(
     ("why", "remedy"),
     [
