@@ -262,7 +262,7 @@ def stop(cluster: Cluster) -> None:
     set_suspend(cluster, "true")
     while jobs := at_work(cluster):  # again, as one may have been made just before
         say("Texts in flight are finished and recorded, which takes up to a minute.")
-        cluster.tell("delete", "job", *jobs, "--cascade=foreground")
+        cluster.tell("delete", "job", *jobs, "--cascade=foreground", "--ignore-not-found")
     say("Suspended, and nothing is at work. Scheduled runs again: make resume")
 
 

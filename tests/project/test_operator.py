@@ -195,6 +195,8 @@ def test_secret_takes_the_filled_template(cluster: Cluster, tmp_path: Path) -> N
         ("DB_PASSWORD x\n", "'DB_PASSWORD x' is none of these"),
         ("kind: Secret\napiVersion: v1\nstringData: {OTHER: x}\nmetadata: {name: x}\n", "'OTHER' is none of these"),
         ("kind: Secret\napiVersion: v1\nstringData: {DB_PASSWORD: 12}\n", "Put quotes around DB_PASSWORD"),
+        ("kind: Secret\napiVersion: v1\ndata: {DB_PASSWORD: a}\nmetadata: {name: x}\n", "that can be read"),
+        ("kind: Secret\napiVersion: v1\nmetadata: {name: x}\n---\n" * 2, "that can be read"),
         ("kind: Secret\nstringData: [\n", "kubectl does not understand it"),
     ],
 )
