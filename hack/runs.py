@@ -97,8 +97,10 @@ def stuck(cluster: Cluster, pod: Object) -> str:
     states = [each.state for each in (*pod.status.initContainerStatuses, *pod.status.containerStatuses)]
     waiting = [each.waiting for each in states if each.waiting.reason not in ("ContainerCreating", "PodInitializing")]
     unplaced = [it for it in pod.status.conditions if it.type == "PodScheduled" and it.status == "False"]
-    why = next(filter(None, map(because, (state_of(pod).terminated, *waiting, *unplaced))), "")
-    return why or cluster.complaint(pod.metadata.name, "FailedMount", "FailedCreatePodSandBox")
+    if why := next(filter(None, map(because, (state_of(pod).terminated, *waiting, *unplaced))), ""):
+        return why
+    why = cluster.complaint(pod.metadata.name, "FailedMount", "FailedCreatePodSandBox", "Pulling")
+    return "" if why.startswith("Pulling") else why  # what came before is over
 
 
 def kept_by(pod: Object) -> str:

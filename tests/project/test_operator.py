@@ -761,6 +761,22 @@ def test_a_pod_that_waits_for_a_node_is_waited_for(cluster: Cluster, why: str, r
     assert out.count(f"The pod waits: Unschedulable: {why}\nRemedy: {remedy}") == 1
 
 
+@pytest.mark.parametrize("pulls", [True, False])
+def test_a_mount_that_failed_at_first_takes_no_run_back_whose_image_is_pulled(cluster: Cluster, pulls: bool) -> None:
+
+    def run(name: str) -> None:
+        pod(cluster, "p", container({"waiting": {"reason": "ContainerCreating"}}), job=name)
+        mount = {"reason": "FailedMount", "message": "failed to sync configmap cache"}
+        cluster.add("Event", "z", involvedObject={"name": "p"}, age=0.02, **mount)
+        if pulls:
+            cluster.add("Event", "a", involvedObject={"name": "p"}, reason="Pulling", message="Pulling image")
+
+    start = [*[lambda _: None] * 60, lambda _: cluster.of("Pod")[0].update(status=ended(0))]
+    started(cluster, run, *start, end(cluster, condition("Complete")))
+    done = cluster.operate("test")
+    assert (done.code, "cannot start: FailedMount: failed to sync" in done.err) == ((0, False) if pulls else (1, True))
+
+
 @pytest.mark.parametrize(("shard", "given_up"), [("0", False), ("", True)])
 def test_a_shard_that_cannot_start_takes_no_other_back(cluster: Cluster, shard: str, given_up: bool) -> None:
 
