@@ -20,9 +20,9 @@ ENDINGS = signal.SIGTERM, signal.SIGHUP
 
 
 def confirmed(question: str, *, unattended: bool) -> bool:
-    if given("YES") == "yes" or not sys.stdin.isatty():
-        return given("YES") == "yes" or unattended
-    return input(f"{question} [y/N] ").lower() in ("y", "yes")
+    if sys.stdin.isatty() and given("YES") != "yes":
+        return input(f"{question} [y/N] ").lower() in ("y", "yes")
+    return unattended or given("YES") == "yes"
 
 
 # --- deploy, update-image, undeploy -----------------------------------------------------------------------------------
@@ -59,13 +59,13 @@ def problems(cluster: Cluster, image: str) -> Iterator[str]:
         yield f'Put quotes around what YAML takes for a number, as "+15005550006": {", ".join(bare)}, in {file}.'
     if PLACEHOLDER.match(image):
         yield f"The image is still the placeholder {image}. Name yours: make deploy IMAGE_NAME=... IMAGE_TAG=..."
-    env = {each.name: each.value for each in container_of(cronjob).env}
+    env = config | {each.name: each.value for each in container_of(cronjob).env}
     pods, count = str(cronjob.spec.jobTemplate.spec.completions or 1), env.get("SHARD_COUNT", "1")
     if pods != count:  # components/sharded copies the one into the other; somebody patched it afterwards
         told = "users would be left out. Write the number into components/sharded, and nowhere else."
         yield f"The Job has {pods} pods (completions), and SHARD_COUNT is {count}: {told}"
     if not cluster.maker_of_secret():
-        yield from secret_problems(cluster, {name.removesuffix("_FILE"): "elsewhere" for name in env | config})
+        yield from secret_problems(cluster, {name.removesuffix("_FILE"): "elsewhere" for name in env})
 
 
 def secret_problems(cluster: Cluster, elsewhere: dict[str, str]) -> Iterator[str]:
@@ -245,7 +245,7 @@ def suspend(cluster: Cluster) -> None:
 
 def resume(cluster: Cluster) -> None:
     cronjob = cluster.cronjob()
-    if missed := cronjob.spec.suspend and missed_run(cronjob, datetime.now(UTC)):
+    if missed := cronjob.spec.suspend and missed_run(cronjob):
         say(missed)
         if not confirmed("Resume?", unattended=True):
             raise Stop("it stays suspended.")
@@ -345,7 +345,7 @@ def main(target: str) -> int:
     except (KeyboardInterrupt, EOFError, BrokenPipeError) as why:
         if isinstance(why, BrokenPipeError):  # | head; at its end Python would try what is left once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if target == "logs" else 130
+        return 0 if target in ("logs", "status", "events") else 130
     return 1
 
 

@@ -43,33 +43,32 @@ def exit_code(pods: list[Object]) -> int | None:
 # --- before it starts -------------------------------------------------------------------------------------------------
 
 
-def next_run(cronjob: Object, now: datetime) -> tuple[datetime, timedelta] | None:
-    """When, and how often, where the schedule is as simple as `M H * * *` or `M * * * *` in UTC."""
+def runs_around(now: datetime, cronjob: Object) -> tuple[datetime, datetime] | None:
+    """The last run and the next one, where the schedule is as simple as `M H * * *` or `M * * * *` in UTC."""
     simple = re.fullmatch(r"(\d+) (\d+|\*) \* \* \*", cronjob.spec.schedule)
     if not simple or cronjob.spec.timeZone not in ("Etc/UTC", "UTC"):
         return None
     hour, period = (now.hour, timedelta(hours=1)) if simple[2] == "*" else (int(simple[2]), timedelta(days=1))
     at = now.replace(hour=hour, minute=int(simple[1]), second=0, microsecond=0)
-    return (at if at > now else at + period), period
+    return (at - period, at) if at > now else (at, at + period)
 
 
-def missed_run(cronjob: Object, now: datetime) -> str:
+def missed_run(cronjob: Object) -> str:
     """What starts at once when the CronJob is resumed, in words."""
-    if not (coming := next_run(cronjob, now)):
+    if not (runs := runs_around(now := datetime.now(UTC), cronjob)):
         return "A run that was missed lately (startingDeadlineSeconds) starts at once."
-    missed, deadline = coming[0] - coming[1], timedelta(seconds=cronjob.spec.startingDeadlineSeconds or 10**9)
-    last = datetime.fromisoformat(cronjob.status.lastScheduleTime or cronjob.metadata.creationTimestamp)
-    gone = missed <= last or now - missed > deadline
-    return "" if gone else f"The run of {missed:%H:%M} UTC was missed: it starts at once, and texts people."
+    known = datetime.fromisoformat(cronjob.status.lastScheduleTime or cronjob.metadata.creationTimestamp)
+    late = now - runs[0] > timedelta(seconds=cronjob.spec.startingDeadlineSeconds or 10**9)
+    gone = late or runs[0] <= known
+    return "" if gone else f"The run of {runs[0]:%H:%M} UTC was missed: it starts at once, and texts people."
 
 
 def schedule_in_words(cronjob: Object) -> str:
     words = f"Schedule: {cronjob.spec.schedule} ({cronjob.spec.timeZone})"
-    now = datetime.now(UTC).replace(microsecond=0)
     if cronjob.spec.suspend:
         return f"{words}. It is suspended: make resume"
-    if coming := next_run(cronjob, now):
-        words += f", next at {coming[0]:%Y-%m-%d %H:%M} UTC, in {coming[0] - now}"
+    if runs := runs_around(now := datetime.now(UTC).replace(microsecond=0), cronjob):
+        words += f", next at {runs[1]:%Y-%m-%d %H:%M} UTC, in {runs[1] - now}"
     return f"{words}. A run right now: make test"
 
 

@@ -415,6 +415,12 @@ def test_deploy_refuses_shards_that_would_leave_users_out(ready: Cluster, patche
     assert not ready.sent
 
 
+def test_deploy_refuses_shards_that_only_the_configmap_has(ready: Cluster) -> None:
+    ready.objects.append(cronjob())
+    configure(ready, 'SHARD_COUNT: "4"')
+    assert "The Job has 1 pods (completions), and SHARD_COUNT is 4" in ready.refuses("deploy")
+
+
 @pytest.mark.parametrize(
     ("running", "given", "image", "told"),
     [
