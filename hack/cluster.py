@@ -7,47 +7,22 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 
 from hack.credentials import PLACEHOLDER, lacking, secret, values_of
-from hack.kubectl import (
-    APP,
-    CRONJOB,
-    SECRET,
-    Cluster,
-    Object,
-    Stop,
-    container_of,
-    exit_code,
-    given,
-    introduce,
-    kept_by,
-    killed,
-    lines,
-    missed_run,
-    outcome_of,
-    run,
-    run_in_words,
-    say,
-    schedule_in_words,
-    shard_of,
-    start_of,
-    state_of,
-    with_remedy,
-)
+from hack.kubectl import APP, CRONJOB, SECRET, Cluster, Object, Stop, container_of, given, run, say, with_remedy
+from hack.runs import exit_code, follow, hindrance, missed_run, outcome_of, run_in_words, schedule_in_words, verdict
 
 ENDINGS = signal.SIGTERM, signal.SIGHUP
 
 
 def confirmed(question: str, *, unattended: bool) -> bool:
-    if given("YES") == "yes" or not sys.stdin.isatty():
-        return given("YES") == "yes" or unattended
-    return input(f"{question} [y/N] ").lower() in ("y", "yes")
+    if sys.stdin.isatty() and given("YES") != "yes":
+        return input(f"{question} [y/N] ").lower() in ("y", "yes")
+    return unattended or given("YES") == "yes"
 
 
 # --- deploy, update-image, undeploy -----------------------------------------------------------------------------------
@@ -84,23 +59,20 @@ def problems(cluster: Cluster, image: str) -> Iterator[str]:
         yield f'Put quotes around what YAML takes for a number, as "+15005550006": {", ".join(bare)}, in {file}.'
     if PLACEHOLDER.match(image):
         yield f"The image is still the placeholder {image}. Name yours: make deploy IMAGE_NAME=... IMAGE_TAG=..."
-    env = {each.name: each.value for each in container_of(cronjob).env}
+    env = config | {each.name: each.value for each in container_of(cronjob).env}
     pods, count = str(cronjob.spec.jobTemplate.spec.completions or 1), env.get("SHARD_COUNT", "1")
     if pods != count:  # components/sharded copies the one into the other; somebody patched it afterwards
         told = "users would be left out. Write the number into components/sharded, and nowhere else."
         yield f"The Job has {pods} pods (completions), and SHARD_COUNT is {count}: {told}"
     if not cluster.maker_of_secret():
-        yield from secret_problems(cluster, {name.removesuffix("_FILE"): "elsewhere" for name in env | config})
+        yield from secret_problems(cluster, {name.removesuffix("_FILE"): "elsewhere" for name in env})
 
 
 def secret_problems(cluster: Cluster, elsewhere: dict[str, str]) -> Iterator[str]:
-    try:
-        found = cluster.get("secret", SECRET)
-    except Stop as error:
-        if "forbidden" not in str(error).lower():
-            raise
+    if run(*cluster.here("auth", "can-i", "get", f"secret/{SECRET}")).returncode:
         say(f"Note: you may not read Secrets here, so {SECRET} was not checked.")
         return
+    found = cluster.get("secret", SECRET)
     if not found and (SECRET in str(cluster.file("CronJob", CRONJOB)) or lacking(elsewhere)):
         yield f"There is no Secret {SECRET} in namespace {cluster.namespace}. Make it: make secret"
         return
@@ -126,7 +98,7 @@ def deploy(cluster: Cluster) -> None:
     asked = [found for found in cluster.files if found.kind != "RoleBinding"]
     cluster.ask("apply", "--dry-run=server", "-f", "-", send=asked, otherwise=refused)
     say(f"Deploying {cluster.overlay} to {cluster.where}.")
-    if given("SUSPEND") == "yes":
+    if given("SUSPEND", "no") != "no":  # whoever writes true or 1 does not want a run, either
         suspend_first(cluster, cronjob, running)
     cluster.tell("apply", "-f", "-", send=cluster.files)
     say(f"Image: {after}" if before in ("", after) else f"Image: {before} -> {after}")
@@ -193,80 +165,21 @@ def undeploy(cluster: Cluster) -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def print_log(cluster: Cluster, pod: str) -> None:
-    """Each line once, also when the connection breaks in between."""
-    printed, ended = 0, False
-    while not ended:
-        found = cluster.get("pod", pod)
-        ended = "running" not in state_of(found)
-        for line in islice(lines(*cluster.here("logs", "-f", pod, "-c", CRONJOB), quiet=printed > 0), printed, None):
-            print(line, end="", flush=True)
-            printed += 1
-        time.sleep(0 if ended else 1)
-    if why := killed(found):
-        say(why)
-
-
-def follow(cluster: Cluster, kind: str, name: str, patience: float = 0) -> str:
-    """Print the logs of a Job's pods, or of one pod, to the end.
-
-    What keeps it from starting for longer than the patience is told, and is the answer unless another shard has started
-    or a cluster that grows may make room. No patience waits for ever.
-    """
-    followed, sharded, told, since = set[str](), False, False, time.monotonic()
-    while found := cluster.get(kind, name):
-        pods = cluster.pods_of(name) if kind == "job" else [found]
-        how, trouble = "", "" if pods else cluster.complaint(name, "FailedCreate")
-        for pod in [pod for pod in pods if pod.metadata.name not in followed]:
-            how, why = start_of(cluster, pod)
-            if how in ("waiting", "broken"):
-                trouble = why
-                continue
-            introduce(pod, why, is_first=not followed)
-            if how == "started":
-                print_log(cluster, pod.metadata.name)
-            followed.add(pod.metadata.name)
-            sharded = sharded or shard_of(pod) != ""
-        kept = "" if trouble or kind == "pod" else max((kept_by(pod, datetime.now(UTC)) for pod in pods), default="")
-        trouble = trouble or kept
-        if outcome_of(found) or (not trouble and (state_of(found).terminated or found.status.phase == "Failed")):
-            return ""
-        since = since if trouble else time.monotonic()
-        if trouble and (time.monotonic() - since >= (patience or 2) or how == "broken"):
-            if patience and not sharded and not kept and "Unschedulable" not in trouble:
-                return trouble
-            if not told:
-                say(f"The pod waits: {with_remedy(trouble)}\nWaiting on; Ctrl-C stops the waiting.")
-            told = True
-        time.sleep(1)
-    raise Stop(f"somebody{'' if kind == 'job' else ', or a drained node,'} deleted the {kind} {name}.")
-
-
-def verdict(cluster: Cluster, job: str) -> int:
-    outcome, code = outcome_of(cluster.get("job", job)), exit_code(cluster.pods_of(job))
-    if outcome == "Complete":
-        say(f"The Job {job} is complete.")
-        return 0
-    told = f'Exit code {code}: see "Exit codes" in DEPLOYMENT.md.'
-    gone = 'Its log is gone: see "A Job without a log" in DEPLOYMENT.md.'
-    say(f"The Job {job} failed ({outcome}). {told if code and outcome != 'DeadlineExceeded' else gone}")
-    return code or 1
-
-
 def test(cluster: Cluster) -> int:
     cluster.cronjob()
     job = f"{CRONJOB}-manual-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     cluster.ask("create", "job", job, f"--from=cronjob/{CRONJOB}", otherwise="the cluster takes no Job")
     say(f"Job {job} started in {cluster.where}: a real run.")
     try:
-        trouble = follow(cluster, "job", job, patience=20)
+        if trouble := follow(cluster, "job", job, patience=20):
+            why = f"the run cannot start: {with_remedy(trouble)}\n"
+            with undisturbed():
+                cluster.ask("delete", "job", job, "--wait=false", otherwise=f"{why}Its Job could not be deleted")
     except (KeyboardInterrupt, SystemExit, Stop):
         say("The Job, if it is still there, goes on in the cluster: make logs")
         raise
     if trouble:
-        cluster.ask("delete", "job", job, "--wait=false")
-        taken = f"The Job {job} was deleted again, so that it does not start by itself later."
-        raise Stop(f"the run cannot start: {with_remedy(trouble)}\n{taken}")
+        raise Stop(f"{why}The Job {job} was deleted again, so that it does not start by itself later.")
     return verdict(cluster, job)
 
 
@@ -298,7 +211,9 @@ def clean_jobs(cluster: Cluster) -> None:
 def status(cluster: Cluster) -> None:
     cronjob, pods = cluster.cronjob(), cluster.every("pods", "-l", APP)
     say(f"{cluster.where}. Image: {container_of(cronjob).image}\n{schedule_in_words(cronjob)}")
-    say(f"{cluster.run_not_made()}Last complete run: {cronjob.status.lastSuccessfulTime or 'never'}. The last runs:")
+    if why := cluster.complaint(CRONJOB, "FailedCreate"):  # a run that has no Job
+        say(f"In the last hour a run could not be made: {with_remedy(why)}")
+    say(f"Last complete run: {cronjob.status.lastSuccessfulTime or 'never'}. The last runs:")
     for job in cluster.every("jobs", "-l", APP)[-10:]:
         its = [pod for pod in pods if pod.metadata.labels.get("job-name") == job.metadata.name]
         say(run_in_words(cluster, job, its))
@@ -330,7 +245,7 @@ def suspend(cluster: Cluster) -> None:
 
 def resume(cluster: Cluster) -> None:
     cronjob = cluster.cronjob()
-    if missed := cronjob.spec.suspend and missed_run(cronjob, datetime.now(UTC)):
+    if missed := cronjob.spec.suspend and missed_run(cronjob):
         say(missed)
         if not confirmed("Resume?", unattended=True):
             raise Stop("it stays suspended.")
@@ -345,9 +260,9 @@ def stop(cluster: Cluster) -> None:
     if not confirmed(f"Suspend, and end what is at work ({running})?", unattended=False):
         raise Stop("nothing was changed. In a script: make stop YES=yes")
     set_suspend(cluster, "true")
-    if jobs := at_work(cluster):
+    while jobs := at_work(cluster):  # again, as one may have been made just before
         say("Texts in flight are finished and recorded, which takes up to a minute.")
-        cluster.tell("delete", "job", *jobs, "--cascade=foreground")
+        cluster.tell("delete", "job", *jobs, "--cascade=foreground", "--ignore-not-found")
     say("Suspended, and nothing is at work. Scheduled runs again: make resume")
 
 
@@ -402,7 +317,7 @@ def shell(cluster: Cluster) -> int:
     options = ["-it" if sys.stdin.isatty() else "-i", "-c", CRONJOB]
     with pod_like_the_jobs(cluster, "shell", command=["sleep", "3600"], args=None) as name:
         if run(*cluster.here("wait", "--for=condition=Ready", "--timeout=60s", f"pod/{name}")).returncode:
-            raise Stop(f"the pod does not start: {with_remedy(start_of(cluster, cluster.get('pod', name))[1])}")
+            raise Stop(f"the pod does not start: {with_remedy(hindrance(cluster, name, [cluster.get('pod', name)]))}")
         if sys.stdin.isatty():
             say(f"A shell in {name}: the job's image, settings and network. Leave: exit")
             say("To run the job itself: python /app/habit_notifier.py (it texts people)")
@@ -430,7 +345,7 @@ def main(target: str) -> int:
     except (KeyboardInterrupt, EOFError, BrokenPipeError) as why:
         if isinstance(why, BrokenPipeError):  # | head; at its end Python would try what is left once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if target == "logs" else 130
+        return 0 if target in ("logs", "status", "events") else 130
     return 1
 
 

@@ -45,11 +45,11 @@ def read_file(path: str) -> dict[str, str]:
     """Lines NAME=value, or a filled copy of k8s/secret.yaml."""
     try:
         text = Path(path).expanduser().read_text()  # zsh leaves the ~ of FILE=~/... as it is
-    except (OSError, UnicodeDecodeError, RuntimeError):  # there is no such user's home
+        if re.search("^kind: *Secret", text, re.MULTILINE):
+            (found,) = objects(text)
+            return {**values_of(found), **found.stringData}
+    except (OSError, ValueError, RuntimeError):  # no text, not one Secret, no base64; there is no such user's home
         raise Stop(f"there is no file {path} that can be read.") from None
-    if re.search("^kind: *Secret", text, re.MULTILINE):
-        (found,) = objects(text)
-        return {**values_of(found), **found.stringData}
     kept = [line.lstrip().removeprefix("export ") for line in text.splitlines() if line.strip()]
     pairs = [line.partition("=") for line in kept if not line.startswith("#")]
     return {name: re.sub(r"""^(["'])(.*)\1$""", r"\2", value) for name, _, value in pairs}

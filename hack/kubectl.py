@@ -9,17 +9,14 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
 CRONJOB, SECRET, APP = "habit-notifier", "habit-notifier-secrets", "app=habit-notifier"
 REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is found in it
     f'secret "{SECRET}" not found': "make secret",
-    'configmap "habit-notifier-config" not found|serviceaccount': "make deploy",
+    'configmap "habit-notifier-config" not found|serviceaccount \\S+ not found': "make deploy",
     "CreateContainerConfigError|FailedMount": "make what it names, in the job's namespace.",
     "exec format error": "the image is for another processor: make build-push PLATFORM=linux/amd64 (or linux/arm64).",
     "InvalidImageName": "make update-image IMAGE_NAME=... IMAGE_TAG=...",
@@ -39,11 +36,7 @@ REMEDIES = {  # of what keeps a pod from starting, or ends it: the first that is
     "namespaces.* is forbidden": "is the namespace not yours to make? Take it out, as docs/gitops.md shows.",
     "denied (the )?request": "give the policy what it asks for, in an overlay: docs/gitops.md has an example.",
     "PodSecurity": "an overlay or a component weakened the pod's securityContext: compare it with k8s/cronjob.yaml.",
-    "": "make events",
 }
-REFUSED = (
-    "no matches for kind|quota|usage per|request ratio|namespaces.* is forbidden|denied (the )?request|PodSecurity"
-)
 TOLD = "secret|deploy|explain|test|logs|status|events|resume|stop|update-image|clean-jobs|undeploy"
 COMMAND = re.compile(f"make ({TOLD})(?!:)")
 
@@ -101,8 +94,9 @@ def because(it: Object) -> str:
     return ": ".join(filter(None, [it.reason, it.message]))
 
 
-def with_remedy(trouble: str) -> str:
-    return f"{trouble}\nRemedy: {next(it for pattern, it in REMEDIES.items() if re.search(pattern, trouble))}"
+def with_remedy(trouble: str, otherwise: str = "make events") -> str:
+    remedy = next((it for pattern, it in REMEDIES.items() if re.search(pattern, trouble)), otherwise)
+    return f"{trouble}\nRemedy: {remedy}" if remedy else trouble
 
 
 class Cluster:
@@ -114,8 +108,8 @@ class Cluster:
         if (done := run(*self.context, "get", "--raw", "/version", "--request-timeout=15s")).returncode:
             choose = "Choose one: kubectl config use-context NAME, or CONTEXT=NAME, or KUBECONFIG."
             raise Stop(f"kubectl reaches no cluster ({done.stderr.strip()}). {choose}")
-        base = "habit-tracker" if self.overlay == "k8s" else self.file("CronJob", CRONJOB).metadata.namespace
-        self.namespace = given("NAMESPACE") or base
+        known = given("NAMESPACE", "habit-tracker" if self.overlay == "k8s" else "")
+        self.namespace = known or self.file("CronJob", CRONJOB).metadata.namespace
         context = given("CONTEXT") or run("config", "current-context").stdout.strip() or "default"
         self.where = f"namespace {self.namespace} of {context}"
 
@@ -148,8 +142,7 @@ class Cluster:
         """What kubectl says; its input is what is sent. Warnings are shown."""
         send = {"apiVersion": "v1", "kind": "List", "items": send} if isinstance(send, list) else send
         if (done := run(*self.here(*arguments), text=json.dumps(send) if send else "")).returncode:
-            why = done.stderr.strip()
-            raise Stop(f"{otherwise}: {with_remedy(why) if re.search(REFUSED, why) else why}")
+            raise Stop(f"{otherwise}: {with_remedy(done.stderr.strip(), '')}")
         sys.stderr.write(done.stderr)
         return done.stdout
 
@@ -184,11 +177,6 @@ class Cluster:
         events = reversed(self.every("events", "--field-selector", f"involvedObject.name={name}"))
         return next((because(each) for each in events if each.reason in reasons), "")
 
-    def run_not_made(self) -> str:
-        """A scheduled run that lately could not be made, and so has no Job."""
-        why = self.complaint(CRONJOB, "FailedCreate")
-        return f"In the last hour a run could not be made: {with_remedy(why)}\n" if why else ""
-
     def make_namespace(self) -> None:
         """As the files have it, so that its labels hold before the first pod."""
         wanted = [found for found in self.files if found.kind == "Namespace"]
@@ -202,132 +190,3 @@ class Cluster:
 def container_of(cronjob: Object) -> Object:
     """The program's own container; others may stand beside it."""
     return next((it for it in cronjob.spec.jobTemplate.spec.template.spec.containers if it.name == CRONJOB), Object())
-
-
-def state_of(pod: Object) -> Object:
-    return next((each.state for each in pod.status.containerStatuses if each.name == CRONJOB), Object())
-
-
-def killed(pod: Object) -> str:
-    """What the program could not tell of its end."""
-    ended, took = state_of(pod).terminated, "OOMKilled: it took more memory than it may"
-    told = took if ended.reason == "OOMKilled" else (ended.message or "").strip()
-    return with_remedy(told) if re.search("^OOMKilled|exec format error", told) else ""
-
-
-def shard_of(pod: Object) -> str:
-    return str(pod.metadata.labels.get("batch.kubernetes.io/job-completion-index", ""))
-
-
-def outcome_of(job: Object) -> str:
-    """Complete, or why it failed; nothing while it is at work."""
-    for each in job.status.conditions:
-        if each.status == "True" and each.type in ("Complete", "Failed"):
-            words = filter(None, [each.reason, job.status.failedIndexes])
-            return "Complete" if each.type == "Complete" else ": ".join(words) or "Failed"
-    return ""
-
-
-def exit_code(pods: list[Object]) -> int | None:
-    """How a run ended: the exit code of its last pod, or, of the last pods of its shards, 2 or else the highest."""
-    codes = {shard_of(pod): state_of(pod).terminated.exitCode for pod in pods if state_of(pod).terminated}
-    return max(codes.values(), key=lambda code: (code == 2, code), default=None)
-
-
-def summary_of(pod: Object) -> Object:
-    """The program's last words: one JSON object, else the end of its log."""
-    message = (state_of(pod).terminated.message or "").strip()
-    with suppress(ValueError):
-        if isinstance(found := json.loads(message, object_hook=Object), Object):
-            return found
-    return Object(error=killed(pod) or message.rpartition("\n")[2])
-
-
-def more_of(summaries: Collection[Object]) -> Iterator[str]:
-    """What else became of users, and what was learned of earlier texts."""
-    for heading, name in {"Users": "counts", "Earlier texts": "learned"}.items():
-        total = sum((Counter(found.get(name)) for found in summaries), Counter[str]())
-        words = [f"{what.replace('_', ' ')} {n}" for what, n in total.items() if what not in ("sent", "uncertain")]
-        if words:
-            yield f"{heading}: {', '.join(words)}"
-
-
-def start_of(cluster: Cluster, pod: Object) -> tuple[str, str]:
-    """Whether a pod has started, is gone before that, is broken or waits; and why."""
-    ended, waiting = state_of(pod).terminated, state_of(pod).waiting
-    if ended.reason in ("StartError", "ContainerCannotRun"):
-        return "broken", because(ended)
-    if ended or "running" in state_of(pod):
-        return "started", ""
-    if pod.status.phase == "Failed":
-        return "gone", because(pod.status)
-    if waiting and waiting.reason not in ("ContainerCreating", "PodInitializing"):
-        return "waiting", because(waiting)
-    unplaced = [it for it in pod.status.conditions if it.type == "PodScheduled" and it.status == "False"]
-    mounts = "FailedMount", "FailedCreatePodSandBox"
-    return "waiting", because(unplaced[0]) if unplaced else cluster.complaint(pod.metadata.name, *mounts)
-
-
-def introduce(pod: Object, gone: str, *, is_first: bool) -> None:
-    if gone:
-        say(f"--- pod/{pod.metadata.name} ended before it started ({gone})")
-    elif shard_of(pod) or not is_first:
-        who = f"shard {shard_of(pod)}:" if shard_of(pod) else "replaced by"
-        say(f"--- {who} pod/{pod.metadata.name}")
-
-
-def kept_by(pod: Object, now: datetime) -> str:
-    """What keeps a pod, and so its Job and all later ones, from ending though the program has, or should have."""
-    due, ended = str(pod.metadata.deletionTimestamp or ""), state_of(pod).terminated
-    if due and datetime.fromisoformat(due) < now and not ended:
-        return f"pod/{pod.metadata.name} should have ended at {due}, but its node does not say so"
-    beside = [it.name for it in pod.status.containerStatuses if it.name != CRONJOB and "running" in it.state]
-    return f"the program has ended, but {', '.join(beside)} keeps the pod" if ended and beside else ""
-
-
-def next_run(cronjob: Object, now: datetime) -> tuple[datetime, timedelta] | None:
-    """When, and how often, where the schedule is as simple as `M H * * *` or `M * * * *` in UTC."""
-    simple = re.fullmatch(r"(\d+) (\d+|\*) \* \* \*", cronjob.spec.schedule)
-    if not simple or cronjob.spec.timeZone not in ("Etc/UTC", "UTC"):
-        return None
-    hour, period = (now.hour, timedelta(hours=1)) if simple[2] == "*" else (int(simple[2]), timedelta(days=1))
-    at = now.replace(hour=hour, minute=int(simple[1]), second=0, microsecond=0)
-    return (at if at > now else at + period), period
-
-
-def missed_run(cronjob: Object, now: datetime) -> str:
-    """What starts at once when the CronJob is resumed, in words."""
-    if not (coming := next_run(cronjob, now)):
-        return "A run that was missed lately (startingDeadlineSeconds) starts at once."
-    missed, deadline = coming[0] - coming[1], timedelta(seconds=cronjob.spec.startingDeadlineSeconds or 10**9)
-    last = datetime.fromisoformat(cronjob.status.lastScheduleTime or cronjob.metadata.creationTimestamp)
-    gone = missed <= last or now - missed > deadline
-    return "" if gone else f"The run of {missed:%H:%M} UTC was missed: it starts at once, and texts people."
-
-
-def schedule_in_words(cronjob: Object) -> str:
-    words = f"Schedule: {cronjob.spec.schedule} ({cronjob.spec.timeZone})"
-    now = datetime.now(UTC).replace(microsecond=0)
-    if cronjob.spec.suspend:
-        return f"{words}. It is suspended: make resume"
-    if coming := next_run(cronjob, now):
-        words += f", next at {coming[0]:%Y-%m-%d %H:%M} UTC, in {coming[0] - now}"
-    return f"{words}. A run right now: make test"
-
-
-def run_in_words(cluster: Cluster, job: Object, pods: list[Object]) -> str:
-    """Sent by all attempts whose pods are left; failed and uncertain as each shard's last that judged people has it."""
-    words, outcome = f"{job.metadata.creationTimestamp}  {job.metadata.name}  ", outcome_of(job)
-    if not outcome:
-        waits = [start_of(cluster, pod)[1] or kept_by(pod, datetime.now(UTC)) for pod in pods]
-        waits = waits or [cluster.complaint(job.metadata.name, "FailedCreate")]
-        return words + (f"waits: {with_remedy(max(waits))}" if any(waits) else "at work: make logs")
-    told = [(shard_of(pod), summary_of(pod)) for pod in pods]
-    last = dict(told)
-    judged = (last | {shard: found for shard, found in told if found.counts}).values()
-    code = f"exit code {exit_code(pods)}" if pods else "its pods are gone"
-    words += "complete" if outcome == "Complete" else f"failed ({outcome}), {code}"
-    if any("sent" in found for found in judged):
-        failed, uncertain = (sum(found.get(name, 0) for found in judged) for name in ("failed", "uncertain"))
-        words += f": {sum(found.sent or 0 for _, found in told)} sent, {failed} failed, {uncertain} uncertain"
-    return "\n    ".join([words, *dict.fromkeys(it.error for it in last.values() if it.error), *more_of(judged)])

@@ -1,4 +1,4 @@
-"""hack/cluster.py: what its targets do to a cluster and say of it, on a fake one, within this process."""
+"""hack/: what the targets of cluster.py do to a cluster and say of it, on a fake one, within this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unittest.mock import Mock
 import pytest
 
 from hack import cluster as script
-from hack import credentials
+from hack import credentials, runs
 from hack import kubectl as transport
 from tests.project.fake_kubectl import START, FakeKubectl, condition, container, cronjob, ended, secret, text_of
 from tests.project.manifests import K8S
@@ -91,11 +91,11 @@ def bare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     fake.add("Namespace", "habit-tracker")
     for module in (transport, script):
         monkeypatch.setattr(module, "run", fake.run)
-    monkeypatch.setattr(script, "lines", fake.lines)
+    monkeypatch.setattr(runs, "lines", fake.lines)
     monkeypatch.setattr(time, "sleep", fake.sleep)
     monkeypatch.setattr(time, "monotonic", lambda: fake.now)
     monkeypatch.setattr(Clock, "fake", fake, raising=False)
-    for module in (script, transport):
+    for module in (script, runs):
         monkeypatch.setattr(module, "datetime", Clock)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     read = [*SECRETS, *API_KEY, "CONTEXT", "NAMESPACE", "OVERLAY", "IMAGE_NAME", "IMAGE_TAG", "FILE", "JOB", "PURGE"]
@@ -195,6 +195,8 @@ def test_secret_takes_the_filled_template(cluster: Cluster, tmp_path: Path) -> N
         ("DB_PASSWORD x\n", "'DB_PASSWORD x' is none of these"),
         ("kind: Secret\napiVersion: v1\nstringData: {OTHER: x}\nmetadata: {name: x}\n", "'OTHER' is none of these"),
         ("kind: Secret\napiVersion: v1\nstringData: {DB_PASSWORD: 12}\n", "Put quotes around DB_PASSWORD"),
+        ("kind: Secret\napiVersion: v1\ndata: {DB_PASSWORD: a}\nmetadata: {name: x}\n", "that can be read"),
+        ("kind: Secret\napiVersion: v1\nmetadata: {name: x}\n---\n" * 2, "that can be read"),
         ("kind: Secret\nstringData: [\n", "kubectl does not understand it"),
     ],
 )
@@ -382,7 +384,7 @@ def test_deploy_asks_for_no_secret_where_all_comes_from_files(configured: Cluste
 
 
 def test_deploy_goes_on_where_secrets_may_not_be_read(configured: Cluster) -> None:
-    configured.refusals["get secret"] = "Error from server (Forbidden): secrets is forbidden"
+    configured.refusals |= {"auth can-i get secret/": "no", " get secret ": "secrets is forbidden"}
     assert "you may not read Secrets here" in configured.does("deploy", IMAGE_NAME="r/n", IMAGE_TAG="v1")
 
 
@@ -411,6 +413,12 @@ def test_deploy_refuses_shards_that_would_leave_users_out(ready: Cluster, patche
     err = ready.refuses("deploy", OVERLAY="overlays/mine", IMAGE_NAME="r/n", IMAGE_TAG="v1")
     assert re.search(r"The Job has (4|8) pods \(completions\), and SHARD_COUNT is (2|4): users would be", err)
     assert not ready.sent
+
+
+def test_deploy_refuses_shards_that_only_the_configmap_has(ready: Cluster) -> None:
+    ready.objects.append(cronjob())
+    configure(ready, 'SHARD_COUNT: "4"')
+    assert "The Job has 1 pods (completions), and SHARD_COUNT is 4" in ready.refuses("deploy")
 
 
 @pytest.mark.parametrize(
@@ -473,10 +481,10 @@ def test_deploy_names_the_value_that_wants_quotes(ready: Cluster, value: str) ->
     assert not ready.sent
 
 
-@pytest.mark.parametrize("is_there", [True, False])
-def test_deploy_suspended_never_lets_a_run_start(ready: Cluster, is_there: bool) -> None:
+@pytest.mark.parametrize(("is_there", "value"), [(True, "yes"), (False, "yes"), (False, "true"), (True, "1")])
+def test_deploy_suspended_never_lets_a_run_start(ready: Cluster, is_there: bool, value: str) -> None:
     ready.objects += [cronjob()] if is_there else []
-    assert "It is suspended: make resume" in ready.does("deploy", SUSPEND="yes", IMAGE_NAME="r/n", IMAGE_TAG="v2")
+    assert "It is suspended: make resume" in ready.does("deploy", SUSPEND=value, IMAGE_NAME="r/n", IMAGE_TAG="v2")
     assert "suspend" not in applied(ready)["CronJob"]["spec"], "the next apply would take it back"
     first = ready.of("CronJob") if is_there else [each for each in ready.sent if each.get("kind") == "CronJob"]
     assert first[0]["spec"]["suspend"] is True
@@ -635,6 +643,34 @@ def test_a_run_that_cannot_start_is_explained_and_taken_back(cluster: Cluster, r
     assert cluster.now <= 21
 
 
+def test_a_run_that_could_not_be_taken_back_is_told(cluster: Cluster) -> None:
+    cluster.refusals["delete job"] = 'jobs.batch "j" is forbidden: User "dev" cannot delete resource'
+    started(cluster, lambda name: pod(cluster, "p", STUCK["is it pushed"], job=name))
+    done = cluster.operate("test")
+    assert "the run cannot start: ImagePullBackOff: Back-off pulling image\nRemedy: is it pushed" in done.err
+    assert f"Its Job could not be deleted: {cluster.refusals['delete job']}" in done.err
+    assert "The Job, if it is still there, goes on in the cluster: make logs" in done.out
+
+
+def test_ctrl_c_does_not_keep_the_job_that_was_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    started(cluster, lambda name: pod(cluster, "p", STUCK["is it pushed"], job=name))
+    seen = watch_deletion(monkeypatch)
+    cluster.refuses("test")
+    assert seen == [signal.SIG_IGN] * 2
+
+
+def watch_deletion(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What SIGINT and SIGHUP do while kubectl deletes."""
+    delete, seen = Cluster._delete, list[object]()
+
+    def look(*arguments: Any) -> str:
+        seen.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGHUP)))
+        return delete(*arguments)
+
+    monkeypatch.setattr(Cluster, "_delete", look)
+    return seen
+
+
 SIDECAR = "Remedy: switch the sidecar off for this pod, as k8s/cronjob.yaml tells"
 ROOM = "Remedy: raise the namespace's ResourceQuota or LimitRange"
 
@@ -656,6 +692,30 @@ def test_a_pod_on_a_node_that_is_gone_is_not_at_work(cluster: Cluster) -> None:
     out = cluster.does("status")
     assert f"{JOB}  waits: pod/p should have ended at 2026-05-09T09:01:00Z, but its node" in out
     assert "Remedy: is that node off? Then delete it, or the pod: kubectl delete pod NAME --force." in out
+
+
+def test_a_log_on_a_node_that_is_gone_ends_with_its_job(cluster: Cluster) -> None:
+    its, lost = job(cluster), pod(cluster, "p", container({"running": {}}))
+    lost["metadata"]["deletionTimestamp"] = text_of(START + timedelta(seconds=5))
+    cluster.then = [lambda: None] * 30
+    cluster.then += [lambda: its.update(status=condition("Failed", "DeadlineExceeded", "active too long"))]
+    out = cluster.does("logs")
+    assert out.count("The pod waits: pod/p should have ended at 2026-05-09T09:00:05Z") == 1
+    assert "failed (DeadlineExceeded)" in out
+
+
+def test_a_pod_that_used_all_of_its_time_to_end_is_no_trouble(cluster: Cluster) -> None:
+    its, drained = job(cluster), pod(cluster, "p", container({"running": {}}))
+    drained["metadata"]["deletionTimestamp"] = text_of(START + timedelta(seconds=60))
+
+    def log() -> Iterator[str]:
+        cluster.now = 61
+        drained.update(status=ended(137))
+        yield "the last line\n"
+        its.update(status=condition("Complete"))
+
+    cluster.logs["p"] = [log(), ["the last line\n", "one more\n"]]
+    assert cluster.does("logs").splitlines()[1:] == ["the last line", "one more", f"The Job {JOB} is complete."]
 
 
 no_pods = pytest.mark.parametrize(
@@ -705,6 +765,22 @@ def test_a_pod_that_waits_for_a_node_is_waited_for(cluster: Cluster, why: str, r
     )
     out = cluster.does("test")
     assert out.count(f"The pod waits: Unschedulable: {why}\nRemedy: {remedy}") == 1
+
+
+@pytest.mark.parametrize("pulls", [True, False])
+def test_a_mount_that_failed_at_first_takes_no_run_back_whose_image_is_pulled(cluster: Cluster, pulls: bool) -> None:
+
+    def run(name: str) -> None:
+        pod(cluster, "p", container({"waiting": {"reason": "ContainerCreating"}}), job=name)
+        mount = {"reason": "FailedMount", "message": "failed to sync configmap cache"}
+        cluster.add("Event", "z", involvedObject={"name": "p"}, age=0.02, **mount)
+        if pulls:
+            cluster.add("Event", "a", involvedObject={"name": "p"}, reason="Pulling", message="Pulling image")
+
+    start = [*[lambda _: None] * 60, lambda _: cluster.of("Pod")[0].update(status=ended(0))]
+    started(cluster, run, *start, end(cluster, condition("Complete")))
+    done = cluster.operate("test")
+    assert (done.code, "cannot start: FailedMount: failed to sync" in done.err) == ((0, False) if pulls else (1, True))
 
 
 @pytest.mark.parametrize(("shard", "given_up"), [("0", False), ("", True)])
@@ -763,6 +839,18 @@ def test_logs_say_that_there_is_no_such_job(cluster: Cluster) -> None:
     assert "there was no run yet" in cluster.refuses("logs")
 
 
+def test_what_keeps_one_shard_or_one_container_beside_from_starting_is_told(cluster: Cluster) -> None:
+    creating = container({"waiting": {"reason": "PodInitializing"}})
+    (_, stuck) = STUCK["is it pushed"]["containerStatuses"]
+
+    def run(name: str) -> None:
+        pod(cluster, "first", creating | {"initContainerStatuses": [stuck | {"name": "proxy"}]}, "0", name)
+        pod(cluster, "last", creating, "1", name)
+
+    started(cluster, run)
+    assert "ImagePullBackOff: Back-off pulling image\nRemedy: is it pushed" in cluster.refuses("test")
+
+
 @pytest.mark.parametrize("remedy", ["make secret", "is it pushed"])
 def test_logs_of_a_run_that_waits_say_why(cluster: Cluster, remedy: str) -> None:
     its = job(cluster)
@@ -780,6 +868,8 @@ def test_a_pod_that_ended_before_it_started_is_told(cluster: Cluster) -> None:
     job(cluster, status=condition("Complete"))
     pod(cluster, "p", {"phase": "Failed", "reason": "Evicted", "message": "disk"})
     assert "--- pod/p ended before it started (Evicted: disk)" in cluster.operate("logs").out
+    cluster.of("Pod")[0].update(status=container({"waiting": {"reason": "PodInitializing"}}) | {"phase": "Failed"})
+    assert "--- pod/p ended before it started (its init containers failed)" in cluster.operate("logs").out
 
 
 def test_a_run_that_hit_its_deadline_says_where_its_log_went(cluster: Cluster) -> None:
@@ -787,8 +877,11 @@ def test_a_run_that_hit_its_deadline_says_where_its_log_went(cluster: Cluster) -
     told = 'Its log is gone: see "A Job without a log" in DEPLOYMENT.md.'
     assert f"failed (DeadlineExceeded). {told}" in cluster.operate("logs").out
     assert cluster.operate("status").out.endswith("failed (DeadlineExceeded), its pods are gone\n")
-    pod(cluster, "terminating", ended(143))
+    its = pod(cluster, "terminating", ended(143))
     assert f"failed (DeadlineExceeded). {told}" in cluster.operate("logs").out
+    its["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = "1"
+    cluster.of("Job")[0]["status"]["failedIndexes"] = "1"
+    assert f"failed (DeadlineExceeded: 1). {told}" in cluster.operate("logs").out
 
 
 @pytest.mark.parametrize(
@@ -853,7 +946,8 @@ def test_status_of_a_run_that_waits_says_why(cluster: Cluster) -> None:
     job(cluster, "quota", age=1)
     cluster.add("Event", "e", involvedObject={"name": "quota"}, reason="FailedCreate", message="exceeded quota")
     job(cluster, "busy", age=2)
-    pod(cluster, "b", container({"running": {}}), job="busy")
+    pod(cluster, "a", {"phase": "Failed", "reason": "Evicted", "message": "disk"}, job="busy")
+    pod(cluster, "b", container({"running": {}}), job="busy")  # in its place
     assert cluster.does("status").splitlines()[3:] == [
         "2026-05-09T07:00:00Z  busy  at work: make logs",
         "2026-05-09T08:00:00Z  quota  waits: FailedCreate: exceeded quota",
@@ -966,6 +1060,18 @@ def test_stop_suspends_and_ends_what_is_at_work_after_asking(
     assert suspended < deleted, "no run may start in between"
 
 
+def test_stop_ends_a_run_that_was_made_meanwhile(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete, late = Cluster._delete, iter(["late"])
+    job(cluster)
+
+    def and_one_more(*arguments: Any) -> str:
+        return delete(*arguments) + "".join(job(cluster, name)["kind"] for name in late)
+
+    monkeypatch.setattr(Cluster, "_delete", and_one_more)
+    assert "nothing is at work" in cluster.does("stop", YES="yes")
+    assert not cluster.of("Job")
+
+
 def test_stop_in_a_script(cluster: Cluster) -> None:
     assert "nothing is at work" in cluster.does("stop", YES="yes")
     assert cluster.of("CronJob")[0]["spec"]["suspend"] is True
@@ -1032,6 +1138,11 @@ def test_a_question_that_cannot_start_is_explained_and_its_pod_goes(cluster: Clu
     assert not cluster.of("Pod")
 
 
+def test_a_refusal_without_a_remedy_has_none(cluster: Cluster) -> None:
+    cluster.refusals["create job"] = 'jobs is forbidden: User "system:serviceaccount:ci:dev" cannot create resource'
+    assert cluster.refuses("test").endswith("the cluster takes no Job: " + cluster.refusals["create job"] + "\n")
+
+
 @no_pods
 def test_a_question_whose_pod_the_cluster_refuses_has_the_remedy(cluster: Cluster, why: str, remedy: str) -> None:
     cluster.refusals["create -f -"] = f'pods "p" is forbidden: {why}'
@@ -1062,13 +1173,7 @@ def test_the_pod_of_a_question_goes_whatever_happens(
 
 def test_a_second_ctrl_c_does_not_keep_the_pod_of_a_question(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     asked_pod(cluster, container({"running": {}}), [])
-    delete, seen, before = Cluster._delete, list[object](), signal.getsignal(signal.SIGINT)
-
-    def look(*arguments: Any) -> str:
-        seen.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGHUP)))
-        return delete(*arguments)
-
-    monkeypatch.setattr(Cluster, "_delete", look)
+    seen, before = watch_deletion(monkeypatch), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(time, "sleep", Mock(side_effect=KeyboardInterrupt))
     assert cluster.operate("dry-run").code == 130
     assert seen == [signal.SIG_IGN] * 2
@@ -1192,6 +1297,11 @@ def test_another_environment_is_another_namespace(cluster: Cluster) -> None:
     cluster.does("suspend", OVERLAY="overlays/staging", CONTEXT="elsewhere")
     (patch,) = (call for call in cluster.calls if "patch cronjob" in call)
     assert patch.startswith("--context elsewhere --namespace habit-tracker-staging ")
+
+
+def test_a_named_namespace_needs_no_files(cluster: Cluster) -> None:
+    cluster.does("suspend", OVERLAY="overlays/half-edited", NAMESPACE="habit-tracker")
+    assert cluster.of("CronJob")[0]["spec"]["suspend"] is True
 
 
 NEED_A_CRONJOB = ["test", "status", "shell", "suspend", "resume", "stop", "preflight", "dry-run"]
