@@ -6,6 +6,7 @@ import dataclasses
 import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 
 from habit_notifier import (
     Case,
-    Message,
     Outcome,
     Personal,
     Reminder,
@@ -25,6 +25,7 @@ from habit_notifier import (
     State,
     User,
     Zone,
+    as_told,
     clean,
     days_by_zone,
     days_of,
@@ -508,15 +509,15 @@ def test_of_two_claims_at_the_same_moment_never_both_are_posted(found: list[Row]
 # --- what Twilio says of earlier texts
 
 
-def a_message(sid: str = "SM1", **changes: Any) -> tuple[str, Message]:
-    return sid, copied(Message("delivered", None, None), **changes)
+def a_message(sid: str = "SM1", status: str = "delivered", code: object = None) -> SimpleNamespace:
+    return SimpleNamespace(sid=sid, status=status, error_code=code, num_segments=None)
 
 
 def settled(
-    row: Row, *messages: tuple[str, Message], now: datetime = NOW + timedelta(hours=1), looked_up: bool = True
+    row: Row, *messages: SimpleNamespace, now: datetime = NOW + timedelta(hours=1), looked_up: bool = True
 ) -> Row | None:
     """What is written of a row, if anything."""
-    found = settled_rows([row], dict(messages), now, looked_up=looked_up)
+    found = settled_rows([row], {m.sid: as_told(row, m) for m in messages}, now, looked_up=looked_up)
     assert len(found) <= 1
     return found[0] if found else None
 
