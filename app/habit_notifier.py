@@ -1019,17 +1019,12 @@ def instant_of(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> datetime:
 
     A time that comes twice (clocks go back) means the first; one that a jump of the clocks leaves out, the jump.
     """
-    low, high = readings(day, at, zone)
-    shown = low.astimezone(zone)
-    if shown.replace(tzinfo=None) == datetime.combine(day, at):
-        return low
-    while high - low > timedelta(seconds=1):
-        middle = low + (high - low) / 2
-        if middle.astimezone(zone).utcoffset() == shown.utcoffset():
-            low = middle
-        else:
-            high = middle
-    return high.replace(microsecond=0)
+    instant, _ = readings(day, at, zone)
+    shown = instant.astimezone(zone)
+    if shown.replace(tzinfo=None) != datetime.combine(day, at):
+        while instant.astimezone(zone).utcoffset() == shown.utcoffset():
+            instant += timedelta(minutes=1)
+    return instant
 
 
 def readings(day: date, at: time_of_day, zone: pytz.BaseTzInfo) -> list[datetime]:
