@@ -1888,9 +1888,7 @@ DATABASE_CONNECT_TIMEOUT = 5  # seconds
 DATABASE_TIMEOUT, DATABASE_LIMIT = 10, 8  # seconds for one statement, until we give it up and until its server does
 DATABASE_PATIENCE = 180.0  # seconds in which a lost database may come back when somebody is claimed: a failover's
 LATE_PATIENCE = 30.0  # after the deadline, when somebody is claimed
-# How much a new connection writes again, since a replica that was promoted may lack it: that of so many seconds before
-# the last answer, and so many rows at most, so that memory stays flat.
-DATABASE_MEMORY, DATABASE_MEMORY_ROWS = 600.0, 25_000
+DATABASE_MEMORY = 25_000  # rows that a new connection writes again: a replica that was promoted may lack the last ones
 LAST_TIMEOUT, LAST_LIMIT, LAST_PATIENCE = 3, 2, 1.0  # after SIGTERM
 
 
@@ -2060,7 +2058,6 @@ class Database(AbstractContextManager["Database"]):
         self.somebody_claimed = False
         self._connection: pymysql.Connection[Any] | None = None
         self._fresh = False
-        self.last_answer = 0.0  # when a statement had one
         self._others: list[Database] = []
         self.on_connect: Callable[[], Iterable[tuple[str, Sequence[object]]]] = list  # its first statements
 
@@ -2141,9 +2138,7 @@ class Database(AbstractContextManager["Database"]):
             for statement in self.on_connect():
                 self._execute(*statement)
             self._fresh = False
-        rows = self._execute(sql, args)
-        self.last_answer = time.monotonic()
-        return rows
+        return self._execute(sql, args)
 
     def _execute(self, sql: str, args: Sequence[object]) -> list[tuple[Any, ...]]:
         assert self._connection is not None  # noqa: S101 - for the type checker
@@ -2523,8 +2518,7 @@ class Ledger:
         self._ours = of_this_shard("user_id", settings)
         self._there = False
         self.claims: dict[Reminder, Row] = {}  # and not recorded yet
-        # When a row was written or deleted, and whether it stays.
-        self._done: deque[tuple[float, Row, bool]] = deque(maxlen=DATABASE_MEMORY_ROWS)
+        self._done: deque[tuple[Row, bool]] = deque(maxlen=DATABASE_MEMORY)  # rows, and whether they stay
         self._created = ""  # the DDL, if this run made the ledger: a replica that is promoted may lack it
         database.on_connect = self._write_again
 
@@ -2700,19 +2694,15 @@ class Ledger:
 
     def _done_with(self, reminders: Iterable[Reminder], *, stays: bool) -> None:
         """What is written or deleted is no claim any more, but remembered for as long as a crash may take it back."""
-        self._done.extend((self._database.last_answer, self.claims.pop(reminder), stays) for reminder in reminders)
-        while self._done and self._done[0][0] <= self._database.last_answer - DATABASE_MEMORY:
-            self._done.popleft()
+        self._done.extend((self.claims.pop(reminder), stays) for reminder in reminders)
 
     def _write_again(self) -> Iterator[tuple[str, list[object]]]:
         """Statements for a new connection: what was written last may be lost with the server that it was written to."""
         if self._created:
             yield self._created, []
-        since = self._database.last_answer - DATABASE_MEMORY  # what is older is not lost: the server lived on after it
-        done = [(row, stays) for at, row, stays in self._done if at > since]
-        yield from map(delete, chunks([row.key for row, stays in done if not stays], KEYS))
+        yield from map(delete, chunks([row.key for row, stays in self._done if not stays], KEYS))
         # Only then: of a user who was claimed once more, a released row that came back would keep out the later one.
-        recorded = (row for row, stays in done if stays)
+        recorded = (row for row, stays in self._done if stays)
         yield from map(upsert, chunks([*recorded, *self.claims.values()], KEYS))
 
     def unsettled(self, now: datetime) -> list[Row]:

@@ -36,7 +36,7 @@ MEMORY = f"""## Memory
 
 The most of a whole run at the default concurrency, database and Twilio over TLS, and of `--settle` an hour
 later, which looks at up to 20,000 texts; at most {MEMORY_BOUND} MiB. The
-results of the last ten minutes, 25,000 at most, are kept, to be written again when the database switches over: here
+last 25,000 results are kept, to be written again when the database switches over: here
 they are a sixth of it."""
 EXTRAS = """The same with more, with the index and as many users as the table above has at most."""
 START = """## Start

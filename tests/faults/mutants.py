@@ -89,7 +89,7 @@ MUTANTS = [
     ),
     Mutant(
         "not released again",
-        {"        yield from map(delete, chunks([row.key for row, stays in done if not stays], KEYS))\n": ""},
+        {"        yield from map(delete, chunks([row.key for row, stays in self._done if not stays], KEYS))\n": ""},
         LEDGER,
         "lost commits",
     ),

@@ -6,12 +6,12 @@ Whatever is wrong with the set-up is one clear line with the remedy, exit code 2
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from itertools import chain
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import pytest
@@ -427,8 +427,7 @@ LATER = NOON + timedelta(microseconds=1)
 def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
     town: Town, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was recorded in the last ten minutes, and the claims whose texts are in flight, however old."""
-    assert habit_notifier.DATABASE_MEMORY == 600
+    """The last rows that were recorded, and the claims whose texts are in flight."""
     job.ledger.claim([ANNA, BERT], LATER)
     claimed = job.ledger.claims[BERT]
     job.ledger.record({ANNA: ACCEPTED}, LATER)
@@ -444,13 +443,12 @@ def test_a_new_connection_writes_again_what_the_old_servers_crash_may_have_lost(
     town.sql(f"UPDATE {LEDGER} SET state = 'sending', message_sid = NULL WHERE user_id = 1")  # the record alone is lost
     job.database.close()
     assert job.ledger.history([1, 2]) == {1: [sent], 2: [claimed]}
-    monkeypatch.setattr(habit_notifier, "DATABASE_MEMORY", 0.0)
+    monkeypatch.setattr(job.ledger, "_done", deque(maxlen=0))
     assert written_again() == [claimed]
     job.ledger.claim([ANNA], LATER)
     job.ledger.release([ANNA])
     job.ledger.record({BERT: ACCEPTED}, LATER)
     assert written_again() == []
-    assert not job.ledger._done  # nor is it kept in memory
 
 
 def test_a_release_that_the_old_servers_crash_took_back_is_made_again(town: Town, job: Job) -> None:
@@ -488,26 +486,6 @@ def test_a_ledger_that_a_promoted_replica_lacks_is_made_again_by_the_run_that_ha
         job.database.close()
         job.ledger.record({ANNA: ACCEPTED}, NOON)
     assert town.states == {ANNA.user.phone: "sent"}
-
-
-@pytest.mark.constants(DATABASE_MEMORY=0.2)
-def test_what_may_be_lost_is_told_by_when_the_server_last_answered_not_by_when_that_is_noticed(
-    town: Town, job: Job
-) -> None:
-    """While Twilio asks for a pause of minutes, nothing is asked of a server that may be gone since the last text."""
-    job.ledger.claim([ANNA], NOON)
-    job.ledger.record({ANNA: ACCEPTED}, NOON)
-
-    def lost_and_written_again() -> dict[str, str]:
-        town.sql(f"DELETE FROM {LEDGER}")
-        job.database.close()
-        job.database.run("SELECT 1")
-        return town.states
-
-    sleep(0.3)
-    job.ledger.record({}, NOON)
-    assert lost_and_written_again() == {ANNA.user.phone: "sent"}
-    assert lost_and_written_again() == {}  # that server answered, long after
 
 
 def test_a_crash_between_the_statements_of_a_record_loses_no_row(
