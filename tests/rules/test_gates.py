@@ -42,7 +42,7 @@ from habit_notifier import (
 from tests.environ import settings_of
 from tests.full import sample
 from tests.rules.peace import Model, story
-from tests.sandbox.fake_twilio import GSM7_BASIC, GSM7_EXTENSION
+from tests.sandbox.oracle import GSM7_BASIC, GSM7_EXTENSION
 
 NOW = datetime(2026, 5, 12, 9, tzinfo=UTC)
 TODAY = NOW.date()
@@ -372,6 +372,12 @@ def test_the_reason_that_lasts_longer_is_told_first() -> None:
 # --- texts
 
 BASIC, EXTENDED = sorted(GSM7_BASIC), sorted(GSM7_EXTENSION)
+
+
+def test_the_gsm_alphabet_is_complete() -> None:
+    assert len(GSM7_BASIC) == 127  # 128 places, one of which is the escape
+    assert len(GSM7_EXTENSION) == 10
+    assert not GSM7_BASIC & GSM7_EXTENSION
 
 
 @pytest.mark.parametrize(

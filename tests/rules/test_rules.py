@@ -33,14 +33,14 @@ from habit_notifier import (
     not_ours,
     phone_number,
     resolve_zone,
+    segments,
     settled_rows,
     speaks_against,
     zone_doubts,
     zone_name,
 )
 from tests.environ import settings_of
-from tests.sandbox.fake_twilio import GSM7_BASIC, segments
-from tests.sandbox.oracle import MICROSECOND, SECOND, zone_meant
+from tests.sandbox.oracle import GSM7_BASIC, MICROSECOND, SECOND, zone_meant
 
 NOW = datetime(2026, 5, 10, 9, tzinfo=UTC)
 TODAY = date(2026, 5, 10)

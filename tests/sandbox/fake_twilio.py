@@ -85,36 +85,6 @@ MESSAGES = {
     21624: "Invalid validity period value",
 }
 
-# ------------------------------------------------------------------------------------------------------- segments
-
-GSM7_BASIC = frozenset(
-    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?"
-    "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
-)
-GSM7_EXTENSION = frozenset("\f^{}\\[~]|€")  # an escape and a character: two septets
-
-
-def segments(body: str) -> int:
-    """How many segments the body costs: 160 (153 when several) GSM-7 septets each, or 70 (67) UCS-2 code units."""
-    if GSM7_BASIC.issuperset(body):
-        return _pack([1] * len(body), single=160, joined=153)
-    if (GSM7_BASIC | GSM7_EXTENSION).issuperset(body):
-        return _pack([2 if char in GSM7_EXTENSION else 1 for char in body], single=160, joined=153)
-    return _pack([2 if ord(char) > 0xFFFF else 1 for char in body], single=70, joined=67)
-
-
-def _pack(units: list[int], single: int, joined: int) -> int:
-    """Fills segments in order; the two halves of an escaped character or a surrogate pair stay together."""
-    if sum(units) <= single:
-        return 1
-    count, room = 1, joined
-    for unit in units:
-        if unit > room:
-            count, room = count + 1, joined
-        room -= unit
-    return count
-
-
 # -------------------------------------------------------------------------------------------------------- records
 
 
@@ -439,7 +409,7 @@ class FakeTwilio(Served):
             accepted_at=self.clock(),
             status="accepted" if service else "queued",
             error_code=None,
-            segments=segments(params["Body"]),
+            segments=1 + len(params["Body"]) // 161,  # of two at most, in GSM-7
         )
         self.book.append(message)
         return message

@@ -23,6 +23,12 @@ HOUR, DAY = 3600, 86_400
 FARTHEST = 16 * HOUR
 """No clock was ever further from UTC."""
 
+GSM7_BASIC = frozenset(
+    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?"
+    "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
+)
+GSM7_EXTENSION = frozenset("\f^{}\\[~]|€")  # an escape and a character: two septets
+
 
 # --- zones
 

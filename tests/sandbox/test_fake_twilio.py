@@ -30,8 +30,6 @@ from tests.sandbox.fake_twilio import (
     BROKEN_JSON,
     CLOSE_AFTER_ACCEPTING,
     EMPTY_LIST,
-    GSM7_BASIC,
-    GSM7_EXTENSION,
     RESET,
     RESET_AFTER_ACCEPTING,
     TRUNCATED,
@@ -41,7 +39,6 @@ from tests.sandbox.fake_twilio import (
     FakeTwilioProcess,
     Request,
     refuse,
-    segments,
     server_error,
     slow,
     throttle,
@@ -150,38 +147,6 @@ def test_a_text_that_twilio_would_not_take_is_refused(
 @pytest.mark.parametrize("changes", [{}, {"To": "+1234567"}, {"Body": "x" * 1600}, {"ValidityPeriod": "36000"}])
 def test_a_text_at_the_limits_is_taken(twilio: FakeTwilio, changes: dict[str, str]) -> None:
     assert post(twilio, GOOD | changes)[0] == 201
-
-
-@pytest.mark.parametrize(
-    ("body", "count"),
-    [
-        ("x" * 160, 1),
-        ("x" * 161, 2),
-        ("x" * 306, 2),
-        ("x" * 307, 3),
-        ("€" * 80, 1),
-        ("€" * 81, 2),
-        ("x" * 152 + "€" + "x" * 152, 3),  # 306 septets, but an escape does not end a segment
-        ("ç" * 70, 1),  # GSM 03.38 has only the capital one
-        ("ç" * 71, 2),
-        ("Ç" * 160, 1),
-        ("ж" * 134, 2),
-        ("ж" * 135, 3),
-        ("🎉" * 35, 1),
-        ("🎉" * 36, 2),
-        ("🎉" * 67, 3),  # 134 code units, but a surrogate pair is not split
-        ("’" + "x" * 69, 1),
-        ("’" + "x" * 70, 2),
-    ],
-)
-def test_segments_are_counted_as_phones_do(body: str, count: int) -> None:
-    assert segments(body) == count
-
-
-def test_the_gsm_alphabet_is_complete() -> None:
-    assert len(GSM7_BASIC) == 127  # 128 places, one of which is the escape
-    assert len(GSM7_EXTENSION) == 10
-    assert not GSM7_BASIC & GSM7_EXTENSION
 
 
 def test_another_account_in_the_path_gets_20404(twilio: FakeTwilio, connect: Connect) -> None:
