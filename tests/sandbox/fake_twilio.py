@@ -609,7 +609,6 @@ class _Connection(asyncio.Protocol):
             return
         content = bytes(self._buffer[split + 4 : end])
         del self._buffer[:end]
-        self._closing = headers.get("connection", "").lower() == "close"
         method, target, _ = line.split(" ", 2)
         self._serve(self._understand(method, target, headers, content))
 
@@ -674,7 +673,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(
             "\r\n".join([*head, "", ""]).encode() + content[: len(content) // 2 if truncated else None]
         )
-        if truncated or self._closing:
+        if truncated:
             self._transport.close()
 
 
