@@ -281,15 +281,6 @@ def test_a_new_local_day_brings_no_text_before_eleven_and_a_half_hours_are_over(
         assert islands.served == served
 
 
-def test_a_text_of_unknown_end_counts_from_the_last_moment_at_which_it_can_have_been_sent(islands: Town) -> None:
-    """A run that was cut off may have posted until its deadline."""
-    assert islands.run(MARQUESAS) == 0
-    islands.database.execute(f"UPDATE {LEDGER} SET state = 'sending', finished_at = NULL")
-    for after, served in ((SPACING - SECOND, PEOPLE), (SPACING, sorted(PEOPLE * 2))):
-        assert islands.run(MARQUESAS + timedelta(seconds=1500) + after, RUN_DEADLINE=1500) == 0
-        assert islands.served == served
-
-
 @pytest.mark.parametrize("seconds", [15, 280])
 def test_a_text_that_twilio_may_have_taken_after_midnight_is_not_followed_by_another_that_day(
     islands: Town, seconds: int

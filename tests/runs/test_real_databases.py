@@ -676,16 +676,6 @@ def test_zones_are_told_apart_in_every_character_set(town: Town, column: str, de
     assert len(town.twilio.book) == (len(zones) if default else 4)
 
 
-def test_what_nobody_sees_in_a_zone_changes_nothing(town: Town) -> None:
-    unseen = ["\u200b", "\0", "\ufeff", "\u00ad", "\u200e", "\t"]
-    zones = [zone for c in unseen for zone in (f"{c}Europe/Berlin", f"Europe/Berlin{c}", f"Europe/{c}Berlin")]
-    town.database.insert_users((f"User {n}", f"+1202555{n:04}", zone) for n, zone in enumerate(zones))
-    for _ in range(2):
-        assert town.run() == 0
-        assert len(town.twilio.book) == len(zones)
-        assert not town.said("came in use")
-
-
 def test_a_wrong_zone_that_the_default_replaces_is_named_and_an_empty_one_is_not(town: Town) -> None:
     for n, zone in enumerate(("Mars/Base", "Mars/Base", "", None, "UTC")):
         town.database.insert_user(f"User {n}", f"+1202555{n:04}", zone)
