@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.faults import mutants, program
+from tests.faults import mutants
 from tests.faults.draw import draw
 from tests.faults.program import MovedError, mutate
 from tests.full import sample
@@ -37,12 +37,6 @@ def test_the_driver_sees_each_way_to_break_the_program() -> None:
     code, output = faults(12_000, 3, "--mutants", "--workers", 3)
     assert code == 0, output
     assert output.count("caught by run") == len(mutants.MUTANTS) == 10
-
-
-@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name)
-def test_what_a_mutant_replaces_stands_in_the_program_once(mutant: mutants.Mutant) -> None:
-    source = program.SOURCE.read_text()
-    assert mutate(source, list(mutant.replacements.items())) != source
 
 
 def test_a_replacement_whose_text_has_moved_fails_loudly() -> None:
