@@ -44,12 +44,6 @@ def accounts(server: Server) -> set[str]:
 # --- the server
 
 
-def test_a_server_tells_what_it_is(server: Server) -> None:
-    assert server.kind in ("mariadb", "mysql")
-    assert server.label.endswith(server.version)
-    assert int(server.version.split(".")[0]) >= 8
-
-
 def test_a_throwaway_server_takes_the_zone_and_the_options_that_it_is_given(own: Server) -> None:
     with own.database() as database:
         assert database.rows("SELECT @@global.time_zone, @@session.time_zone, @@max_connections") == [
@@ -68,17 +62,6 @@ def test_stop_and_start_keep_data_and_port(own: Server) -> None:
         own.start()
         assert own.port == port
         assert database.rows("SELECT name FROM User") == [("Ana",)]
-
-
-def test_a_kill_breaks_connections_and_loses_no_commit(own: Server) -> None:
-    with own.database() as database:
-        connection = database.connect()
-        database.insert_user("Ana", "+12025550100", "UTC", logs=[NOON] * 1000)
-        own.kill()
-        with pytest.raises(pymysql.err.OperationalError):
-            connection.ping(reconnect=False)
-        own.start()
-        assert database.rows("SELECT COUNT(*) FROM Log") == [(1000,)]
 
 
 def test_a_database_outlives_that_its_server_was_stopped(own: Server) -> None:
@@ -111,19 +94,6 @@ def test_a_url_may_hold_a_password_with_special_characters(own: Server) -> None:
     assert Server.from_url(f"mysql://odd:p%40ss%2Fw%3Ard@{own.host}:{own.port}/").password == "p@ss/w:rd"
     with pytest.raises(ServerError, match=r"cannot be used.*1045"):
         Server.from_url(f"mysql://odd:wrong@{own.host}:{own.port}/")
-
-
-def test_tls_can_be_verified_and_a_wrong_authority_is_noticed(own: Server, tmp_path: Path) -> None:
-    with Server(tls=True) as server, server.database() as database:
-        assert database.environ()["DB_SSL_CA"] == server.ca_file
-        assert database.rows("SHOW STATUS LIKE 'Ssl_cipher'")[0][1]
-        for host in ("127.0.0.1", "localhost"):
-            database.connect(host=host).close()
-        sandbox.make_certificates(tmp_path)
-        with pytest.raises(pymysql.err.OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
-            database.connect(ssl_ca=str(tmp_path / "ca.pem"))
-    with own.database() as database:
-        assert "DB_SSL_CA" not in database.environ()
 
 
 # --- how it ends, or does not begin
