@@ -60,17 +60,6 @@ def town(town: Town) -> Town:
 # --- the probe --------------------------------------------------------------------------------------------------------
 
 
-def test_twilio_is_asked_before_the_first_claim_and_nothing_is_claimed_when_it_is_away(town: Town) -> None:
-    town.people(3)
-    town.twilio.door(Door.SHUT)
-    assert town.run() == 1
-    assert town.said("ERROR Twilio cannot be used: Twilio cannot be reached (")
-    assert town.said("Connection refused")
-    assert town.said("Nobody was texted")
-    assert town.rows("*") == []
-    assert not town.said("needs notification")
-
-
 @pytest.mark.parametrize("credentials", [{"TWILIO_AUTH_TOKEN": "f" * 32}, {"TWILIO_ACCOUNT_SID": "AC" + "f" * 32}])
 def test_wrong_credentials_need_a_person_and_are_not_tried_again(town: Town, credentials: dict[str, Any]) -> None:
     town.people(3)
@@ -931,18 +920,6 @@ def test_an_outage_at_the_start_is_waited_for_and_nobody_is_lost(town: Town, awa
     back.join()
     assert town.served == numbers
     assert town.totals == (3, 0)
-
-
-@pytest.mark.constants(HTTP_IDLE=0.5)
-def test_idle_connections_that_a_gateway_forgot_make_nobody_uncertain(town: Town) -> None:
-    numbers = town.people(8)
-    town.twilio.script(*[ACCEPT] * 4, *[throttle(1)] * 4)  # all wait; meanwhile the gateway forgets
-    forget = threading.Timer(0.9, town.twilio.forget_connections)
-    forget.start()
-    assert town.run() == 0
-    forget.join()
-    assert town.served == numbers
-    assert town.counts == {"sent": 8}
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------------
