@@ -152,24 +152,6 @@ def test_make_hands_on_what_is_set_as_it_is_and_nothing_empty(handed_on: Mapping
     assert f"{name}=" not in handed_on["command line"]
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["build", "push", "secret", "deploy", "update-image", "logs", "status", "suspend", "clean-jobs", "undeploy"],
-)
-def test_a_script_does_the_same_whether_its_variables_are_empty_or_not_set(tmp_path: Path, target: str) -> None:
-    """Called as make calls it, but by itself: make would keep what is empty away from it."""
-    for name in ("docker", "kubectl"):
-        program(tmp_path / name, f'echo {name} "$@"')
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    recipe = ran("make", "-n", target, env={"PATH": path}, check=True).stdout
-    unset, empty = (
-        ran("bash", "-c", recipe, env={"PATH": path, "HOME": str(tmp_path)} | given)
-        for given in ({}, dict.fromkeys(NAMES, ""))
-    )
-    assert (empty.returncode, empty.stdout, empty.stderr) == (unset.returncode, unset.stdout, unset.stderr)
-    assert unset.stdout + unset.stderr
-
-
 # --- engines
 
 
