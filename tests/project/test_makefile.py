@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from hack import cluster as script
-from tests.project.fake_kubectl import condition, cronjob, ended
+from tests.project.fake_kubectl import cronjob, ended
 from tests.project.manifests import kubectl, scanner
 from tests.project.shell import ROOT, program, project_in, ran
 from tests.project.test_operator import SECRETS
@@ -235,19 +235,6 @@ def test_no_value_of_the_secret_is_an_argument_of_kubectl(cluster: Cluster) -> N
         shown = done.stdout + done.stderr + cluster.recorded("calls")
         assert value not in shown
         assert base64.b64encode(value.encode()).decode() not in shown
-
-
-def test_make_ends_as_the_run_did(cluster: Cluster) -> None:
-    pod = {"kind": "Pod", "metadata": {"name": "p", "labels": {}, "creationTimestamp": ""}, "status": ended(2)}
-    failed = {"kind": "Job", "metadata": {"name": "j"}, "status": condition("Failed", "PodFailurePolicy")}
-    cluster.answer("get cronjob", json.dumps(cronjob()))
-    cluster.answer("get job", json.dumps(failed))
-    cluster.answer("get pods", json.dumps({"items": [pod]}))
-    cluster.answer("logs -f p", "the log\n")
-    done = cluster.make("test")
-    assert "the log\n" in done.stdout
-    assert "failed (PodFailurePolicy). Exit code 2: see" in done.stdout
-    assert "Error 2" in done.stderr
 
 
 def test_a_reader_that_leaves_early_is_no_fault(cluster: Cluster) -> None:

@@ -17,7 +17,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from unittest.mock import Mock
-from zoneinfo import ZoneInfo
 
 import pymysql
 import pytest
@@ -722,49 +721,6 @@ def test_who_has_no_name_is_served_like_everybody(town: Town, name: str) -> None
     [message] = town.twilio.book
     assert message.body.startswith("Hi there, ")
     assert town.said("Notification sent to (no name) (+12025550001). ")
-
-
-# --- days of one's own
-
-
-@variants({"created_at": "DATETIME"})
-@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12", "Asia/Kathmandu", "America/New_York"])
-def test_logs_by_date_are_of_the_users_own_calendar(town: Town, zone: str) -> None:
-    today = NOON.astimezone(ZoneInfo(zone)).date()
-    town.sql("ALTER TABLE Log MODIFY created_at DATE NOT NULL")
-    users = town.database.insert_users((f"Ago {n}", f"+1202555{n:04}", zone) for n in range(5))
-    for ago, habit in enumerate(town.database.insert_habits(users)):
-        town.sql("INSERT INTO Log (habit_id, created_at) VALUES (%s, %s)", (habit, today - ago * DAY))
-    assert town.run(MESSAGE_NO_LOGS="none", MESSAGE_MISSED_YESTERDAY="missed") == 0
-    assert {message.to[-1]: message.body for message in town.twilio.book} == {
-        "0": "none",  # only today: not one of the two days
-        "2": "missed",
-        "3": "none",
-        "4": "none",
-    }
-
-
-SMALL_HOURS = (0, 40, 0), (2, 59, 59), (3, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("starts", "due"),
-    [("00:00", {"0": "none"}), ("03:00", {"1": "missed", "2": "missed"}), ("00:41", {"1": "missed"})],
-)
-def test_a_day_that_starts_late_takes_the_small_hours_along(town: Town, starts: str, due: dict[str, str]) -> None:
-    today = NOON.replace(hour=0)
-    times = [today.replace(minute=40), *((today - DAY).replace(hour=h, minute=m, second=s) for h, m, s in SMALL_HOURS)]
-    for n, log in enumerate(times):
-        town.database.insert_user(f"User {n}", f"+1202555{n:04}", "UTC", logs=[log])
-    assert town.run(DAY_STARTS_AT=starts, MESSAGE_NO_LOGS="none", MESSAGE_MISSED_YESTERDAY="missed") == 0
-    assert {message.to[-1]: message.body for message in town.twilio.book} == due
-
-
-@pytest.mark.parametrize(("hour", "day"), [(2, 11), (3, 12)])
-def test_the_ledgers_day_starts_as_late(town: Town, hour: int, day: int) -> None:
-    town.people(1)
-    assert town.run(NOON.replace(hour=hour), DAY_STARTS_AT="03:00") == 0
-    assert town.rows("local_day") == [(NOON.date().replace(day=day),)]
 
 
 # --- rows of the ledger that somebody wrote by hand
