@@ -692,16 +692,6 @@ class Full:
             each.close()
 
 
-def test_the_tools_of_this_file_see_what_they_should(secure: FakeTwilio, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without this, a proxy that never worked would pass for one that lost an answer."""
-    with ConnectProxy() as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        assert post(secure.url, warm=True).action is Action.ACCEPT
-    good = json.dumps({"sid": "SM" + "0" * 32}).encode()
-    with Canned(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%s" % (len(good), good)) as server:
-        assert post(server.url).action is Action.ACCEPT
-
-
 def test_a_deadline_that_is_over_stays_over_when_the_clock_is_set_back() -> None:
     now = [datetime(2026, 5, 12, 9, tzinfo=UTC)]
     brake = Brake(Stop(), lambda: now[0], deadline=60)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import cycle
 from typing import Any
 
@@ -22,10 +22,8 @@ import pytest
 import pytz
 
 import habit_notifier
-from habit_notifier import Stop
 from tests.full import sample
 from tests.runs import program
-from tests.runs.town import at_send
 from tests.sandbox import oracle
 from tests.sandbox.database import Database, Id, Server
 from tests.sandbox.fake_twilio import FakeTwilio
@@ -150,9 +148,9 @@ class Run:
         return counts | {"looked at": int(looked), "of": int(of)}
 
 
-def job(environ: dict[str, str], now: datetime, stop: Stop | None = None) -> Run:
+def job(environ: dict[str, str], now: datetime) -> Run:
     """The program in this process, at the instant; pytest's report of a failure would hold thousands of its lines."""
-    code, text = program.said(environ, at=now, stop=stop)
+    code, text = program.said(environ, at=now)
     return Run(code, [line.split(" - ", 3)[3] for line in text.splitlines()])
 
 
@@ -280,25 +278,6 @@ def test_a_run_before_and_one_after_midnight_text_nobody_twice(database: Databas
     aucklanders = {r.phone for r in residents if "Tokyo" not in str(r.zone)}
     assert run.totals()["deferred"] == len(before & after & aucklanders)
     assert run.totals()["already handled today"] == len(before & after - aucklanders)
-
-
-@pytest.mark.constants(PAGE_USERS=40)
-@pytest.mark.parametrize("day", range(1, 6))
-def test_when_a_run_is_stopped_everybody_is_still_accounted_for(
-    day: int, database: Database, twilio: FakeTwilio
-) -> None:
-    """Texted, not sent, not tried or not looked at: these add up wherever the pages begin that day."""
-    stop = Stop()
-    twilio.hook = at_send(1, stop.request)
-    database.insert_users((f"Resident {n}", f"+1999{n:07d}", "UTC") for n in range(100))
-    run = job(database.environ() | twilio.environ(), datetime(2026, 6, day, 9, tzinfo=UTC), stop)
-    told = run.totals()
-    looked_at, users = told.pop("looked at"), told.pop("of")
-    assert run.code == 143
-    assert users == 100
-    assert told["sent"] == len(twilio.book)
-    assert sum(told.values()) == looked_at < users, "all are due, so each one that was looked at has an outcome"
-    assert f"The run ended before the last page: {looked_at} of {users} users were looked at" in run.lines
 
 
 def settings() -> dict[str, str]:
