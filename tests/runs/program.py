@@ -42,11 +42,11 @@ def clock_of(at: Moment) -> Callable[[], datetime]:
     return at if callable(at) else lambda: at
 
 
-def said(environ: Mapping[str, str], *argv: str, at: Moment = utc_now, stop: Stop | None = None) -> tuple[int, str]:
+def said(environ: Mapping[str, str], *argv: str, at: Moment = utc_now) -> tuple[int, str]:
     """The exit code of a run, and all that it wrote to its log, by its own handler and format."""
     root = logging.getLogger()
     with mock.patch.object(root, "handlers", []), redirect_stderr(io.StringIO()) as written:
-        code = run(environ, argv, at, stop)
+        code = run(environ, argv, at)
     return code, written.getvalue()
 
 

@@ -684,20 +684,6 @@ def test_users_who_left_during_the_run_are_not_told_as_not_looked_at(
 # --- the surroundings -------------------------------------------------------------------------------------------------
 
 
-def test_a_ca_bundle_of_ones_own_is_honoured(
-    town: Town, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    numbers = town.people(2)
-    with FakeTwilio(tls=certificate) as town.twilio:
-        assert town.run(TWILIO_API_URL=town.twilio.url) == 2
-        assert town.said("name the CA file of a proxy that opens TLS in REQUESTS_CA_BUNDLE, or correct")
-        assert town.text.count("Twilio's certificate") == 1  # a retry cannot help
-        assert town.rows("*") == []
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", town.twilio.environ()["REQUESTS_CA_BUNDLE"])
-        assert town.run(TWILIO_API_URL=town.twilio.url) == 0
-        assert town.served == numbers
-
-
 def test_an_authority_of_a_company_that_python_3_13_finds_too_lax_is_trusted(
     town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
