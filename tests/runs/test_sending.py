@@ -23,7 +23,7 @@ import urllib3
 
 import habit_notifier
 from habit_notifier import TWILIO_CODES, Action, Reminder, Sender, Tracker
-from tests.runs.town import NOON, Town, also, at_probe
+from tests.runs.town import NOON, Town, also, at_probe, create_ledger
 from tests.sandbox.fake_twilio import (
     ACCEPT,
     BROKEN_JSON,
@@ -860,6 +860,15 @@ def test_a_clock_that_steps_ahead_in_mid_run_silences_nobody_unnamed(town: Town)
     town.sql(line[line.index("DELETE") :])
     assert town.run(NOON + DAY) == 0
     assert town.served == [number] * 2
+
+
+def test_a_clock_that_was_ahead_for_a_claim_alone_silences_nobody_unnamed(town: Town) -> None:
+    [number] = town.people(1)
+    create_ledger(town.database)
+    [(user,)] = town.sql("SELECT id FROM User")
+    town.database.insert_row(user, NOON, phone_number=number, claimed_at=(NOON + 45 * DAY).replace(tzinfo=None))
+    assert town.run(NOON + DAY) == 2
+    assert town.said("a clock that was ahead left the row of 2026-05-12")
 
 
 @pytest.mark.parametrize("jump", [timedelta(hours=13), timedelta(hours=2)], ids=str)
