@@ -505,15 +505,15 @@ class Job:
 
         :raises FixFirst: when carriers block the sender
         """
-        rows, found, failure = self.ledger.unsettled(self.clock()), dict[str, Row](), None
+        rows, found, failure = self.ledger.unsettled(self.clock()), dict[str, Message](), None
         limit = SETTLE_BUDGET + PROBE_LIMIT
         try:
             within(limit, self.brake, partial(self.twilio.look_up, rows, self.brake, found))
         except NotifierError as cut_short:
             failure = cut_short
             log.warning("Not all earlier texts were looked up, the next run goes on: %s", failure)
-        told = found.copy()  # what does not end may still add to it
-        settled = settled_rows(rows, told, self.clock(), looked_up=failure is None)
+        messages = found.copy()  # what does not end may still add to it
+        settled = settled_rows(rows, messages, self.clock(), looked_up=failure is None)
         self.ledger.settle(settled)
         self.report.learned(rows, settled)
         stop_if_blocked(settled)
@@ -1538,6 +1538,15 @@ def read_all(answer: requests.Response) -> bytes:
     return bytes(body)
 
 
+@dataclass(frozen=True)
+class Message:
+    """A text as Twilio's list has it."""
+
+    status: str
+    code: int | None
+    segments: str | None
+
+
 class Twilio(threading.local):
     """Twilio's API. Made anew in each thread, which so has a client of its own: sessions are not proven thread-safe."""
 
@@ -1589,35 +1598,36 @@ class Twilio(threading.local):
             self._http.session.close()
         return answer
 
-    def look_up(self, rows: Sequence[Row], brake: Brake, found: dict[str, Row]) -> None:
-        """Find what Twilio says of rows with a SID: by the list of each UTC day, what is missing there by its SID.
+    def look_up(self, rows: Sequence[Row], brake: Brake, found: dict[str, Message]) -> None:
+        """Find the texts of rows with a SID: by the list of each UTC day, and what is missing there by its SID.
 
         :raises RetryLater: when SETTLE_BUDGET is spent, or Twilio does not answer as it should
         :raises FixFirst: when a person must act first
         :raises Terminated: when SIGTERM came
         """
-        until, ours = time.monotonic() + SETTLE_BUDGET, {row.sid: row for row in rows if row.sid}
-        for question in self._searches(ours, found):
+        until, days = time.monotonic() + SETTLE_BUDGET, {row.sid: row.claimed_at.date() for row in rows if row.sid}
+        for question in self._searches(days, found):
             messages = self._messages(question)
-            while len(found) < len(ours):  # not to the list's end: the account's other texts may go on for very long
+            while len(found) < len(days):  # not to the list's end: the account's other texts may go on for very long
                 if brake.stopped:
                     raise Terminated("SIGTERM came while texts were looked up")
                 if time.monotonic() > until:
                     raise RetryLater("looking up texts takes too long, the rest waits")
                 if not (message := next(messages, None)):
                     break
-                if row := ours.get(sid := str(message.sid)):
-                    found[sid] = as_told(row, message)
+                if (sid := str(message.sid)) in days:
+                    status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
+                    found[sid] = Message(status, message.error_code, message.num_segments)
 
-    def _searches(self, rows: Mapping[str, Row], found: Collection[str]) -> Iterator[Callable[[], Iterable[Any]]]:
+    def _searches(self, days: Mapping[str, date], found: Collection[str]) -> Iterator[Callable[[], Iterable[Any]]]:
         """The questions that find texts by SID and day; the later ones ask for what is missing by then."""
         number = self._settings.twilio_from_number
         sender: dict[str, Any] = {"from_": number} if number else {}
-        for day, ours in sorted(Counter(row.claimed_at.date() for row in rows.values()).items()):
+        for day, ours in sorted(Counter(days.values()).items()):
             most = 3_000 + 20 * ours  # among very many other texts of the account, ours are found sooner by their SIDs
             # Dates go as text: twilio-python would write a datetime with a literal Z.
             yield partial(self._client.messages.stream, date_sent=str(day), page_size=1_000, limit=most, **sender)
-        for sid in sorted(rows.keys() - found):
+        for sid in sorted(days.keys() - found):
             yield lambda sid=sid: [self._client.messages(sid).fetch()]  # type: ignore[misc]
 
     def _messages(self, question: Callable[[], Iterable[Any]]) -> Iterator[Any]:
@@ -2815,22 +2825,17 @@ SETTLE_BUDGET = 60.0  # seconds
 SETTLE_ROWS = 20_000  # rows looked up by one run, the oldest first
 
 
-def as_told(row: Row, message: Any) -> Row:
-    """A row with what Twilio says of its text, which may still be on its way."""
-    status = re.sub("[^a-z_-]", "?", str(message.status))[:32]  # as its column holds it
-    parts = column_int(message.num_segments, MOST_SEGMENTS) or row.segments  # 0 until a service has chosen a sender
-    return replace(row, state=State.SENT, code=error_code(message.error_code), final_status=status, segments=parts)
-
-
-def settled_rows(rows: Iterable[Row], found: Mapping[str, Row], now: datetime, *, looked_up: bool) -> list[Row]:
+def settled_rows(rows: Iterable[Row], messages: Mapping[str, Message], now: datetime, *, looked_up: bool) -> list[Row]:
     """The rows of which there is something new to record. Without a SID only a person can look for the text."""
     patience = SETTLE_NOT_FOUND if looked_up else SETTLE_FINAL
     settled = []
     for row in rows:
-        age, told = now - row.claimed_at, found.get(row.sid or "")
-        if told:
-            final = told.final_status if told.final_status in FINAL or age > SETTLE_FINAL else None
-            settled.append(replace(told, final_status=final))
+        age, message = now - row.claimed_at, messages.get(row.sid or "")
+        if message:
+            final = message.status if message.status in FINAL or age > SETTLE_FINAL else None
+            code, parts = error_code(message.code), column_int(message.segments, MOST_SEGMENTS)
+            parts = parts or row.segments  # 0 until a Messaging Service has chosen a sender
+            settled.append(replace(row, state=State.SENT, code=code, final_status=final, segments=parts))
         elif age > (patience if row.sid else ALL_ATTEMPTS):
             otherwise = State.SENT if row.sid else State.UNCERTAIN
             state = row.state if row.state is State.REFUSED else otherwise  # refused at once, with a SID

@@ -6,7 +6,6 @@ import dataclasses
 import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta, timezone
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 from habit_notifier import (
     Case,
+    Message,
     Outcome,
     Personal,
     Reminder,
@@ -25,7 +25,6 @@ from habit_notifier import (
     State,
     User,
     Zone,
-    as_told,
     clean,
     days_by_zone,
     days_of,
@@ -509,15 +508,15 @@ def test_of_two_claims_at_the_same_moment_never_both_are_posted(found: list[Row]
 # --- what Twilio says of earlier texts
 
 
-def a_message(sid: str = "SM1", status: str = "delivered", code: object = None) -> SimpleNamespace:
-    return SimpleNamespace(sid=sid, status=status, error_code=code, num_segments=None)
+def a_message(sid: str = "SM1", **changes: Any) -> tuple[str, Message]:
+    return sid, copied(Message("delivered", None, None), **changes)
 
 
 def settled(
-    row: Row, *messages: SimpleNamespace, now: datetime = NOW + timedelta(hours=1), looked_up: bool = True
+    row: Row, *messages: tuple[str, Message], now: datetime = NOW + timedelta(hours=1), looked_up: bool = True
 ) -> Row | None:
     """What is written of a row, if anything."""
-    found = settled_rows([row], {m.sid: as_told(row, m) for m in messages}, now, looked_up=looked_up)
+    found = settled_rows([row], dict(messages), now, looked_up=looked_up)
     assert len(found) <= 1
     return found[0] if found else None
 
@@ -536,6 +535,13 @@ def test_a_text_is_known_by_its_sid_and_settled_when_its_status_is_final(
     row = a_row(state, sid="SM1")
     found = settled(row, a_message("SM1", status=status, code=30003), a_message("SM2"))
     assert found == dataclasses.replace(row, state=State.SENT, code=30003, final_status=final)
+
+
+def test_each_row_of_a_sid_is_settled_as_itself() -> None:
+    """Rows written by hand may share one."""
+    rows = [a_row(sid="SM1"), a_row(sid="SM1", user_id="another")]
+    found = settled_rows(rows, dict([a_message()]), NOW + timedelta(hours=1), looked_up=True)
+    assert found == [dataclasses.replace(row, final_status="delivered") for row in rows]
 
 
 @pytest.mark.parametrize("code", [True, "", "many", 10**9, -1, 1.5, "30003x"])

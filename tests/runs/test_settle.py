@@ -384,8 +384,8 @@ def test_of_the_accounts_other_texts_nothing_is_kept(world: World, monkeypatch: 
     world.row(state="sent", claimed=NOON - DAY, sid=ours)
     kept = {}
 
-    def settled_rows(_rows: list[Row], found: dict[str, Row], *_: Any, **__: Any) -> list[Row]:
-        kept.update(found)
+    def settled_rows(_rows: list[Row], messages: dict[str, habit_notifier.Message], *_: Any, **__: Any) -> list[Row]:
+        kept.update(messages)
         return []
 
     monkeypatch.setattr(habit_notifier, "settled_rows", settled_rows)
